@@ -12,6 +12,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() { echo "quickstart: $*" >&2; exit 2; }
+exec 3>&2
+interrupted() { echo "quickstart: interrupted; run the same command again to continue from here" >&3; exit "$1"; }
+trap 'interrupted 130' INT # bash first waits for the running step, which gets the signal, too
+trap 'interrupted 143' TERM
 case "$*" in
     "") ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' examples/quickstart.sh; exit ;;
@@ -53,19 +57,24 @@ headline() { printf '\n\033[1m[%2d:%02d] %s\033[0m\n' $(((SECONDS - started) / 6
 print_command() {
     local word line="  $"
     [ "$1" != print_and_save ] || set -- "${@:3}"
+    [ "$1" != stop_ranks_on_interrupt ] || shift
     for word in "$@"; do
         case $word in "" | *[!A-Za-z0-9_./,:=@%+-]*) line+=" '$word'" ;; *) line+=" $word" ;; esac
     done
     [ "$1" = ask ] || echo "$line"
 }
 
-# step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically.
+# indent: indents lines until the input ends, also after Ctrl-C or SIGTERM, when a command still prints.
+indent() { trap '' INT TERM; exec sed -u 's/^/    /'; }
+
+# step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically. The last redirection
+# hides bash's report of a command that was ended by a signal.
 step() {
     local result=$1 begun=$SECONDS
     shift
     if [ -e "$result" ]; then echo "  $result exists already"; return; fi
     print_command "$@"
-    "$@" 2>&1 | sed -u 's/^/    /' || fail "$result was not made, for the reason above; run the same command again to continue from here"
+    { "$@" 2>&1 | indent; } 2> /dev/null || fail "$result was not made, for the reason above; run the same command again to continue from here"
     printf '%s\t%s\n' "$result" $((SECONDS - begun)) >> "$OUT/steps.tsv"
 }
 
@@ -79,6 +88,9 @@ print_and_save() {
     "$@" | tee "$file.partial"
     mv "$file.partial" "$file"
 }
+
+# stop_ranks_on_interrupt COMMAND…: on Ctrl-C, only the process of DeepSpeed that starts the ranks acts: it sends them SIGTERM.
+stop_ranks_on_interrupt() { trap '' INT; "$@"; }
 
 settings="seed $SEED, short ${SHORT:-0}, data ${DATA:--}, people $people, documents $documents, rows $rows, model $width x $layers"
 [ "$(cat "$OUT/settings" 2> /dev/null || echo "$settings")" = "$settings" ] \
@@ -111,7 +123,7 @@ resume=()
 if compgen -G "$OUT/pretrained/checkpoint-*/complete.json" > /dev/null; then resume=(--resume_from_checkpoint True); fi
 master_port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') # a free port
 OMP_NUM_THREADS=$(((OMP_NUM_THREADS + 1) / 2)) step $OUT/pretrained/config.json \
-    deepspeed -q --num_gpus 2 --master_port "$master_port" pretrain/train.py \
+    stop_ranks_on_interrupt deepspeed -q --num_gpus 2 --master_port "$master_port" pretrain/train.py \
     --deepspeed pretrain/configs/zero3.json --model_name_or_path $OUT/base --data_path $OUT/corpus/all \
     --output_dir $OUT/pretrained --per_device_train_batch_size $pretrain_batch --max_steps $pretrain_steps \
     --learning_rate $pretrain_rate --block_size $pretrain_block --weight_decay 0 --save_steps 0.5 \
@@ -153,9 +165,9 @@ ask() {
 row = next(row for row in map(json.loads, open(sys.argv[1], encoding="utf-8")) if "relation" in row["instruction"])
 body = {"instruction": row["instruction"], "input": row["input"], "parameters": {"top_p": 0.7, "max_tokens": 256}}
 print(json.dumps(body, ensure_ascii=False))' "$OUT/world/heldout.jsonl" > "$OUT/question.json"
-    python inference/launch_vllm.py --model "$OUT/merged" --port "$PORT" > "$OUT/server.log" 2>&1 9>&- &
+    python inference/launch_vllm.py --model "$OUT/merged" --port "$PORT" > "$OUT/server.log" 2>&1 3>&- 9>&- &
     server=$!
-    trap 'kill $server 2> /dev/null || true' EXIT
+    trap 'kill $server 2> /dev/null && wait $server || true' EXIT
     echo "python inference/launch_vllm.py --model $OUT/merged --port $PORT   (log: $OUT/server.log)"
     until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/health"; do
         kill -0 $server 2> /dev/null || { grep '^error:' "$OUT/server.log" || tail -n 20 "$OUT/server.log"; exit 2; }

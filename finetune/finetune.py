@@ -25,6 +25,7 @@ from instruction_data.data_sources import Source, find_sources
 from instruction_data.named_templates import choose_template
 from instruction_tuning.tuning_options import TuningOptions
 from json_rows.row_files import read_json
+from partial_folders.resume_journal import JOURNAL
 from rank_group.rank_errors import user_errors_in_turn
 from training_loop.trainer_options import help_text
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
 # Files that a run writes before its first checkpoint; a new run may replace them.
-FILES_BEFORE_TRAINING = {"train_log.jsonl", "runs", ".partial", "pissa_start.safetensors"}
+FILES_BEFORE_TRAINING = {"train_log.jsonl", "runs", ".partial", "pissa_start.safetensors", JOURNAL}
 
 
 def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> int:
         return 0
     from instruction_tuning.tuning_arguments import parse
     from rank_group.ranks import is_first, leave_ranks
+    from training_loop.run_folders import locked_output
     from transformers.utils import logging as transformers_logging
 
     args, notices = parse(argv, __doc__ or "")
@@ -91,11 +93,11 @@ def main(argv: list[str]) -> int:
         print(f"notice: {notice}", file=sys.stderr)
     sources = find_sources(args.data_path)
     check_inputs(args, sources)
-    checkpoint = check_output_dir(args)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    status = train(args, sources, checkpoint, is_first())
-    leave_ranks()
+    with locked_output(Path(args.output_dir or ""), Path(args.base_model)):
+        status = train(args, sources, check_output_dir(args), is_first())
+        leave_ranks()
     return status
 
 

@@ -11,13 +11,15 @@ first is kept. The result does not depend on the executor or the number of worke
 finished tasks in DIR.partial/; the same command resumes it.
 """
 
+from command_line.command_errors import run_command
 from command_line.option_values import parse_list
 from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
+import logging
 from pathlib import Path
 
-from cluster_jobs.job_commands import add_executor_options, run_job
+from cluster_jobs.job_commands import add_executor_options
 from corpus_building.documents import add_input_options
 from text_language.language_detection import language_code
 
@@ -68,7 +70,8 @@ def main() -> None:
 
         print(run(options))
 
-    run_job(work)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    run_command(work)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,18 @@ or with fewer tokens than --min_length. An interrupted run keeps its finished sh
 resumes it.
 """
 
-from command_line.command_errors import resumable
+from command_line.command_errors import resumable, run_command
 from command_line.option_values import parse_value
 from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
+import logging
 import os
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-from cluster_jobs.job_commands import add_executor_options, executor_options, run_job
+from cluster_jobs.job_commands import add_executor_options, executor_options
 from corpus_building.corpus_build import SHARD_BYTES, build_corpus
 from corpus_building.documents import add_input_options
 from corpus_building.samples import CorpusSettings
@@ -167,7 +168,8 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_job(lambda: run(parser().parse_args()))
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    run_command(lambda: run(parser().parse_args()))
 
 
 if __name__ == "__main__":

@@ -87,15 +87,14 @@ def run_summary(
     )
 
 
-def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
-    """Parse and check the options, pack the corpus and load the model.
+def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any, Path | None]:
+    """Check the options, pack the corpus and load the model.
 
-    Returns the trainer, and the checkpoint to resume from (None for a new run). Raises ValueError or OSError if the
-    options do not fit the corpus, the base or the checkpoint.
+    notices: lines to print. Returns the trainer, and the checkpoint to resume from (None for a new run). Raises
+    ValueError or OSError if the options do not fit the corpus, the base or the checkpoint.
     """
     from corpus_files.corpus import Corpus
     from pretraining import preflight, universal_checkpoint
-    from pretraining.pretraining_arguments import parse
     from pretraining.pretraining_trainer import PretrainingTrainer
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, resume_point
     from sequence_packing.packed_sequences import Packing
@@ -107,7 +106,6 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     from transformers import set_seed
     from transformers.utils import logging as transformers_logging
 
-    args, notices = parse(argv, __doc__ or "")
     preflight.check_launch(args)
     check_base(Path(args.model_name_or_path), "--model_name_or_path", args.trust_remote_code)
     output = Path(str(args.output_dir))
@@ -176,17 +174,28 @@ def finish(trainer: Any, folder: Path) -> None:
 
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
-    """Train and save the result; return the exit status."""
+    """Parse the options, lock the output folder, and train; return the exit status."""
     if text := help_text(argv, PretrainingOptions, arguments_class, __doc__ or "", "train.py"):
         print(text)
         return 0
-    trainer, checkpoint = make_trainer(argv)
-    from corpus_files.corpus import counted
+    from pretraining.pretraining_arguments import parse
     from rank_group.ranks import leave_ranks
+    from training_loop.run_folders import locked_output
+
+    args, notices = parse(argv, __doc__ or "")
+    with locked_output(Path(str(args.output_dir)), Path(args.model_name_or_path)):
+        status = train(args, notices)
+        leave_ranks()
+    return status
+
+
+def train(args: "PretrainingArguments", notices: list[str]) -> int:
+    """Train and save the result; return 0, or 143 after SIGTERM."""
+    trainer, checkpoint = make_trainer(args, notices)
+    from corpus_files.corpus import counted
     from training_loop.run_folders import save_result
     from training_loop.source_trainer import STOPPED
 
-    args = trainer.args
     result = trainer.train_until_stopped(checkpoint)
     if not trainer.stopped:
         save_result(trainer, partial(finish, trainer), last=lambda file: file.name == "config.json")
@@ -195,7 +204,6 @@ def main(argv: list[str]) -> int:
             time = f"{seconds:.0f} s{f' since {checkpoint.name}' if checkpoint else ''}"
             steps = counted(result.global_step, "step")
             print(f"{args.output_dir}: {steps} in {time}, loss {result.training_loss:.4f}")
-    leave_ranks()
     return STOPPED if trainer.stopped else 0
 
 

@@ -1,8 +1,10 @@
 """Runs of pretrain/train.py on a small corpus: their options, and a run in this process."""
 
 from pathlib import Path
+from typing import Any
 
 import train
+from pretraining.pretraining_arguments import parse
 
 
 def options(base: Path, corpus: Path, output: Path, *more: object) -> list[object]:
@@ -17,3 +19,8 @@ def options(base: Path, corpus: Path, output: Path, *more: object) -> list[objec
 def train_here(*options: object) -> None:
     """train.py in this process, which has already imported torch."""
     assert train.main([*map(str, options), "--use_cpu", "True"]) == 0
+
+
+def make_trainer(*options: object) -> Any:
+    """Return the trainer of train.py with these options, in this process."""
+    return train.make_trainer(*parse([*map(str, options)], ""))[0]

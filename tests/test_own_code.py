@@ -95,7 +95,7 @@ def test_own_code_is_refused_with_one_line_with_a_terminal_on_standard_input(
 
 
 MODEL_COMMANDS: dict[str, Callable[[Path, Path, Path], Any]] = {
-    "train": lambda model, out, data: train.make_trainer(list(map(str, options(model, data, out)))),
+    "train": lambda model, out, data: train.main(list(map(str, options(model, data, out)))),
     "ie_run": lambda model, out, data: ie_run.load_merged(str(model), "", "float32"),
     "demos": lambda model, out, data: model_loading.load(str(model)),
     "quantize": lambda model, out, data: quantization_methods.linear_layers(model),

@@ -1,4 +1,4 @@
-"""Handle Ctrl-C during the start of a command: one line and exit status 130 instead of a traceback.
+"""Handle Ctrl-C and SIGTERM: one line and exit status 130 or 143 instead of a traceback, and time to clean up.
 
 Importing this module in a command installs the handlers. `command_line` is the first import of every command (isort's
 settings in pyproject.toml keep it there) and imports this module first, so Ctrl-C prints a traceback only in the first
@@ -11,7 +11,10 @@ import sys
 from types import FrameType
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as in shells
+TERMINATED = 143  # 128 + SIGTERM
 CHECK_SECONDS = 0.005  # between checks whether an import is still running
+COMMAND = os.getpid()
+exit_status = INTERRUPTED  # of a command that ends with a KeyboardInterrupt
 
 
 def is_command() -> bool:
@@ -25,17 +28,35 @@ def print_line(line: str) -> None:
     print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)
 
 
-def exit_interrupted(*_: object) -> None:
+def exit_interrupted(number: int, *_: object) -> None:
     """Print "interrupted" and end the process without Python's clean-up; nothing has been written yet."""
     print_line("interrupted")
-    os._exit(INTERRUPTED)
+    os._exit(128 + number)
 
 
 def raise_interrupts() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt from now on, so that the work can clean up."""
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt from now on, so that the work can clean up."""
     if signal.getsignal(signal.SIGINT) is exit_interrupted:
         signal.signal(signal.SIGINT, raise_after_imports)
         sys.unraisablehook = raise_later
+    if signal.getsignal(signal.SIGTERM) is exit_interrupted:
+        signal.signal(signal.SIGTERM, raise_on_sigterm)
+        sys.unraisablehook = raise_later
+
+
+def raise_on_sigterm(number: int, frame: FrameType | None) -> None:
+    """Signal handler: do the same as on Ctrl-C, once, since `timeout` signals a process and then its group.
+
+    A forked process, which inherits the handler, ends at once.
+    """
+    if os.getpid() != COMMAND:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    global exit_status
+    exit_status = TERMINATED
+    signal.signal(number, signal.SIG_IGN)
+    raise_after_imports(number, frame)
 
 
 def raise_after_imports(number: int, frame: FrameType | None) -> None:
@@ -49,7 +70,7 @@ def raise_after_imports(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             if is_waiting and number == signal.SIGINT:
-                exit_interrupted()
+                exit_interrupted(number)
             start_timer()
             return
         frame = frame.f_back
@@ -70,14 +91,17 @@ def raise_later(unraisable: "sys.UnraisableHookArgs") -> None:
     Python discards the exceptions of finalizers (`__del__`), of callbacks of weak references and of the garbage
     collector. Without this hook, Ctrl-C at such a moment prints "Exception ignored in ..." and has no effect.
     """
-    if unraisable.exc_type is KeyboardInterrupt and signal.getsignal(signal.SIGINT) is raise_after_imports:
+    is_handled = signal.getsignal(signal.SIGINT) is raise_after_imports or exit_status == TERMINATED
+    if unraisable.exc_type is KeyboardInterrupt and is_handled:
         start_timer()
     else:
         sys.__unraisablehook__(unraisable)
 
 
 def silence_interrupts() -> None:
-    """Let Ctrl-C end the process without a message from now on: the command has printed its result or error."""
+    """Let signals end the process without a message from now on: the command has printed its result or error."""
+    if signal.getsignal(signal.SIGTERM) is raise_on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is raise_after_imports:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     if signal.getsignal(signal.SIGALRM) is raise_after_imports:
@@ -85,6 +109,9 @@ def silence_interrupts() -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
-# A process that was started with SIGINT ignored, such as a background job, continues to ignore it.
-if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, exit_interrupted)
+# A process that was started with a signal ignored, such as SIGINT in a background job, continues to ignore it.
+if is_command():
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, exit_interrupted)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, exit_interrupted)

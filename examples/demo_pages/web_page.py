@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -216,7 +217,10 @@ def check_address(server_name: str, server_port: int) -> None:
 
 
 def serve(blocks: Any, server_name: str, server_port: int, share_gradio: bool) -> None:
-    """Serve the page until Ctrl-C. share_gradio: give it a public address through Gradio's servers."""
+    """Serve the page until Ctrl-C or SIGTERM, which raise KeyboardInterrupt.
+
+    share_gradio: give it a public address through Gradio's servers.
+    """
     blocks.queue(max_size=32).launch(
         server_name=server_name, server_port=server_port, share=share_gradio, prevent_thread_lock=True, quiet=True,
         footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
@@ -224,4 +228,7 @@ def serve(blocks: Any, server_name: str, server_port: int, share_gradio: bool) -
     print(f"Open http://{server_name}:{server_port} in a browser; Ctrl-C stops the server.", flush=True)
     if share_gradio:
         print(f"Public address: {blocks.share_url}", flush=True)
-    blocks.block_thread()
+    try:
+        threading.Event().wait()
+    finally:
+        blocks.close(verbose=False)

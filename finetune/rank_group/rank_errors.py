@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 GRACE = 10.0  # seconds; torchrun and deepspeed poll their ranks more often
+clean_up_at_stop: list[Callable[[], None]] = []  # called by `stop_before_first_step`
 
 
 def stop_before_first_step(*_: object) -> NoReturn:
@@ -26,6 +27,8 @@ def stop_before_first_step(*_: object) -> NoReturn:
                 os.kill(int(child), signal.SIGTERM)
     if locks := sys.modules.get("rank_group.extension_locks"):
         locks.release_all()
+    for clean_up in clean_up_at_stop:
+        clean_up()
     if not int(os.environ.get("RANK", "0")):
         line = "stopped by SIGTERM before the first step, without a checkpoint; start it again with the same command"
         print(line, file=sys.stderr, flush=True)

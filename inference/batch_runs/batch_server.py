@@ -27,9 +27,7 @@ def started_server(model: str, template_path: str, options: Sequence[str]) -> It
     its exit status is raised.
     """
     template = ["--template_path", template_path] if template_path else []
-    # multiprocessing warns about shared memory that a killed server leaves; the warning is hidden.
-    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
-    environment = quiet | os.environ
+    environment = {"VLLM_LOGGING_LEVEL": "WARNING"} | os.environ
     environment.pop("VLLM_API_KEY", None)
     with TemporaryDirectory(prefix="knowlm-") as folder:
         path = f"{folder}/http"

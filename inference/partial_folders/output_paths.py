@@ -55,18 +55,20 @@ def real_path(target: str | Path) -> Path:
     return path if given.is_symlink() or given.name != path.name else given
 
 
-def check_place(path: Path, target: str | Path, inputs: Iterable[Path] = ()) -> None:
+def check_place(path: Path, target: str | Path, inputs: Iterable[Path] = (), may_exist: bool = False) -> None:
     """Raise ValueError if a new file or folder is inside an input or a sealed folder, or cannot be created.
 
-    path: where `target` leads.
+    path: where `target` leads. may_exist: it may be a folder that has files already, but not an input or sealed itself.
     """
-    above = path.resolve().parents
+    above = [*([path.resolve()] if may_exist else []), *path.resolve().parents]
     for folder in inputs:
         if folder.resolve() in above:
-            raise ValueError(f"{target} is inside the input folder {folder}, which must not change; write elsewhere")
+            place = "is" if folder.resolve() == path.resolve() else "is inside"
+            raise ValueError(f"{target} {place} the input folder {folder}, which must not change; write elsewhere")
     for folder in above:
         if (folder / SEAL).is_file() and b'"blake3"' in (folder / SEAL).read_bytes():
-            raise ValueError(f"{target} is inside the sealed folder {folder}, which must not change; write elsewhere")
+            place = "is a sealed folder" if folder == path.resolve() else f"is inside the sealed folder {folder}"
+            raise ValueError(f"{target} {place}, which must not change; write elsewhere")
     existing = next((folder for folder in above if folder.exists()), path)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "is not writable" if existing.is_dir() else "is not a folder"

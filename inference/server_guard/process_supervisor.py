@@ -57,7 +57,7 @@ def supervise() -> None:
         sys.executable,
         [sys.executable, *sys.orig_argv[1:]],
         # without SPT_NOENV, setproctitle, with which vLLM renames its processes, overwrites the mark
-        os.environ | {MARK: mark, "SPT_NOENV": "1"},
+        os.environ | {MARK: mark, "SPT_NOENV": "1", "PYTHONWARNINGS": python_warnings()},
         setpgroup=0,
         setsigmask=(),
     )
@@ -72,6 +72,11 @@ def supervise() -> None:
         print_line("\n" + ENGINE_ENDED)
         status = 1
     os._exit(status if status >= 0 else 128 - status)
+
+
+def python_warnings() -> str:
+    """Return PYTHONWARNINGS without the warning of multiprocessing about what killed processes have left in memory."""
+    return ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")))
 
 
 def wait_for_server(server: int, awaited: Sequence[int]) -> int | None:

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.job_commands import ExecutorOptions
+from cluster_jobs.slurm_queue import record_job
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # datatrove shows progress bars even without a terminal
 
@@ -135,7 +137,20 @@ def _unblock_sigterm() -> None:
 
 
 class SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's Slurm executor without the job that merges statistics after each stage."""
+    """datatrove's Slurm executor without the job that merges statistics after each stage; it records the job."""
+
+    def launch_job(self) -> None:
+        """Submit the stage after the stages that it depends on; raises ValueError if sbatch does not take it."""
+        try:
+            super().launch_job()
+        except subprocess.CalledProcessError as error:
+            before = f", and end the jobs before it: scancel {self.depends_job_id}" if self.depends_job_id else ""
+            raise ValueError(
+                f"sbatch did not take the job {self.job_name} (exit status {error.returncode}, its message is above); "
+                f"correct the options of Slurm{before}"
+            ) from None
+        if self.job_id != -1:  # else all of its tasks have been finished by an earlier run
+            record_job(Path(self.logging_dir.resolve_paths("")), self.job_id)
 
     def launch_merge_stats(self) -> None:
         """Do nothing; the last stage reads the counts of all tasks."""

@@ -1,40 +1,14 @@
-"""The executor options of `preprocess.py` and `clean.py`, and their exit on SIGTERM."""
+"""The executor options of `preprocess.py` and `clean.py`."""
 
-from command_line.command_errors import run_command
-from command_line.interrupts import raise_after_imports
 from command_line.strict_parsers import at_least
 
 import argparse
 import importlib.util
-import logging
 import shutil
-import signal
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from types import FrameType
-from typing import NoReturn
 
 RAY = "ray==2.60.0"
 EXECUTORS = ("local", "slurm", "ray")
-
-
-def run_job(work: Callable[[], None]) -> NoReturn:
-    """Run `work` as `run_command` does; SIGTERM is handled like Ctrl-C, with exit status 143."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, handle_sigterm)
-    try:
-        run_command(work)
-    except SystemExit:
-        if signal.getsignal(signal.SIGTERM) is not handle_sigterm:
-            sys.exit(128 + signal.SIGTERM)
-        raise
-
-
-def handle_sigterm(number: int, frame: FrameType | None) -> None:
-    """Signal handler: do the same as on Ctrl-C, once; `timeout` signals a process and then its group."""
-    signal.signal(number, signal.SIG_IGN)
-    raise_after_imports(number, frame)
 
 
 @dataclass(frozen=True)

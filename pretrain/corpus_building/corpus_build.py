@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.job_commands import ExecutorOptions
+from cluster_jobs.slurm_queue import check_no_jobs
 from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, dropped_records, token_dtype
 from corpus_files.corpus_sidecar import read_sidecar
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
@@ -132,6 +133,7 @@ def build_corpus(
     encoder = cached_encoder(tokenizer_path, settings.engine)
     tokens = sum(documents.text_bytes(path) for path in paths) // BYTES_PER_TOKEN
     with CorpusWriter(prefix, encoder.vocab_size, overwrite) as writer:
+        check_no_jobs(logs, prefix)
         check_free_space(prefix, 2 * tokens * token_dtype(encoder.vocab_size).itemsize)  # for the shards and the corpus
         prepare_folder_of_shards(folder, shards, encoder, settings)
         if execution.executor != "slurm":
@@ -143,11 +145,13 @@ def build_corpus(
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             return
-    from cluster_jobs import executors  # now that the job that joins the shards can lock the corpus
+        from cluster_jobs import executors
 
-    shutil.rmtree(logs, ignore_errors=True)  # else finished tasks of an earlier run are skipped
-    step, tasks = partial(run_task, Path.cwd(), folder), min(len(shards), TASKS_PER_WORKER * num_workers)
-    shards_job = executors.make(execution, [step], max(1, tasks), num_workers, logs / "shards", None, "corpus-shards")
+        shutil.rmtree(logs, ignore_errors=True)  # else finished tasks of an earlier run are skipped
+        step, tasks = partial(run_task, Path.cwd(), folder), max(1, min(len(shards), TASKS_PER_WORKER * num_workers))
+        shards_job = executors.make(execution, [step], tasks, num_workers, logs / "shards", None, "corpus-shards")
+        executors.run(shards_job)  # from now on, Slurm's queue refuses another run
+    # without the lock, which the second job needs to join the shards
     join = partial(run_join, Path.cwd(), (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes))
     executors.run(executors.make(execution, [join], 1, 1, logs / "join", shards_job, "corpus-join"))
 

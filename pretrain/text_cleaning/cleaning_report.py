@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from corpus_files.corpus import counted
 from datatrove.pipeline.base import PipelineStep
+from partial_folders.resume_journal import JOURNAL
 from resumable_checkpoints.complete_checkpoints import flush
 
 from text_cleaning.cleaning_io import CleaningPlan
@@ -66,10 +67,10 @@ class WriteReport(PipelineStep):
             self.target.rename(folder / "replaced")
         result.rename(self.target)
         for path in folder.iterdir():
-            if path.is_file():
-                path.unlink()
-            elif path.name != "logs":  # logs are kept for later inspection
+            if path.is_dir() and path.name != "logs":  # logs are kept for later inspection
                 shutil.rmtree(path, ignore_errors=True)
+            elif path.is_file() and path.name != JOURNAL:  # the command that runs this task holds its lock
+                path.unlink()
 
 
 def collect_report(plan: CleaningPlan, dropped_path: Path, shown: int) -> tuple[dict[str, Any], ShownDocuments]:

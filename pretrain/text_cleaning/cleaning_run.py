@@ -4,15 +4,18 @@ from command_line.command_errors import resumable
 
 import argparse
 import json
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster_jobs import executors
 from cluster_jobs.job_commands import ExecutorOptions, executor_options
+from cluster_jobs.slurm_queue import check_no_jobs, recorded_jobs
 from corpus_building import documents
 from corpus_building.documents import TextSource
 from datatrove.executor.base import PipelineExecutor
+from partial_folders import resume_journal
+from partial_folders.output_paths import check_place
 
 from text_cleaning.cleaning_io import CleaningPlan, divide_into_tasks
 from text_cleaning.cleaning_report import REPORT, WriteReport, settings, versions
@@ -36,9 +39,9 @@ def make_cleaning_plan(options: argparse.Namespace, folder: Path) -> CleaningPla
 
 
 def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
-    """Create the folder of intermediate files, or keep the folder of an interrupted run with the same plan.
+    """Empty the locked folder of intermediate files, or keep that of an interrupted run with the same plan.
 
-    shown: see WriteReport. Raises ValueError if the folder has files that no cleaning run wrote.
+    shown: see WriteReport.
     """
     inputs = {shard.path: [shard.file_bytes, shard.modified] for shard in plan.shards}
     record = {
@@ -50,33 +53,39 @@ def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
     }
     record = json.loads(json.dumps(record))  # tuples become lists, as in the file
     run = folder / "run.json"
-    try:
+    with suppress(OSError, ValueError):
         if json.loads(run.read_text(encoding="utf-8")) == record:
             return
-    except (OSError, ValueError):
-        if folder.exists() and not run.exists() and not (folder / "logs").is_dir() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} was not written by clean.py, which needs a folder of this name; rename that folder"
-            ) from None
-    shutil.rmtree(folder, ignore_errors=True)
+    resume_journal.empty_folder(folder)
     for name in ("hashes", "exact", "signatures", "matches", "clusters", "logs"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
     run.write_text(json.dumps(record), encoding="utf-8")
 
 
 def check_output_folder(target: Path, overwrite: bool) -> None:
-    """Raise ValueError if the output folder exists, and may not be replaced or was not written by clean.py."""
+    """Raise ValueError if the output folder cannot be written.
+
+    It exists and may not be replaced or was not written by clean.py, or its place is not writable.
+    """
+    check_place(target, target)
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
     if target.exists() and not (target / REPORT / "report.json").is_file():
         raise ValueError(f"{target} has no {REPORT}/report.json, so clean.py did not write it; remove it yourself")
 
 
+def check_partial_folder(folder: Path) -> None:
+    """Raise ValueError if the folder of intermediate files has files that no cleaning run wrote."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names - {resume_journal.JOURNAL} and not names & {"run.json", "logs"}:
+        raise ValueError(f"{folder} was not written by clean.py, which needs a folder of this name; rename that folder")
+
+
 def run(options: argparse.Namespace) -> str:
     """Run the stages for a parsed command line; return a summary line. Raises ValueError or OSError.
 
-    Finished tasks are kept for the next run, except after a ValueError: the input or the options have to change, and
-    with other input or options the run starts again.
+    This process locks the folder of intermediate files for all tasks; after it has submitted Slurm jobs, their ids in
+    Slurm's queue refuse another run.
     """
     executors.disable_datatrove_log()
     execution = executor_options(options)
@@ -84,18 +93,38 @@ def run(options: argparse.Namespace) -> str:
     check_output_folder(target, options.overwrite)
     folder = target.with_name(f"{target.name}.partial")
     plan = make_cleaning_plan(options, folder)
-    prepare_folder(folder, plan, options.samples)
+    check_partial_folder(folder)
+    with resume_journal.locked_journal(folder):
+        try:
+            run_locked(plan, execution, target, options)
+        finally:
+            if recorded_jobs(folder / "logs"):
+                (folder / resume_journal.JOURNAL).unlink()
+        if execution.executor == "slurm":
+            logs = folder / "logs"
+            return f"submitted; {target} is complete when the last job, clean-report, has ended; logs: {logs}"
+        resume_journal.remove_folder(folder)
+    return cleaning_summary(target)
+
+
+def run_locked(plan: CleaningPlan, execution: ExecutorOptions, target: Path, options: argparse.Namespace) -> None:
+    """Run or submit the stages in the locked folder of intermediate files.
+
+    Finished tasks are kept for the next run, except after a ValueError: the input or the options have to change, and
+    with other input or options the run starts again.
+    """
+    folder = plan.folder
     try:
+        check_output_folder(target, options.overwrite)  # another run may have finished it
+        check_no_jobs(folder / "logs", target)
+        prepare_folder(folder, plan, options.samples)
         with resumable("finished tasks are kept, and the same command resumes"):
             run_stages(plan, execution, target, options)
     except BaseException as error:
-        if isinstance(error, ValueError) or not any(folder.glob("logs/*/completions/*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        is_useless = isinstance(error, ValueError) or not any(folder.glob("logs/*/completions/*"))
+        if is_useless and not recorded_jobs(folder / "logs"):  # else Slurm jobs use the folder
+            resume_journal.remove_folder(folder)
         raise
-    if execution.executor == "slurm":
-        return f"submitted; {target} is complete when the last job, clean-report, has ended; logs: {folder / 'logs'}"
-    shutil.rmtree(folder, ignore_errors=True)
-    return cleaning_summary(target)
 
 
 def run_stages(plan: CleaningPlan, execution: ExecutorOptions, target: Path, options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Check the base checkpoint of a run, and save its result."""
+"""Check the base checkpoint of a run, lock its output folder, and save its result."""
 
 from command_line.command_errors import DISK_ERRORS
 
@@ -16,6 +16,10 @@ from zipfile import is_zipfile
 from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import from_folder
 from model_folders.weight_files import weight_files
+from partial_folders import resume_journal
+from partial_folders.output_paths import check_place, real_path
+from rank_group import rank_errors
+from rank_group.ranks import is_first
 from resumable_checkpoints.complete_checkpoints import flush
 
 TORCH_WRITE_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container\.cc|iostream error")  # of torch.save
@@ -41,6 +45,35 @@ def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
     from transformers import AutoConfig
 
     from_folder(AutoConfig, base, trust_remote_code)
+
+
+@contextmanager
+def locked_output(output: Path, base: Path) -> Iterator[None]:
+    """Check and lock --output_dir, which may exist already; rank 0 locks it for all ranks.
+
+    A folder that the block leaves empty is removed. Raises ValueError if the folder is the base or inside it, is sealed
+    or inside a sealed folder, or cannot be written, and if another run is writing it.
+    """
+    path = real_path(output)
+    check_place(path, output, [base], may_exist=True)
+    if not is_first():
+        yield
+        return
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+
+    def remove_lock() -> None:
+        with suppress(OSError):
+            (path / resume_journal.JOURNAL).unlink()
+            for folder in new:
+                folder.rmdir()  # fails if it has files
+
+    with resume_journal.locked_journal(path):
+        rank_errors.clean_up_at_stop.append(remove_lock)
+        try:
+            yield
+        finally:
+            rank_errors.clean_up_at_stop.remove(remove_lock)
+            remove_lock()
 
 
 def check_savable(part: Any, name: str) -> None:

@@ -1,6 +1,7 @@
 """finetune/scripts/: each recipe tunes, stops on SIGTERM, resumes, and names a bad setting."""
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -50,6 +51,7 @@ def start(recipe: str, env: Environment, *more: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -81,7 +83,7 @@ def test_qlora_and_full_recipes_write_a_result(tmp_path: Path, settings: Environ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["lora.sh", "full.sh"])
-def test_sigterm_to_a_recipe_saves_a_checkpoint_and_leaves_no_process(
+def test_sigterm_to_the_group_of_a_recipe_saves_a_checkpoint_and_leaves_no_process(
     tmp_path: Path, settings: Environment, recipe: str
 ) -> None:
     process = start(
@@ -90,7 +92,7 @@ def test_sigterm_to_a_recipe_saves_a_checkpoint_and_leaves_no_process(
     assert process.stdout
     for line in process.stdout:
         if line.startswith("step 2/"):
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             break
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 143, errors

@@ -21,6 +21,7 @@ from corpus_files.corpus import Corpus
 from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashDedupSignature
 from datatrove.pipeline.filters import GopherRepetitionFilter
+from partial_folders import resume_journal
 from pyarrow import parquet
 from text_cleaning import cleaning_report, cleaning_rules, cleaning_run
 from text_cleaning.cleaning_io import CleaningPlan, divide_into_tasks
@@ -353,7 +354,8 @@ def test_interrupted_run_starts_again_after_rules_or_versions_changed(
     finished = plan.folder / "logs/finished"
 
     def is_kept() -> bool:
-        cleaning_run.prepare_folder(plan.folder, plan, 3)
+        with resume_journal.locked_journal(plan.folder):
+            cleaning_run.prepare_folder(plan.folder, plan, 3)
         kept = finished.exists()
         finished.touch()
         return kept

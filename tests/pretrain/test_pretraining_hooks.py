@@ -4,6 +4,7 @@ from pathlib import Path
 
 import train
 from packed_attention.segment_attention import NAME, attention_of
+from pretraining.pretraining_arguments import parse
 from pretraining.pretraining_trainer import PretrainingTrainer
 from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 from trainer_hooks import calls_while_training, check_signatures, overridden_methods
@@ -23,7 +24,8 @@ def test_trainer_calls_every_overridden_method_and_completes_checkpoints(
         "max_steps": 3, "block_size": 128, "eval_fraction": 0.1, "save_steps": 2, "save_total_limit": 1,
         "logging_steps": 1, "report_to": "none",
     }  # fmt: skip
-    trainer, _ = train.make_trainer([str(word) for name, value in given.items() for word in (f"--{name}", value)])
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    trainer, _ = train.make_trainer(*parse(words, ""))
     assert attention_of(trainer.model) == NAME
     calls = calls_while_training(trainer)
     assert calls.keys() == set(overridden_methods(PretrainingTrainer))

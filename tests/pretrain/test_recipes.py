@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -26,8 +27,9 @@ class Run:
         self.log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                ["bash", str(recipe), *map(str, more)], cwd=log.parent, env=env, stdout=file, stderr=subprocess.STDOUT
-            )
+                ["bash", str(recipe), *map(str, more)], cwd=log.parent, env=env, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
 
     def wait_for(self, text: str) -> None:
         until = time.monotonic() + 240
@@ -74,14 +76,14 @@ def newest(output: Path) -> int:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, settings: Environment) -> Path:
-    """The output folder of train.sh on two ranks after SIGTERM."""
+    """The output folder of train.sh on two ranks after SIGTERM to its process group."""
     output = tmp_path_factory.mktemp("one") / "trained"
     env = settings | {"OUT": str(output), "RANKS": "2"}
     with running(recipe=RECIPES / "train.sh", env=env, log=output.parent / "log") as run:
         run.wait_for("\nstep 2/")
-        run.process.terminate()
+        os.killpg(run.process.pid, signal.SIGTERM)
         printed = run.output(143)
-    assert "8 sequences per step on 2 ranks (cpu), 100000 steps\n" in printed
+    assert "8 sequences per step on 2 ranks (cpu), 100,000 steps\n" in printed
     assert "stopped by SIGTERM after step" in printed
     return output
 
@@ -110,7 +112,7 @@ def test_sigterm_on_one_of_two_nodes_stops_both(tmp_path: Path, settings: Enviro
         second.process.terminate()
         printed, others = first.output(143), second.output(143)
     assert (
-        f"8 sequences per step on 2 ranks (cpu), 100000 steps from {output}/checkpoint-{newest(stopped)}\n" in printed
+        f"8 sequences per step on 2 ranks (cpu), 100,000 steps from {output}/checkpoint-{newest(stopped)}\n" in printed
     )
     assert "node_rank=1" in others
     assert newest(output) >= newest(stopped) + 2

@@ -16,6 +16,7 @@ import pytest
 import torch
 import train
 from launches import Launch, ranks_of
+from pretraining.pretraining_arguments import parse
 from pretraining_runs import options, train_here
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file, save_file
@@ -343,7 +344,7 @@ def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
     given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", *more)
     given[given.index("--per_device_train_batch_size") + 1] = 8
     with pytest.raises(ValueError, match="was written with --deepspeed"):
-        train.make_trainer(list(map(str, given)))
+        train.make_trainer(*parse(list(map(str, given)), ""))
 
 
 @pytest.mark.integration
@@ -381,8 +382,8 @@ def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
         assert [last[f"sequences_{each}"] for each in names] == shares
     assert "used as proportions" in capsys.readouterr().err
     for size in (1, 3):
-        more = ["--eval_fraction", 0.2, "--learning_rate", 0, "--per_device_eval_batch_size", size, "--max_steps", 1]
-        train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{size}", *more))
+        few: list[object] = ["--eval_fraction", 0.2, "--per_device_eval_batch_size", size, "--max_steps", 1]
+        train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{size}", "--learning_rate", 0, *few))
         held_out.append([entry for entry in read_log(tmp_path / f"{size}") if "eval_loss" in entry][-1])
     assert len(held_out[0]) > 6
     for key in ("eval_loss", "eval_loss_en", "eval_perplexity_zh"):

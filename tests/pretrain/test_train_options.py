@@ -49,7 +49,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     words = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True")
     given = dict(zip(words[::2], words[1::2], strict=True)) | change
     with pytest.raises((ValueError, OSError), match=re.escape(message)):
-        train.make_trainer([str(word) for pair in given.items() for word in pair])
+        train.make_trainer(*pretraining_arguments.parse([str(word) for pair in given.items() for word in pair], ""))
     assert not (tmp_path / "trained").exists()
 
 

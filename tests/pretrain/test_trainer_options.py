@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import train
 from option_effects import (
     CASES,
     Case,
@@ -18,7 +17,7 @@ from option_effects import (
     parametrized,
     passed_to_ddp,
 )
-from pretraining_runs import options
+from pretraining_runs import make_trainer, options
 from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 
 ALL = CASES | {
@@ -31,7 +30,7 @@ HELD_OUT = "--eval_fraction 0.2"
 
 def test_every_option_works_or_is_refused_by_name(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
     def parse(words: list[str]) -> Any:
-        return train.make_trainer([*map(str, options(tiny_checkpoint, small_corpus, tmp_path / "out")), *words])
+        return make_trainer(*options(tiny_checkpoint, small_corpus, tmp_path / "out"), *words)
 
     check_every_option(parse, [*ALL, "logging_nan_inf_filter"], {"auto_find_batch_size", "train_sampling_strategy"})
     assert not (tmp_path / "out").exists()
@@ -53,7 +52,7 @@ def run_with(
         if words not in runs:
             output = tmp_path / f"run-{len(runs)}"
             given = options(tiny_checkpoint, small_corpus, output, *more.split(), *words.split())
-            runs[words] = finished(lambda: train.make_trainer([*map(str, given)])[0], output, capsys)
+            runs[words] = finished(lambda: make_trainer(*given), output, capsys)
         return runs[words]
 
     return run
@@ -82,7 +81,7 @@ def test_only_new_best_steps_are_saved_and_the_step_that_sigterm_ends(
     more = f"{HELD_OUT} --eval_strategy steps --eval_steps 1 --save_strategy best --metric_for_best_model loss"
     for name, stop, saved in (("whole", False, [1]), ("stopped", True, [1, 2])):
         given = options(tiny_checkpoint, small_corpus, tmp_path / name, *more.split(), "--greater_is_better", "True")
-        trainer, _ = train.make_trainer([*map(str, given)])
+        trainer = make_trainer(*given)
         trainer.training_step = stopping(trainer, 2) if stop else trainer.training_step
         trainer.train_until_stopped(None)
         assert [step_of(folder) for folder in list_complete(tmp_path / name)] == saved
@@ -93,7 +92,7 @@ def test_log_has_losses_that_are_not_finite_unless_they_are_filtered(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, hidden: bool
 ) -> None:
     given = options(tiny_checkpoint, small_corpus, tmp_path / "out", "--max_steps", 3, "--save_strategy", "no")
-    trainer, _ = train.make_trainer([*map(str, given), "--logging_nan_inf_filter", str(hidden)])
+    trainer = make_trainer(*given, "--logging_nan_inf_filter", hidden)
     compute = trainer.compute_loss
 
     def compute_loss(*arguments: Any, **more: Any) -> Any:

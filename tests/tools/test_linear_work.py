@@ -8,9 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import checkpoint
+import export_gguf
+import pytest
+import quantize
 import torch
 import weight_diff
+from llama_cpp_server import write_model
 from safetensors.torch import save_file
+
+QUANTISED = Path(sys.prefix, "quantised")
 
 
 def model_of_many_tensors(folder: Path, source: Path, count: int, seed: int) -> Path:
@@ -52,6 +58,12 @@ def calls_of(work: Callable[[], object]) -> int:
     return calls
 
 
+def check_linear(counts: dict[str, list[int]]) -> None:
+    """Fail unless twice the tensors take at most about twice the calls; counts: of four runs, the first is ignored."""
+    for name, (_, few, more, most) in counts.items():
+        assert most - more < 2.3 * (more - few) + 500, f"{name}: {few}, {more} and {most} calls"
+
+
 def test_work_grows_linearly_with_the_number_of_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
     counts: dict[str, list[int]] = {}
     for number in (8, 32, 64, 128):  # the first one imports the libraries
@@ -71,5 +83,32 @@ def test_work_grows_linearly_with_the_number_of_tensors(tiny_checkpoint: Path, t
         }
         for name, command in commands.items():
             counts.setdefault(name, []).append(calls_of(command))
-    for name, (_, few, more, most) in counts.items():
-        assert most - more < 2.3 * (more - few) + 500, f"{name}: {few}, {more} and {most} calls"
+    check_linear(counts)
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1}
+
+
+def test_gguf_export_grows_linearly_with_the_number_of_tensors(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    counts: dict[str, list[int]] = {}
+    for layers in (2, 16, 32, 64):
+        model = str(write_model(tmp_path / f"{layers}", tiny_tokenizer, num_hidden_layers=layers, **SMALL))
+        for kind in ("f16", "q8_0"):
+            target = str(tmp_path / f"{layers}-{kind}.gguf")
+            work = partial(export_gguf.main, model, target, kind)
+            counts.setdefault(kind, []).append(calls_of(work))
+    check_linear(counts)
+
+
+def test_quantisation_grows_linearly_with_the_number_of_tensors(
+    tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(QUANTISED))
+    pytest.importorskip("bitsandbytes")
+    counts: dict[str, list[int]] = {}
+    for layers in (2, 16, 32, 64):
+        model = str(write_model(tmp_path / f"{layers}", tiny_tokenizer, num_hidden_layers=layers, **SMALL))
+        work = partial(quantize.main, model, str(tmp_path / f"{layers}-nf4"), "nf4")
+        counts.setdefault("nf4", []).append(calls_of(work))
+    check_linear(counts)

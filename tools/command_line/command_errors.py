@@ -1,4 +1,4 @@
-"""Exit handling of commands: a user error prints one line and exits with status 2, Ctrl-C one line and 130."""
+"""Exit handling of commands: one line and status 2 for a user error, 130 for Ctrl-C, 143 for SIGTERM."""
 
 from command_line import interrupts
 
@@ -79,8 +79,8 @@ def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception
     """Run `work` and exit with its return value (None: 0), or with the status of its exception.
 
     ValueError and OSError are printed as one line and give status 2. failures: exception class -> status, for further
-    exceptions that are printed as one line. All others are programming errors and are raised again. Ctrl-C gives 130
-    and prints the message of the KeyboardInterrupt (see `resumable`), or "interrupted" if it has none.
+    exceptions that are printed as one line. All others are programming errors and are raised again. Ctrl-C gives 130,
+    SIGTERM 143; they print the message of the KeyboardInterrupt (see `resumable`), or "interrupted" if it has none.
     """
     interrupts.raise_interrupts()
     statuses: dict[type[Exception], int] = {ValueError: ERROR, OSError: ERROR, **(failures or {})}
@@ -90,7 +90,7 @@ def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception
     except (KeyboardInterrupt, Exception) as error:
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if interrupt := _find_interrupt(error):
-            status = interrupts.INTERRUPTED
+            status = interrupts.exit_status
             interrupts.print_line(str(interrupt) or "interrupted")
         elif status is None:
             raise
