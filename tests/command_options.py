@@ -212,6 +212,8 @@ def is_parsed(kind: Any, value: str) -> bool:
         return optional or any(is_parsed(one, value) for one in kinds)
     name = getattr(kind, "__qualname__", "")
     if isinstance(kind, partial):
+        if kind.func.__name__ == "optional_number" and value in ("", "None"):
+            return True
         kind = kind.args[0]
     if value == NO_VALUE:
         return kind is bool or name == "string_to_bool"

@@ -87,8 +87,6 @@ def server_parser(description: str) -> argparse.ArgumentParser:
     usage = "launch_vllm.py --model M [options]"
     parser = StrictParser(prog="launch_vllm.py", allow_abbrev=False, description=description, usage=usage)
     parser = from_vllm("make_arg_parser")(parser)
-    for action in parser._actions:
-        action.type = strict_type(action.type, -1 if action.dest == "max_logprobs" else 0)  # -1: no limit
     group = parser.add_argument_group("KnowLM", "Options of this launcher.")
     group.add_argument(
         "--template-path", metavar="FILE",
@@ -102,6 +100,8 @@ def server_parser(description: str) -> argparse.ArgumentParser:
         "--limit-tokens", metavar="LIMIT",
         help="tokens per key and per address, of prompt and answer, such as 100000/hour",
     )  # fmt: skip
+    for action in parser._actions:
+        action.type = strict_type(action.type, -1 if action.dest == "max_logprobs" else 0)  # -1: no limit
     parser.set_defaults(host=DEFAULT_HOST, model=None, shutdown_timeout=SHUTDOWN_SECONDS, max_logprobs=MAX_LOGPROBS)
     return parser
 

@@ -19,7 +19,10 @@ from vllm_bridge.vllm_imports import from_vllm
 
 LAST_PORT = 65535
 # Where vLLM turns options into settings.
-OPTIONS_CHECKED_IN = ("vllm/engine/arg_utils.py", "vllm/entrypoints/launchers/cli_args.py", "vllm/logger.py")
+OPTIONS_CHECKED_IN = (
+    "vllm/engine/arg_utils.py", "vllm/entrypoints/launchers/cli_args.py", "vllm/logger.py",
+    "vllm/renderers/chat_utils.py",
+)  # fmt: skip
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

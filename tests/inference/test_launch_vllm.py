@@ -247,7 +247,8 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     options = ["--model", str(tiny_checkpoint), "--port", str(free_port())]
     wrong_numbers = [
         ["--block-size=٣"], ["--max-num-seqs=1_0"], ["--offload-group-size= 1"], ["--mm-processor-cache-gb=-0.5"],
-        ["--max-model-len=1_0"], ["--max-cpu-loras=-1"], [f"--shutdown-timeout={10**30}"], ["--watermark=nan"],
+        ["--max-model-len=1_0"], ["--max-cpu-loras=-1"], ["--max-body-mib= 1"],
+        [f"--shutdown-timeout={10**30}"], ["--watermark=nan"],
     ]  # fmt: skip
     lines = [
         [*options, "--template_path", str(own), "--max_num_seqs", "5", "--max-logprobs=-1", "--max-cpu-loras=None"],
