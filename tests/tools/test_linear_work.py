@@ -1,5 +1,6 @@
 """The work of the tools on weights grows linearly with the number of tensors."""
 
+import gc
 import json
 import shutil
 import sys
@@ -43,18 +44,24 @@ def adapter_of_many_modules(folder: Path, count: int) -> Path:
 
 
 def calls_of(work: Callable[[], object]) -> int:
-    """Return the number of calls of Python and C functions on this thread."""
+    """Return the number of calls of Python and C functions on this thread, without those of the garbage collector.
+
+    It also runs finalizers of objects that earlier tests left.
+    """
     calls = 0
 
     def count(frame: object, event: str, argument: object) -> None:
         nonlocal calls
         calls += event in ("call", "c_call")
 
+    gc.collect()
+    gc.disable()
     sys.setprofile(count)
     try:
         work()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return calls
 
 
