@@ -15,7 +15,14 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm_bridge.request_cost import bound_log_probabilities, bound_texts, counted_cost, most_sequences, share_sequences
+from vllm_bridge.request_cost import (
+    bound_log_probabilities,
+    bound_texts,
+    counted_cost,
+    most_sequences,
+    share_sequences,
+    warm_up,
+)
 from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, check_sequences, tokens_used
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -92,6 +99,7 @@ class GuardMiddleware:
         bound_log_probabilities(state.engine_client)
         bound_texts()
         share_sequences(state.engine_client)
+        await warm_up(state.engine_client)
         self.most_sequences = most_sequences(state.engine_client.vllm_config.scheduler_config.max_num_seqs)
         if state.args.limit_tokens:
             self.usage = TokenUsage(state.engine_client)

@@ -159,3 +159,11 @@ def share_sequences(engine_client: Any) -> None:
                 await asyncio.sleep(OVERFLOW_PAUSE)
 
     engine_client.generate = share_and_generate
+
+
+async def warm_up(engine_client: Any) -> None:
+    """Generate a token with log probabilities: vLLM compiles a function for the first ones, and the engine waits."""
+    kind = from_vllm("RequestOutputKind").FINAL_ONLY
+    params = from_vllm("SamplingParams")(max_tokens=1, logprobs=1, detokenize=False, output_kind=kind)
+    async for _ in engine_client.generate(from_vllm("tokens_input")([0]), params, "warm-up"):
+        pass

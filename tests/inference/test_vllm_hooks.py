@@ -32,6 +32,13 @@ def test_private_interfaces_exist_with_the_expected_parameters(place: str) -> No
         assert set(parameters.split(", ")) <= set(inspect.signature(found).parameters)
 
 
+def test_first_log_probabilities_are_compiled() -> None:
+    """request_cost.warm_up has the reason."""
+    from vllm.v1.sample.ops.logprobs import batched_count_greater_than
+
+    assert hasattr(batched_count_greater_than, "_torchdynamo_orig_callable")
+
+
 def test_from_vllm_names_the_missing_name_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODULES, "LoRARequest", "vllm.lora.elsewhere")
     with pytest.raises(ValueError, match=r"vllm\.lora\.elsewhere\.LoRARequest cannot be imported .* tools/setup\.sh "):
