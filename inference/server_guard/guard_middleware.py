@@ -20,7 +20,7 @@ from vllm_bridge.request_cost import (
     bound_texts,
     counted_cost,
     most_sequences,
-    share_sequences,
+    share_engine,
     warm_up,
 )
 from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, check_sequences, tokens_used
@@ -98,7 +98,7 @@ class GuardMiddleware:
         check_sequences(state.engine_client)
         bound_log_probabilities(state.engine_client)
         bound_texts()
-        share_sequences(state.engine_client)
+        share_engine(state.engine_client)
         await warm_up(state.engine_client)
         self.most_sequences = most_sequences(state.engine_client.vllm_config.scheduler_config.max_num_seqs)
         if state.args.limit_tokens:

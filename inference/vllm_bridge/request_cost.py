@@ -1,25 +1,36 @@
 """Bound the work of a request that its bytes do not bound: sequences, text to tokenise, log probabilities to return.
 
-vLLM serves sequences in the order of their arrival, tokenises the texts of all requests in one thread (about 1 s per
-million characters), and creates the log probabilities of a response on the event loop (about 4 µs each): a request with
-100 answers of 400 tokens and 256 log probabilities per token kept every other request waiting for minutes.
+vLLM computes prompts and sequences in the order of their arrival, tokenises the texts of all requests in one thread
+(about 1 s per million characters), and creates the log probabilities of a response on the event loop (about 4 µs each):
+a request with 100 answers of 400 tokens and 256 log probabilities per token kept every other request waiting for
+minutes.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_bridge.vllm_imports import from_vllm
 
 MAX_CHARACTERS = 2**20
 MAX_LOG_PROBABILITIES = 2**16
 SEQUENCE_SHARE = 0.5  # of --max-num-seqs that the sequences of one request may take
+PREFILL_SHARE = 1  # times --max-num-batched-tokens: prompt tokens of a request that wait for their first output
+PREFILL_PAUSE = 0.005  # seconds until a prompt looks again whether those before it have their first output
 OVERFLOW_PAUSE = 0.05  # seconds until a prompt that has waited for its turn tries a full queue again
 LEAST_SEQUENCES = 16  # that one request may have in the engine even if its share is smaller
+
+
+class Prompt(NamedTuple):
+    """A prompt that waits for its turn. tokens: to compute; sequences: number of answers."""
+
+    request_id: str
+    tokens: int
+    sequences: int
 
 
 @dataclass
@@ -29,6 +40,7 @@ class RequestCost:
     most_sequences: int
     characters: int = 0
     log_probabilities: int = 0
+    prefilling: dict[str, int] = field(default_factory=dict)  # request id -> tokens of a prompt without output
 
     @cached_property
     def free_sequences(self) -> asyncio.Semaphore:
@@ -40,19 +52,36 @@ class RequestCost:
         return asyncio.Lock()
 
     @asynccontextmanager
-    async def sequences(self, count: int) -> AsyncIterator[bool]:
-        """Wait until the request may have `count` more sequences in the engine; yields whether it had to wait."""
+    async def turn_of(self, prompt: Prompt, processor: Any, most_tokens: int) -> AsyncIterator[bool]:
+        """Wait until a prompt may start; yields whether it had to wait.
+
+        processor: vLLM's OutputProcessor. most_tokens: of prompts without output, unless it is one prompt.
+        """
         waits = self.turn.locked() or self.free_sequences.locked()
         taken = 0
         try:
             async with self.turn:
-                for _ in range(count):
+                for _ in range(prompt.sequences):
                     await self.free_sequences.acquire()
                     taken += 1
+                while self.prefilling and self.prefilling_tokens(processor) + prompt.tokens > most_tokens:
+                    waits = True
+                    await asyncio.sleep(PREFILL_PAUSE)
+                self.prefilling[prompt.request_id] = prompt.tokens
             yield waits
         finally:
+            self.prefilling.pop(prompt.request_id, None)
             for _ in range(taken):
                 self.free_sequences.release()
+
+    def prefilling_tokens(self, processor: Any) -> int:
+        """Return the tokens of the prompts that have been started and have no output yet."""
+        for request_id in [*self.prefilling]:
+            started = processor.external_req_ids.get(request_id, ())
+            states = [processor.request_states[each] for each in started if each in processor.request_states]
+            if states and not any(state.is_prefilling for state in states):
+                del self.prefilling[request_id]
+        return sum(self.prefilling.values())
 
     def add_text(self, text: str) -> None:
         """Count a text; raises vLLM's VLLMValidationError (status 400) above MAX_CHARACTERS."""
@@ -106,6 +135,11 @@ def bound_texts() -> None:
     tokenize_params._text_len_check = count_and_check
 
 
+def prompt_length(prompt: Any) -> int:
+    """Return the number of tokens of vLLM's EngineInput; 0 if it has embeddings."""
+    return len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, Mapping) else 0
+
+
 def count_log_probabilities(prompt: Any, params: Any, vocabulary: int) -> int:
     """Return the most log probabilities in the response to an engine request.
 
@@ -114,8 +148,8 @@ def count_log_probabilities(prompt: Any, params: Any, vocabulary: int) -> int:
     """
     if not getattr(params, "detokenize", False):
         return 0
-    tokens = prompt.get("prompt_token_ids") or () if isinstance(prompt, Mapping) else ()
-    wanted = [(params.num_logprobs, params.n * (params.max_tokens or 0)), (params.prompt_logprobs, len(tokens))]
+    tokens = params.n * (params.max_tokens or 0)
+    wanted = [(params.num_logprobs, tokens), (params.prompt_logprobs, prompt_length(prompt))]
     return sum((vocabulary if each == -1 else each + 1) * count for each, count in wanted if each is not None)
 
 
@@ -131,24 +165,28 @@ def bound_log_probabilities(engine_client: Any) -> None:
     engine_client.add_request = count_and_add
 
 
-def share_sequences(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM start no more sequences of a request than its share; its other prompts wait.
+def share_engine(engine_client: Any) -> None:
+    """Make vLLM's AsyncLLM start no more sequences and prompt tokens of a request than its share; other prompts wait.
 
     A prompt with more answers than the share is an error.
     """
-    generate = engine_client.generate
+    generate, processor = engine_client.generate, engine_client.output_processor
+    most_tokens = PREFILL_SHARE * engine_client.vllm_config.scheduler_config.max_num_batched_tokens
     overflow = from_vllm("QueueOverflowError"), from_vllm("MaxQueuedTokensError")
 
-    async def share_and_generate(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    async def share_and_generate(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
         cost = current_cost.get() or RequestCost(sampling_params.n)
         if sampling_params.n > cost.most_sequences:
             raise from_vllm("VLLMValidationError")(
                 f"n is {sampling_params.n}, a request may have {cost.most_sequences} answers at once (half of "
                 "--max-num-seqs); lower it"
             )
-        async with cost.sequences(sampling_params.n) as has_waited:
+        # the beams of a search have their prefixes in the cache, except for some tokens
+        tokens = prompt_length(prompt) if sampling_params.detokenize else 1
+        waiting = Prompt(request_id, tokens, sampling_params.n)
+        async with cost.turn_of(waiting, processor, most_tokens) as has_waited:
             while True:
-                async with aclosing(generate(prompt, sampling_params, *args, **kwargs)) as outputs:
+                async with aclosing(generate(prompt, sampling_params, request_id, **more)) as outputs:
                     try:
                         async for output in outputs:
                             yield output

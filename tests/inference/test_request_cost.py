@@ -2,13 +2,16 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.engine.output_processor import OutputProcessor
 from vllm_bridge.request_cost import (
     LEAST_SEQUENCES,
     MAX_CHARACTERS,
     MAX_LOG_PROBABILITIES,
+    Prompt,
     RequestCost,
     count_log_probabilities,
     most_sequences,
@@ -38,13 +41,16 @@ def test_log_probabilities_are_counted_by_answer_and_token(fields: dict[str, Any
     assert count_log_probabilities(prompt, SamplingParams(**fields), 800) == expected
 
 
+PROCESSOR = OutputProcessor(None, log_stats=False)
+
+
 def test_prompts_wait_for_each_other_in_order_and_never_for_ever() -> None:
     """Six prompts of three answers share four sequences: one runs at a time; a cancelled one gives its turn back."""
     running, most, ended = 0, 0, []
 
     async def run(cost: RequestCost, name: int) -> None:
         nonlocal running, most
-        async with cost.sequences(3):
+        async with cost.turn_of(Prompt(f"{name}", 5, 3), PROCESSOR, 10):
             running += 3
             most = max(most, running)
             await asyncio.sleep(0.001)
@@ -57,11 +63,37 @@ def test_prompts_wait_for_each_other_in_order_and_never_for_ever() -> None:
         await asyncio.sleep(0)
         tasks[1].cancel()
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
-        async with cost.sequences(4) as has_waited:
+        async with cost.turn_of(Prompt("last", 5, 4), PROCESSOR, 10) as has_waited:
             return has_waited
 
     assert asyncio.run(run_all()) is False
     assert (most, ended) == (3, [0, 2, 3, 4, 5])
+
+
+def test_prompt_waits_until_the_prompts_before_it_have_their_first_output() -> None:
+    """A prompt of more tokens than the bound waits until no other prompt is without output."""
+    processor, state = OutputProcessor(None, log_stats=False), SimpleNamespace(is_prefilling=True)
+
+    async def run_all() -> list[bool]:
+        cost, waited = RequestCost(16), []
+        async with cost.turn_of(Prompt("first", 6, 1), processor, 10) as has_waited:
+            waited.append(has_waited)
+            processor.external_req_ids["first"].append("first-1")
+            processor.request_states["first-1"] = state  # type: ignore[assignment]
+            async with cost.turn_of(Prompt("second", 3, 1), processor, 10) as has_waited:
+                waited.append(has_waited)
+            third = asyncio.create_task(anext(entered(cost)))
+            await asyncio.sleep(0.05)
+            assert not third.done()
+            state.is_prefilling = False
+            waited.append(await asyncio.wait_for(third, 10))
+        return waited
+
+    async def entered(cost: RequestCost) -> Any:
+        async with cost.turn_of(Prompt("third", 20, 1), processor, 10) as has_waited:
+            yield has_waited
+
+    assert asyncio.run(run_all()) == [False, False, True]
 
 
 TEXT = "a " * (MAX_CHARACTERS // 2 + 1)
