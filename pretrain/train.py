@@ -65,6 +65,9 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
             f"weights of {args.model_name_or_path} that are missing or have another shape than in config.json: "
             f"{len(wrong)}, such as {wrong[0]}; download it again"
         )
+    if (unknown := sorted(loaded["unexpected_keys"])) and args.should_save:
+        line = f"{len(unknown)} tensors of {args.model_name_or_path} are not part of the model, such as {unknown[0]}"
+        print(f"notice: {line}; they are not read", file=sys.stderr)
     folder = exact_tokenizer_folder(args.model_name_or_path, args.trust_remote_code)
     tokenizer = from_folder(AutoTokenizer, folder, args.trust_remote_code)
     check_savable(tokenizer, f"the tokenizer of {args.model_name_or_path}")

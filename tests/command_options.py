@@ -249,6 +249,8 @@ def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
         return True
     if option == "max_shard_size" and re.fullmatch(r"[1-9][0-9]*", value):
         return True
+    if option == "llama_version" and value == "1":
+        return True
     return value in INPUTS or value == command.arguments.get(option)
 
 

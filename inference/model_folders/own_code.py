@@ -5,6 +5,9 @@ tokenizer_config.json name in auto_map. Without trust_remote_code, transformers 
 execute them.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ class OwnCodeError(ValueError):
 def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **options: Any) -> Any:
     """Call from_pretrained of AutoConfig, AutoTokenizer or AutoModelForCausalLM on a local folder.
 
-    options: further arguments of from_pretrained. Raises OwnCodeError with one line if the folder needs its own code
+    options: further arguments of from_pretrained; with output_loading_info, the caller reports wrong weights, and
+    transformers does not print its table of them. Raises OwnCodeError with one line if the folder needs its own code
     and trust_remote_code is false, or if its code needs packages or a version of transformers that are not installed;
     ValueError with one line if its files have values that the library does not expect.
     """
@@ -24,7 +28,8 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
 
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code} | options
     try:
-        return auto_class.from_pretrained(folder, **settings)
+        with without_load_report() if options.get("output_loading_info") else nullcontext():
+            return auto_class.from_pretrained(folder, **settings)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
@@ -41,6 +46,21 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{folder} cannot be loaded ({reason}); its config or tokenizer files are damaged") from error
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Context manager: transformers does not print its table of missing, unexpected and other weights."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return " LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def own_code_error(folder: str | Path) -> OwnCodeError:

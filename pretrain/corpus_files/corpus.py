@@ -252,7 +252,7 @@ class CorpusWriter:
         self._boundaries.frombytes(boundaries.tobytes())
 
     def add_corpus(self, corpus: Corpus) -> None:
-        """Append the documents of a corpus; raises ValueError if its .bin differs from the sha256 in its sidecar."""
+        """Append the documents of a corpus; raises ValueError if a file differs from its sha256 in the sidecar."""
         digest = hashlib.sha256()
         for at in range(0, len(corpus.ids), CHUNK_TOKENS):
             block = corpus.ids[at : at + CHUNK_TOKENS]
@@ -260,6 +260,9 @@ class CorpusWriter:
             self.add_tokens(block)
         if digest.hexdigest() != corpus.sidecar["sha256"]["bin"]:
             raise ValueError(f"{corpus.prefix}.bin differs from the sha256 in its sidecar; copy or write it again")
+        with files(corpus.prefix)["idx"].open("rb") as index:
+            if hashlib.file_digest(index, "sha256").hexdigest() != corpus.sidecar["sha256"]["idx"]:
+                raise ValueError(f"{corpus.prefix}.idx differs from the sha256 in its sidecar; copy or write it again")
         self.add_index(corpus.lengths, np.diff(corpus.documents))
 
     def add_dropped(self, record: dict[str, Any]) -> None:

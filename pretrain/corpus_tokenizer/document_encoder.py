@@ -152,9 +152,9 @@ def _special_id(folder: Path, kind: str, table: dict[str, int], reference: Refer
     path = folder / "tokenizer_config.json"
     token = json.loads(path.read_text(encoding="utf-8")).get(f"{kind}_token") if path.is_file() else None
     if isinstance(token, dict):
-        token = token["content"]
+        token = token.get("content", token)
     if token:  # "" in folders of 2023
-        if token not in table:
+        if not isinstance(token, str) or token not in table:
             raise ValueError(f"{path} names {token!r} as {kind}_token, which the tokenizer lacks; correct it")
         return table[token]
     if isinstance(reference, TokenizersEngine):

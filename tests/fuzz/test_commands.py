@@ -118,14 +118,14 @@ def try_cases(
     fork_servers: Callable[[str, bool], Any], inputs: Path, place: Path, seconds: float,
 ) -> None:  # fmt: skip
     """Run cases (command, words, whether status 0 is right, damage of the inputs) for a time."""
-    count, reports, folder, end = 0, list[str](), place / "run", 0.0
+    count, reports, folder, end = 0, list[str](), place / "case/run", 0.0
     for command, words, accepted, damage in cases:
         fork_server = fork_servers(command.script.split("/")[0], True)
         end = end or time.monotonic() + seconds  # the start of the server takes seconds
         shutil.copytree(inputs, folder)
         damage(folder)
         report = run_case(command, words, fork_server, folder, accepted)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder.parent)  # with ../missing/x
         if report:
             print(report)
             reports.append(report)

@@ -122,13 +122,15 @@ def test_damaged_corpus_raises_error_with_file_and_reason(tmp_path: Path, damage
         Corpus(tmp_path / "a")
 
 
-def test_verify_and_merge_refuse_a_flipped_bit(tmp_path: Path) -> None:
-    data = bytearray((path := files(write_corpus(tmp_path / "a", DOCUMENTS))["bin"]).read_bytes())
-    data[5] ^= 1
+@pytest.mark.parametrize(("ending", "at"), [("bin", 5), ("idx", 34)])
+def test_verify_and_merge_refuse_a_flipped_bit(tmp_path: Path, ending: str, at: int) -> None:
+    """The bit of the index changes the length of the first sample."""
+    data = bytearray((path := files(write_corpus(tmp_path / "a", DOCUMENTS))[ending]).read_bytes())
+    data[at] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.bin differs from the sha256 in the sidecar"):
+    with pytest.raises(ValueError, match=rf"a\.{ending} differs from the sha256 in the sidecar"):
         verify_corpus(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"a\.bin differs from the sha256 in its sidecar"):
+    with pytest.raises(ValueError, match=rf"a\.{ending} differs from the sha256 in its sidecar"):
         merge_corpora([str(tmp_path / "a")], None, tmp_path / "b")
     assert not list(tmp_path.glob("b*"))
 

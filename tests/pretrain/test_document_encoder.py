@@ -305,6 +305,9 @@ def test_folder_without_complete_tokenizer_is_refused(tmp_path: Path, tiny_token
     shutil.copy(tiny_tokenizer / "tokenizer.json", tmp_path)
     with pytest.raises(ValueError, match='names no end-of-text token; add "eos_token"'):
         load_encoder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"special": true}}')
+    with pytest.raises(ValueError, match=r"names \{'special': True\} as eos_token, which the tokenizer lacks"):
+        load_encoder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     with pytest.raises(ValueError, match=r"names '<\|im_end\|>' as eos_token, which the tokenizer lacks"):
         load_encoder(tmp_path)

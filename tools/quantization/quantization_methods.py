@@ -122,6 +122,9 @@ def load_model(
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise ValueError(f"{folder}: weights are missing or have another shape, such as {wrong[0]}; download it again")
+    if unknown := sorted(loaded["unexpected_keys"]):
+        line = f"{len(unknown)} tensors of {folder} are not part of the model, such as {unknown[0]}"
+        print(f"notice: {line}; they are left out", file=sys.stderr)
     if has_old_ids(model.config.to_dict()):
         exact = exact_tokenizer_folder(folder, trust_remote_code)
         correct_model_ids(model, from_folder(AutoTokenizer, exact, trust_remote_code), folder)
