@@ -100,7 +100,7 @@ def worst_bodies() -> Iterator[WorstBody]:
 
 
 def few_bytes() -> Iterator[WorstBody]:
-    """Yield bodies whose cost is not their size, such as many beams, answers or log probabilities."""
+    """Yield bodies that are costly for other reasons than their size: beams, answers, log probabilities, …"""
     types = [f"{at:03d}{'t' * 197}" for at in range(500)]
     text = "Ann was born in Oslo. " * 2000
     yield body("/extract", "500 types of 200 characters", task="ner", schema=types, text=text)

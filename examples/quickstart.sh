@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 fail() { echo "quickstart: $*" >&2; exit 2; }
 exec 3>&2
 interrupted() { echo "quickstart: interrupted; run the same command again to continue from here" >&3; exit "$1"; }
-trap 'interrupted 130' INT # bash first waits for the running step, which gets the signal, too
+trap 'interrupted 130' INT # runs after the current step, which gets the signal too, has ended
 trap 'interrupted 143' TERM
 case "$*" in
     "") ;;
@@ -47,7 +47,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 mkdir -p "$OUT"
 exec 9> "$OUT/lock"
 flock --nonblock 9 || fail "another run is writing $OUT; wait for it, or give another folder with OUT=…"
-# DeepSpeed compiles into a folder of this run; a stale lock in the shared folder would hang it.
+# DeepSpeed compiles in a folder of this run, since a stale lock in the default folder may delay it by 30 minutes.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(cd "$OUT" && pwd)/torch_extensions}
 
 started=$SECONDS
@@ -64,11 +64,11 @@ print_command() {
     [ "$1" = ask ] || echo "$line"
 }
 
-# indent: indents lines until the input ends, also after Ctrl-C or SIGTERM, when a command still prints.
+# indent: indents lines to the end of the input; ignores signals, after which a command still prints.
 indent() { trap '' INT TERM; exec sed -u 's/^/    /'; }
 
-# step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically. The last redirection
-# hides bash's report of a command that was ended by a signal.
+# step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically. 2> /dev/null
+# hides bash's own line about a command that a signal ended.
 step() {
     local result=$1 begun=$SECONDS
     shift
@@ -89,7 +89,7 @@ print_and_save() {
     mv "$file.partial" "$file"
 }
 
-# stop_ranks_on_interrupt COMMAND…: on Ctrl-C, only the process of DeepSpeed that starts the ranks acts: it sends them SIGTERM.
+# stop_ranks_on_interrupt COMMAND…: runs deepspeed with Ctrl-C ignored by the ranks; its launcher handles it and sends them SIGTERM.
 stop_ranks_on_interrupt() { trap '' INT; "$@"; }
 
 settings="seed $SEED, short ${SHORT:-0}, data ${DATA:--}, people $people, documents $documents, rows $rows, model $width x $layers"

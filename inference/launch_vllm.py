@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         precheck(arguments)
     # On CPUs, an import of vLLM logs that Triton is not used; a user's error must be the only line.
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
-    warnings.showwarning = lambda message, *_, **__: print_notice(one_line(message))  # of options that vLLM deprecates
+    warnings.showwarning = lambda message, *_, **__: print_notice(one_line(message))  # about deprecated options
     from_vllm("cli_env_setup")()
     args = parse_server_args(arguments, str(__doc__))
     with option_errors():

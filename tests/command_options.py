@@ -183,15 +183,8 @@ COMMANDS = [
 WHOLE, NUMBER = re.compile(r"[+-]?[0-9]{1,18}"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 YES_OR_NO = ("true", "false")
 MORE_YES_OR_NO = (*YES_OR_NO, "yes", "no", "t", "f", "y", "n", "1", "0")  # of Trainer's options
-NEGATIVE = (
-    "max_steps",
-    "local_rank",
-    "top_k",
-    "port",
-    "seed",
-    "max-logprobs",
-    "weights",
-)  # numbers that may be negative
+# Options whose numbers may be negative.
+NEGATIVE = ("max_steps", "local_rank", "top_k", "port", "seed", "max-logprobs", "weights")
 INPUTS = ("", "auto", "base", "empty", "rows.jsonl")  # texts that may name an input, or stand for the default
 # Options that take any text, besides those that name an output.
 FREE_TEXT = (

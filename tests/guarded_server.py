@@ -88,7 +88,7 @@ def signal_during_responses(
     late = [Caller(port) for _ in range(3)]
     beams = {"use_beam_search": True, "n": 4}
     generate = {"instruction": "x", "parameters": {"max_tokens": 400, "ignore_eos": True}}
-    assert late[1].complete(1, **beams)[0] == 200  # the first beam search takes seconds, until which no request runs
+    assert late[1].complete(1, **beams)[0] == 200  # the first one takes seconds, in which no request runs
     with ThreadPoolExecutor(4) as pool:
         beam = pool.submit(everyone[0].complete, 450, **beams)
         plain = pool.submit(everyone[1].complete, 400)

@@ -82,8 +82,7 @@ def test_interrupted_download_is_one_line_and_keeps_its_files(tmp_path: Path, nu
             number, tmp_path / "log", lambda _: "{}" in text_of(folder / "config.json"),
             sys.executable, "tools/download.py", "--specify", "--repo_name", "some/thing",
             "--download_path", tmp_path / "got", "--endpoint", url,
-            HF_HUB_OFFLINE="0",
-            HF_HOME=str(tmp_path / "home"), NO_PROXY="127.0.0.1",
+            HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"), NO_PROXY="127.0.0.1",
         )  # fmt: skip
         hub.end_hanging.set()
     line = printed.removeprefix("some/thing at 0123456789, 2 files, 4.19 MB: 2 files, 4.19 MB to download\n")
@@ -138,14 +137,14 @@ def test_starting_server_with_two_workers_ends_at_once(tmp_path: Path, tiny_chec
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", STATUS)
 def test_interrupted_quick_start_says_how_to_continue(tmp_path: Path, extensions: Path, number: int) -> None:
-    """In a command of Python, then during the training on two ranks, which end after the step."""
+    """First in a Python command, then in training on two ranks, which ends after the step."""
     settings = {"SHORT": "1", "OUT": str(tmp_path / "out"), "PORT": str(free_port()), "VENV": sys.prefix}
     settings["TORCH_EXTENSIONS_DIR"] = str(extensions)
     moments: list[Callable[[str], bool]] = [
         lambda _: (tmp_path / "out/world.partial").exists(),
         lambda printed: "\n    step 1/" in printed,
     ]
-    for ready in moments:  # the second one comes during the training
+    for ready in moments:
         status, printed = signalled(number, tmp_path / "log", ready, "bash", "examples/quickstart.sh", **settings)
         assert status == STATUS[number], printed
         assert printed.endswith("quickstart: interrupted; run the same command again to continue from here\n")

@@ -65,7 +65,8 @@ def test_each_node_saves_and_resumes_its_own_copy_and_logs_if_wanted(tmp_path: P
         assert [step_of(checkpoint) for checkpoint in list_complete(folder)] == [2, 4]
         shutil.rmtree(folder / "checkpoint-4")
         for file in folder.iterdir():
-            file.unlink() if file.is_file() else None
+            if file.is_file():
+                file.unlink()
     done = run_nodes(*more, "--resume_from_checkpoint", "True", "--log_level", "info")
     assert [each.returncode for each in done] == [0, 0], done
     assert [RUNNING in each.stderr for each in done] == [True, True]

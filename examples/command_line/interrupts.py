@@ -13,8 +13,8 @@ from types import FrameType
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as in shells
 TERMINATED = 143  # 128 + SIGTERM
 CHECK_SECONDS = 0.005  # between checks whether an import is still running
-COMMAND = os.getpid()
-exit_status = INTERRUPTED  # of a command that ends with a KeyboardInterrupt
+COMMAND_PID = os.getpid()
+exit_status = INTERRUPTED  # of a command that a KeyboardInterrupt ends
 
 
 def is_command() -> bool:
@@ -45,11 +45,11 @@ def raise_interrupts() -> None:
 
 
 def raise_on_sigterm(number: int, frame: FrameType | None) -> None:
-    """Signal handler: do the same as on Ctrl-C, once, since `timeout` signals a process and then its group.
+    """Signal handler: do the same as on Ctrl-C, and ignore further signals: `timeout` sends two.
 
     A forked process, which inherits the handler, ends at once.
     """
-    if os.getpid() != COMMAND:
+    if os.getpid() != COMMAND_PID:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return

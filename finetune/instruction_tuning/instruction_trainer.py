@@ -193,14 +193,14 @@ def make_trainer(
     config = model.config.get_text_config().to_dict()
     dropouts = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
     dropouts += [args.lora_dropout] if args.method != "full" else []
-    dropouts += [args.neftune_noise_alpha or 0]  # noise on the embeddings
+    has_noise = any(dropouts) or args.neftune_noise_alpha
     embedding = model.get_input_embeddings()
     embedding = embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding  # with LoRA on it
     ids, rows = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0), embedding.num_embeddings
     layout = BatchLayout(
         packed=segment_attention.can_pack(model),
         capacity=args.per_device_train_batch_size * args.cutoff_len,
-        share_prefixes=args.share_prefixes and not any(dropouts),  # examples would share those of their prefix
+        share_prefixes=args.share_prefixes and not has_noise,  # else examples would share the noise of their prefix
         pad_id=next(index for index in ids if index is not None and index < rows),
         multiple=1 if args.device.type == "cpu" else 8,
     )

@@ -80,13 +80,11 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError(f"--load_in {self.load_in} needs bitsandbytes, which is not installed; pip install it")
         if self.val_set_size and self.eval_data_path:
             raise ValueError("--val_set_size and --eval_data_path exclude each other; give one of the two")
-        if self.eval_generate and not (self.val_set_size or self.eval_data_path):
-            raise ValueError("--eval_generate has no held-out examples; give --val_set_size or --eval_data_path")
 
     def _plan_evaluation(self) -> None:
-        """Set defaults: evaluate each --eval_steps, or once per epoch, if examples are held out.
+        """Set defaults: with held-out examples, evaluate every --eval_steps, else once per epoch.
 
-        With a metric, the result is the best checkpoint.
+        With --metric_for_best_model, the result is the best checkpoint.
         """
         if (self.val_set_size or self.eval_data_path) and self.eval_strategy == "no":
             self.eval_strategy = "steps" if self.eval_steps else "epoch"

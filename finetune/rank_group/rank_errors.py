@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import NoReturn
 
 GRACE = 10.0  # seconds; torchrun and deepspeed poll their ranks more often
-clean_up_at_stop: list[Callable[[], None]] = []  # called by `stop_before_first_step`
+clean_up_at_stop: list[Callable[[], None]] = []  # functions that `stop_before_first_step` calls
 
 
 def stop_before_first_step(*_: object) -> NoReturn:
-    """Signal handler of SIGTERM until the first step: print a line, leave no build and no lock, and end the process."""
+    """Signal handler of SIGTERM until the first step: end child processes, clean up, print a line, and exit."""
     for children in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # the thread or the child has ended
             for child in children.read_text().split():  # a compilation, or the conversion of a checkpoint
                 os.kill(int(child), signal.SIGTERM)
-    if locks := sys.modules.get("rank_group.extension_locks"):
-        locks.release_all()
     for clean_up in clean_up_at_stop:
         clean_up()
     if not int(os.environ.get("RANK", "0")):

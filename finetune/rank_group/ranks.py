@@ -27,7 +27,7 @@ def join_ranks(deepspeed_config: Any, backend: str | None, seconds: float) -> No
     """Initialise the process group of DeepSpeed, or of ranks without an accelerator; otherwise Trainer initialises it.
 
     Call it before creating TrainingArguments: otherwise `zero.Init` in `from_pretrained` partitions the model for one
-    rank. For ranks without an accelerator, Trainer would ignore --ddp_timeout, and accelerate requires
+    rank. Without an accelerator, Trainer would ignore --ddp_timeout, and with DeepSpeed accelerate requires
     ACCELERATE_USE_DEEPSPEED, which is set here. backend: --ddp_backend. seconds: --ddp_timeout. Raises ValueError if
     the ranks cannot connect, or were not started by a launcher.
     """

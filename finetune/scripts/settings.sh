@@ -32,7 +32,7 @@ if [ "$gpus" = 0 ]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + GPUS - 1) / GPUS))}
 fi
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # DeepSpeed calls deprecated functions of torch
-# Folder in which DeepSpeed compiles operations: one for each run, since a stale lock in a shared folder blocks the start.
+# Folder in which DeepSpeed compiles operations: one for each run, since a stale lock in a shared folder may delay the start by 30 minutes.
 [ -z "$CONFIG" ] || export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-${TMPDIR:-/tmp}/torch_extensions.$$}
 
 options=(--base_model "$BASE_MODEL" --data_path "$DATA_PATH" --output_dir "$OUTPUT_DIR" --method "$METHOD"

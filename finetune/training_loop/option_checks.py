@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-# Options of Trainer that both trainers refuse, with the reason. The others work as in Trainer.
+# Options of Trainer that both trainers refuse, with the reason.
 REFUSED = {
     "label_smoothing_factor": "the loss is the cross entropy of each token without smoothing",
     "average_tokens_across_devices": "the loss is always the mean over the tokens of all ranks",
@@ -53,7 +53,7 @@ NEEDED = {
     "fsdp_config": "fsdp",
     "eval_max_new_tokens": "eval_generate",
 }
-# Options that only some of the programs of --report_to use.
+# Options that need one of these programs in --report_to.
 TRACKERS = {
     "run_name": ("wandb", "comet_ml", "dagshub", "mlflow", "swanlab", "trackio"),
     **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), ("trackio",)),
@@ -77,7 +77,7 @@ BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
 def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise ValueError if an option has no effect, or if a number or the output folder is unusable.
 
-    defaults, given: parsed values by name, without a command line and with it.
+    defaults, given: values by name, parsed from an empty command line and from the user's.
     """
     reported = {given["report_to"]} if isinstance(given["report_to"], str) else {*(given["report_to"] or ())}
     for name, value in given.items():

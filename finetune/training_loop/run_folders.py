@@ -51,7 +51,7 @@ def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
 def locked_output(output: Path, base: Path) -> Iterator[None]:
     """Check and lock --output_dir, which may exist already; rank 0 locks it for all ranks.
 
-    A folder that the block leaves empty is removed. Raises ValueError if the folder is the base or inside it, is sealed
+    A new folder that stays empty is removed. Raises ValueError if the folder is the base or inside it, is sealed
     or inside a sealed folder, or cannot be written, and if another run is writing it.
     """
     path = real_path(output)

@@ -253,7 +253,7 @@ class SourceTrainer(Trainer):
     def check_restart(self) -> None:
         """Forget losses of a step that ran out of memory; raise ValueError if a step before it changed the weights.
 
-        With --auto_find_batch_size, Trainer starts again at the first step, with the weights as they are.
+        With --auto_find_batch_size, Trainer starts again at the first step, but keeps the changed weights.
         """
         self.meter.sums.zero_()
         if self.args.auto_find_batch_size and self.has_changed_weights:

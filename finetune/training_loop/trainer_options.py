@@ -97,9 +97,9 @@ def parse(
 
 
 def count_epochs_in_steps(args: Any, steps: int) -> None:
-    """Count logging, evaluation and saving in steps where they are wanted once per epoch; Trainer sees one epoch.
+    """Replace the strategy `epoch` of logging, evaluation and saving by one in steps; Trainer sees a single epoch.
 
-    steps: of an epoch. --max_steps must be known: a run that is shorter than an epoch has its end as the only time.
+    steps: of an epoch. args.max_steps must be set: a run shorter than an epoch logs, evaluates and saves at its end.
     """
     from transformers.trainer_utils import IntervalStrategy
 
@@ -134,7 +134,7 @@ def _number(kind: type, text: str) -> Any:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    """argparse type of dictionaries, such as --liger_kernel_config; raises ArgumentTypeError."""
+    """Parse an option that takes a dictionary, such as --liger_kernel_config; raises ArgumentTypeError."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -152,7 +152,7 @@ def _parser(options: type, description: str, prog: str) -> argparse.ArgumentPars
             kind = settings.get("type")
             if kind in (int, float):  # these take `1_0` and other digits than 0 to 9, and float also nan and inf
                 settings["type"] = partial(_number, kind)
-            if get_origin(kind) is dict:  # which takes no text
+            if get_origin(kind) is dict:  # dict(text) fails
                 settings["type"] = _json_object
             return super().add_argument(*names, **settings)
 

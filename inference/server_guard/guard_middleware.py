@@ -45,7 +45,7 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
-        self.most_sequences = 0  # of one request in the engine; known at startup
+        self.most_sequences = 0  # of one request in the engine; set at startup
         self.usage: TokenUsage | None = None  # set if --limit-tokens is given
         self.shutdown = GracefulShutdown()
 

@@ -75,7 +75,7 @@ def supervise() -> None:
 
 
 def python_warnings() -> str:
-    """Return PYTHONWARNINGS without the warning of multiprocessing about what killed processes have left in memory."""
+    """Return PYTHONWARNINGS that also hides multiprocessing's warning about shared memory left by killed processes."""
     return ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")))
 
 

@@ -24,9 +24,8 @@ from server_launch.launch_presets import check_devices, local_processes, preset_
 
 DEFAULT_HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 600
-MAX_LOGPROBS = (
-    256  # vLLM: 20; beam search with a penalty reads as many as the prompt and the answer have different tokens
-)
+# vLLM: 20. Beam search with a penalty reads as many as the prompt and the answer have different tokens.
+MAX_LOGPROBS = 256
 MODEL_MISSING = "--model is missing; give a checkpoint folder (or a hub name)"
 # Options whose preset depends on the model or the machine; parse_server_args sets those that the user did not give.
 PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
@@ -107,14 +106,14 @@ def server_parser(description: str) -> argparse.ArgumentParser:
 
 
 def strict_type(kind: Any, minimum: int) -> Any:
-    """Return the type of an option; for a number, one that refuses values below `minimum` and what is no plain number.
+    """Return the argparse type of an option: for numbers a stricter one, else `kind`.
 
-    Python's int and float also read `1_0`, `nan` and digits of other scripts; vLLM checks few options for their range.
+    Python's int and float also read `1_0`, `nan` and digits of other scripts, and vLLM checks the range of few options.
     """
     if kind in (int, float):
         return partial(strict_number, kind, minimum)
     inner = [cell.cell_contents for cell in getattr(kind, "__closure__", None) or ()]
-    if inner in ([int], [float]):  # of vLLM's optional_type
+    if inner in ([int], [float]):  # vLLM's optional_type(int) or (float)
         return partial(optional_number, inner[0], minimum)
     return partial(ascii_number, kind) if getattr(kind, "__name__", "").startswith("human_readable_int") else kind
 
@@ -130,7 +129,7 @@ def strict_number(kind: type[int] | type[float], minimum: int, text: str) -> int
 
 
 def optional_number(kind: type[int] | type[float], minimum: int, text: str) -> int | float | None:
-    """Return None for an empty text and `None`, else a number as `strict_number` does."""
+    """Return None for an empty text or `None`, else the number; raises as `strict_number`."""
     return None if text in ("", "None") else strict_number(kind, minimum, text)
 
 

@@ -18,7 +18,7 @@ from model_folders.weight_files import weight_files
 from vllm_bridge.vllm_imports import from_vllm
 
 LAST_PORT = 65535
-# Where vLLM turns options into settings.
+# Files of vLLM that check options.
 OPTIONS_CHECKED_IN = (
     "vllm/engine/arg_utils.py", "vllm/entrypoints/launchers/cli_args.py", "vllm/logger.py",
     "vllm/renderers/chat_utils.py",

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 from vllm_bridge.vllm_imports import from_vllm
 
-MAX_CHARACTERS = 2**20
-MAX_LOG_PROBABILITIES = 2**16
-SEQUENCE_SHARE = 0.5  # of --max-num-seqs that the sequences of one request may take
-PREFILL_SHARE = 1  # times --max-num-batched-tokens: prompt tokens of a request that wait for their first output
-PREFILL_PAUSE = 0.005  # seconds until a prompt looks again whether those before it have their first output
-OVERFLOW_PAUSE = 0.05  # seconds until a prompt that has waited for its turn tries a full queue again
-LEAST_SEQUENCES = 16  # that one request may have in the engine even if its share is smaller
+MAX_CHARACTERS = 2**20  # of a request
+MAX_LOG_PROBABILITIES = 2**16  # of a response
+SEQUENCE_SHARE = 0.5  # largest share of --max-num-seqs for the sequences of one request
+LEAST_SEQUENCES = 16  # lower limit of this share
+PREFILL_SHARE = 1  # times --max-num-batched-tokens: prompt tokens of a request without a first output
+PREFILL_PAUSE = 0.005  # seconds before a prompt looks again whether those before it have their first output
+OVERFLOW_PAUSE = 0.05  # seconds before a prompt that has waited for its turn tries a full queue again
 
 
 class Prompt(NamedTuple):
@@ -35,9 +35,9 @@ class Prompt(NamedTuple):
 
 @dataclass
 class RequestCost:
-    """The text and the log probabilities that an HTTP request has asked for so far, in all its prompts and answers."""
+    """Counts of one HTTP request over all its prompts and answers, and the sequences that it may still start."""
 
-    most_sequences: int
+    most_sequences: int  # in the engine at the same time
     characters: int = 0
     log_probabilities: int = 0
     prefilling: dict[str, int] = field(default_factory=dict)  # request id -> tokens of a prompt without output
@@ -111,9 +111,9 @@ def most_sequences(max_num_seqs: int) -> int:
 
 @contextmanager
 def counted_cost(sequences: int) -> Iterator[None]:
-    """Count the cost of what this asyncio task and its children ask for within the context.
+    """Count the cost of the request that this asyncio task and its children serve within the context.
 
-    sequences: the most that it may have in the engine at the same time.
+    sequences: the most that the request may have in the engine at the same time.
     """
     token = current_cost.set(RequestCost(sequences))
     try:
@@ -143,8 +143,8 @@ def prompt_length(prompt: Any) -> int:
 def count_log_probabilities(prompt: Any, params: Any, vocabulary: int) -> int:
     """Return the most log probabilities in the response to an engine request.
 
-    prompt: vLLM's EngineInput; params: its SamplingParams; vocabulary: number of tokens, which -1 stands for. The steps
-    of a beam search count 0, since its response has no log probabilities; only these are not detokenised.
+    prompt: vLLM's EngineInput; params: its SamplingParams; vocabulary: its size, for which -1 stands. A step of a beam
+    search, the only request without detokenisation, counts 0: the response has no log probabilities.
     """
     if not getattr(params, "detokenize", False):
         return 0
@@ -166,9 +166,9 @@ def bound_log_probabilities(engine_client: Any) -> None:
 
 
 def share_engine(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM start no more sequences and prompt tokens of a request than its share; other prompts wait.
+    """Make vLLM's AsyncLLM run no more sequences and prompt tokens of a request at a time than its share.
 
-    A prompt with more answers than the share is an error.
+    Its other prompts wait. A prompt with more answers than the share is an error (status 400).
     """
     generate, processor = engine_client.generate, engine_client.output_processor
     most_tokens = PREFILL_SHARE * engine_client.vllm_config.scheduler_config.max_num_batched_tokens
@@ -179,7 +179,7 @@ def share_engine(engine_client: Any) -> None:
         if sampling_params.n > cost.most_sequences:
             raise from_vllm("VLLMValidationError")(
                 f"n is {sampling_params.n}, a request may have {cost.most_sequences} answers at once (half of "
-                "--max-num-seqs); lower it"
+                f"--max-num-seqs, at least {LEAST_SEQUENCES}); lower it"
             )
         # the beams of a search have their prefixes in the cache, except for some tokens
         tokens = prompt_length(prompt) if sampling_params.detokenize else 1
@@ -200,7 +200,13 @@ def share_engine(engine_client: Any) -> None:
 
 
 async def warm_up(engine_client: Any) -> None:
-    """Generate a token with log probabilities: vLLM compiles a function for the first ones, and the engine waits."""
+    """Generate a token with log probabilities; vLLM compiles a function for the first ones, and all requests wait.
+
+    Does nothing for a model that does not generate text, or with --max-logprobs 0.
+    """
+    config = engine_client.model_config
+    if config.runner_type != "generate" or config.max_logprobs == 0:
+        return
     kind = from_vllm("RequestOutputKind").FINAL_ONLY
     params = from_vllm("SamplingParams")(max_tokens=1, logprobs=1, detokenize=False, output_kind=kind)
     async for _ in engine_client.generate(from_vllm("tokens_input")([0]), params, "warm-up"):

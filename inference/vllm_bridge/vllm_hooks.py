@@ -42,7 +42,7 @@ PRIVATE_API = {
     "vllm.v1.structured_output:StructuredOutputManager.grammar_init(request)": "called: makes the engine's compiler",
     # request_cost.py: no option bounds the work of a request on the event loop and in the tokeniser's thread
     "vllm.renderers.params:TokenizeParams._text_len_check(tokenizer, text)": "wrapped: counts the text of a request",
-    "vllm.v1.sample.ops.logprobs:batched_count_greater_than(x, values)": "torch.compile compiles it at its first call",
+    "vllm.v1.sample.ops.logprobs:batched_count_greater_than(x, values)": "compiled at its first call; see warm_up",
     "vllm.v1.engine.output_processor:OutputProcessor.get_num_queued_tokens()": "computed by request: is_prefilling",
     f"{SAMPLING}.num_logprobs": "read: log probabilities of each token",
     # a request that the queue can never take is an error of the caller

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.job_commands import ExecutorOptions
-from cluster_jobs.slurm_queue import record_job
+from cluster_jobs.slurm_queue import record_job, recorded_jobs
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # datatrove shows progress bars even without a terminal
 
@@ -137,20 +137,23 @@ def _unblock_sigterm() -> None:
 
 
 class SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's Slurm executor without the job that merges statistics after each stage; it records the job."""
+    """datatrove's Slurm executor without the job that merges statistics after each stage; records its jobs."""
 
     def launch_job(self) -> None:
-        """Submit the stage after the stages that it depends on; raises ValueError if sbatch does not take it."""
+        """Submit the stage after the stages that it depends on; raises ValueError if sbatch refuses it."""
+        logs, refusal = Path(self.logging_dir.resolve_paths("")), None
         try:
             super().launch_job()
         except subprocess.CalledProcessError as error:
-            before = f", and end the jobs before it: scancel {self.depends_job_id}" if self.depends_job_id else ""
+            refusal = error
+        if self.job_id not in (None, -1):  # -1: an earlier run has finished all tasks
+            record_job(logs, self.job_id)  # also of the first array of tasks if sbatch refuses the second one
+        if refusal:
+            jobs = " ".join(recorded_jobs(logs.parent))
             raise ValueError(
-                f"sbatch did not take the job {self.job_name} (exit status {error.returncode}, its message is above); "
-                f"correct the options of Slurm{before}"
-            ) from None
-        if self.job_id != -1:  # else all of its tasks have been finished by an earlier run
-            record_job(Path(self.logging_dir.resolve_paths("")), self.job_id)
+                f"sbatch refused the job {self.job_name} (exit status {refusal.returncode}; its message is above); "
+                "correct the Slurm options" + (f", and cancel the submitted jobs: scancel {jobs}" if jobs else "")
+            )
 
     def launch_merge_stats(self) -> None:
         """Do nothing; the last stage reads the counts of all tasks."""

@@ -21,7 +21,7 @@ def recorded_jobs(logs: Path) -> list[str]:
 
 
 def check_no_jobs(logs: Path, target: str | Path) -> None:
-    """Raise ValueError if a recorded job is pending or running, or if Slurm does not answer; else remove the records.
+    """Raise ValueError if a recorded job is in the queue, or if squeue does not answer; else remove the records.
 
     target: the output of the jobs, for the message. Does nothing in a job of the run itself.
     """
@@ -29,18 +29,18 @@ def check_no_jobs(logs: Path, target: str | Path) -> None:
     if not jobs or os.environ.get("DATATROVE_EXECUTOR") == "SLURM":
         return
     try:
-        command = ["squeue", "--all", "--noheader", "--format=%F"]  # the id of the job, also for tasks of an array
+        command = ["squeue", "--all", "--noheader", "--format=%F"]  # %F: the id of the job, also for a task of an array
         queue = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
         reason = " ".join((getattr(error, "stderr", "") or str(error)).split())
         raise ValueError(
-            f"{target} may be being written by another run, as Slurm jobs {' '.join(jobs)}, and squeue does not answer "
-            f"({reason}); repeat the command where it does, or remove {logs} if those jobs have ended"
+            f"{target} may be in use by the Slurm jobs {' '.join(jobs)} of another run, and squeue does not answer "
+            f"({reason}); repeat the command where squeue works, or remove {logs} if the jobs have ended"
         ) from None
     if waiting := [job for job in jobs if job in queue]:
         raise ValueError(
-            f"{target} is being written by another run, as Slurm jobs {' '.join(waiting)}; wait for them, end them "
-            f"with scancel {' '.join(waiting)}, or write elsewhere"
+            f"{target} is in use by the Slurm jobs {' '.join(waiting)} of another run; wait for them, cancel them "
+            f"(scancel {' '.join(waiting)}), or write elsewhere"
         )
     for path in logs.glob(f"*/{JOB_ID}"):
         path.unlink()

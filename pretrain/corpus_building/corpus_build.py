@@ -150,8 +150,8 @@ def build_corpus(
         shutil.rmtree(logs, ignore_errors=True)  # else finished tasks of an earlier run are skipped
         step, tasks = partial(run_task, Path.cwd(), folder), max(1, min(len(shards), TASKS_PER_WORKER * num_workers))
         shards_job = executors.make(execution, [step], tasks, num_workers, logs / "shards", None, "corpus-shards")
-        executors.run(shards_job)  # from now on, Slurm's queue refuses another run
-    # without the lock, which the second job needs to join the shards
+        executors.run(shards_job)  # its recorded id makes another run refuse
+    # The lock is released: the second job takes it to join the shards.
     join = partial(run_join, Path.cwd(), (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes))
     executors.run(executors.make(execution, [join], 1, 1, logs / "join", shards_job, "corpus-join"))
 

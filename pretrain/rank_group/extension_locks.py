@@ -16,7 +16,7 @@ from pathlib import Path
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
-from rank_group.rank_errors import BuildError
+from rank_group.rank_errors import BuildError, clean_up_at_stop
 
 LONGEST_BUILD = 1800.0  # seconds; DeepSpeed's largest extensions take minutes
 INTERRUPTED = "interrupted by user"  # in ninja's message if it or a compiler got SIGTERM, SIGINT or SIGHUP
@@ -33,6 +33,9 @@ def release_all() -> None:
     """Remove the locks of this process, before it ends during a build."""
     for lock in held:
         lock.unlink(missing_ok=True)
+
+
+clean_up_at_stop.append(release_all)
 
 
 def process_start(pid: int) -> str:

@@ -44,7 +44,7 @@ bin=${VENV:-.venv}/bin
 [ ! -d "$bin" ] || PATH=$(cd "$bin" && pwd):$PATH
 export PATH
 command -v deepspeed > /dev/null || fail "deepspeed is not installed; run: bash tools/setup.sh"
-# DeepSpeed compiles operations in a folder of this run, since a stale lock in the default folder hangs it.
+# DeepSpeed compiles operations in a folder of this run, since a stale lock in the default folder may delay it by 30 minutes.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-${TMPDIR:-/tmp}/torch_extensions.$$}
 if [ "$gpus" = 0 ]; then
     export DS_ACCELERATOR=cpu # avoids a warning about the missing GPU

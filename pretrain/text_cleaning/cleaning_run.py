@@ -39,7 +39,7 @@ def make_cleaning_plan(options: argparse.Namespace, folder: Path) -> CleaningPla
 
 
 def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
-    """Empty the locked folder of intermediate files, or keep that of an interrupted run with the same plan.
+    """Empty the locked folder of intermediate files, unless an interrupted run with the same plan wrote it.
 
     shown: see WriteReport.
     """
@@ -63,10 +63,7 @@ def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
 
 
 def check_output_folder(target: Path, overwrite: bool) -> None:
-    """Raise ValueError if the output folder cannot be written.
-
-    It exists and may not be replaced or was not written by clean.py, or its place is not writable.
-    """
+    """Raise ValueError if the output folder may not be replaced, or cannot be written."""
     check_place(target, target)
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
@@ -84,8 +81,8 @@ def check_partial_folder(folder: Path) -> None:
 def run(options: argparse.Namespace) -> str:
     """Run the stages for a parsed command line; return a summary line. Raises ValueError or OSError.
 
-    This process locks the folder of intermediate files for all tasks; after it has submitted Slurm jobs, their ids in
-    Slurm's queue refuse another run.
+    This process locks the folder of intermediate files. Submitted Slurm jobs outlive the lock: their recorded ids make
+    another run refuse (slurm_queue.py).
     """
     executors.disable_datatrove_log()
     execution = executor_options(options)
@@ -121,8 +118,8 @@ def run_locked(plan: CleaningPlan, execution: ExecutorOptions, target: Path, opt
         with resumable("finished tasks are kept, and the same command resumes"):
             run_stages(plan, execution, target, options)
     except BaseException as error:
-        is_useless = isinstance(error, ValueError) or not any(folder.glob("logs/*/completions/*"))
-        if is_useless and not recorded_jobs(folder / "logs"):  # else Slurm jobs use the folder
+        can_resume = any(folder.glob("logs/*/completions/*")) and not isinstance(error, ValueError)
+        if not can_resume and not recorded_jobs(folder / "logs"):  # else Slurm jobs use the folder
             resume_journal.remove_folder(folder)
         raise
 

@@ -1,6 +1,7 @@
 """request_cost.py: the text, the log probabilities and the sequences of one request are bounded."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from vllm_bridge.request_cost import (
     RequestCost,
     count_log_probabilities,
     most_sequences,
+    warm_up,
 )
 
 
@@ -44,7 +46,7 @@ def test_log_probabilities_are_counted_by_answer_and_token(fields: dict[str, Any
 PROCESSOR = OutputProcessor(None, log_stats=False)
 
 
-def test_prompts_wait_for_each_other_in_order_and_never_for_ever() -> None:
+def test_prompts_wait_in_order_and_none_waits_for_ever() -> None:
     """Six prompts of three answers share four sequences: one runs at a time; a cancelled one gives its turn back."""
     running, most, ended = 0, 0, []
 
@@ -94,6 +96,25 @@ def test_prompt_waits_until_the_prompts_before_it_have_their_first_output() -> N
             yield has_waited
 
     assert asyncio.run(run_all()) == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "requests"),
+    [({}, 1), ({"max_logprobs": 0}, 0), ({"max_logprobs": -1}, 1), ({"runner_type": "pooling"}, 0)],
+)
+def test_warm_up_requests_only_what_the_engine_accepts(setting: dict[str, Any], requests: int) -> None:
+    """The engine is represented by vLLM's check of the number of log probabilities."""
+    given: dict[str, Any] = {"runner_type": "generate", "max_logprobs": 20, "get_vocab_size": lambda: 800} | setting
+    engine, made = SimpleNamespace(model_config=SimpleNamespace(**given)), []
+
+    async def generate(prompt: Any, params: Any, request_id: str) -> AsyncIterator[None]:
+        params._validate_logprobs(engine.model_config)
+        made.append(request_id)
+        yield
+
+    engine.generate = generate
+    asyncio.run(warm_up(engine))
+    assert len(made) == requests
 
 
 TEXT = "a " * (MAX_CHARACTERS // 2 + 1)

@@ -58,7 +58,7 @@ def test_cleaning_into_a_sealed_folder_is_refused(tmp_path: Path, run_script: Ru
     assert [path.name for path in (tmp_path / "sealed").iterdir()] == ["checkpoint.json"]
 
 
-PROGRAMS = {  # in place of Slurm's: jobs 11, 12, ... never start, and are in the queue that the file `queue` lists
+PROGRAMS = {  # stand-ins for Slurm's: jobs 11, 12, ... never start and stay in the file `queue`
     "sbatch": 'n=$(($(cat "$JOBS/n" 2>/dev/null || echo 10) + 1)); echo $n > "$JOBS/n"\n'
     '[ $n != "$REFUSED" ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }\n'
     'echo $n >> "$JOBS/queue"; echo "Submitted batch job $n"',
@@ -104,31 +104,33 @@ def test_run_is_refused_while_slurm_jobs_of_another_run_wait(
         for more in (ON_SLURM, ()):
             refused = run_script(*command, *more, cwd=folder, env=waiting_jobs, status=2)
             assert refused.stderr.endswith(
-                f"out is being written by another run, as Slurm jobs {' '.join(ids)}; wait for them, end them with "
-                f"scancel {' '.join(ids)}, or write elsewhere\n"
+                f"out is in use by the Slurm jobs {' '.join(ids)} of another run; wait for them, cancel them "
+                f"(scancel {' '.join(ids)}), or write elsewhere\n"
             )
             assert refused.stderr.count("\n") == 1
             assert contents(folder) == before
         elsewhere = run_script(*command, cwd=folder, status=2)  # a machine without Slurm
-        assert f"as Slurm jobs {' '.join(ids)}, and squeue does not answer" in elsewhere.stderr
-        assert f"{logs}" in elsewhere.stderr.partition("or remove ")[2] and elsewhere.stderr.count("\n") == 1
+        assert f"the Slurm jobs {' '.join(ids)} of another run, and squeue does not answer" in elsewhere.stderr
+        assert logs in elsewhere.stderr.partition("or remove ")[2] and elsewhere.stderr.count("\n") == 1
         (tmp_path / "queue").write_text("7\n")  # they have been cancelled
         run_script(*command, cwd=folder, env=waiting_jobs)
 
 
 @pytest.mark.integration
-def test_job_that_sbatch_does_not_take_is_one_line_and_keeps_the_folder_of_the_submitted_jobs(
+def test_job_that_sbatch_refuses_is_one_line_and_keeps_the_folder_of_the_submitted_jobs(
     tmp_path: Path, run_script: RunScript, waiting_jobs: dict[str, object], tiny_tokenizer: Path
 ) -> None:
     command = commands(tmp_path, tiny_tokenizer)["out.partial"]
-    for refused, before in ((11, ""), (13, ", and end the jobs before it: scancel 12")):
+    for refused, name, submitted in (
+        (11, "filter", ""),
+        (14, "write", ", and cancel the submitted jobs: scancel 12 13"),
+    ):
         done = run_script(*command, *ON_SLURM, cwd=tmp_path, env=waiting_jobs | {"REFUSED": refused}, status=2)
-        name = "exact" if before else "filter"
         assert done.stderr == (
-            f"sbatch: error: invalid partition\nerror: sbatch did not take the job clean-{name} (exit status 1, its "
-            f"message is above); correct the options of Slurm{before}\n"
+            f"sbatch: error: invalid partition\nerror: sbatch refused the job clean-{name} (exit status 1; its "
+            f"message is above); correct the Slurm options{submitted}\n"
         )
-        assert (tmp_path / "out.partial").exists() == bool(before)
+        assert (tmp_path / "out.partial").exists() == bool(submitted)
 
 
 @pytest.mark.slow
@@ -151,7 +153,7 @@ def test_run_is_refused_while_real_slurm_jobs_of_another_run_wait(
             jobs = submit(command, slurm)
             for more in (ON_SLURM, ()):
                 refused = run_script(*command, *more, cwd=tmp_path, env=slurm.env, status=2)
-                assert f"by another run, as Slurm jobs {' '.join(jobs)}; wait for them" in refused.stderr
+                assert f"by the Slurm jobs {' '.join(jobs)} of another run; wait for them" in refused.stderr
             slurm.command("scontrol", "release", *jobs)
             slurm.wait_for(jobs[-1], "COMPLETED")
     assert (tmp_path / "out/00000.jsonl").is_file() and (tmp_path / "out.json").is_file()

@@ -73,6 +73,20 @@ def test_processes_that_write_one_entry_at_once_leave_only_that_entry(tmp_path: 
     assert (tmp_path / "entry/inner/text").read_text() == "whole"
 
 
+def test_entry_of_a_faster_process_is_kept(tmp_path: Path) -> None:
+    """The faster process may be reading its entry."""
+    entry = tmp_path / "entry"
+
+    def write_slowly(path: Path) -> None:
+        write_folder(path)
+        ensure_cache_entry(entry, write_folder)
+        (path / "inner/text").write_text("slower")
+
+    ensure_cache_entry(entry, write_slowly)
+    assert (entry / "inner/text").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+
+
 def test_folder_of_a_killed_process_is_removed_and_that_of_a_live_one_is_kept(tmp_path: Path) -> None:
     kill_a_writer(tmp_path / "killed")
     [left_over] = tmp_path.iterdir()

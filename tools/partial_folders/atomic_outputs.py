@@ -1,5 +1,7 @@
 """Write a new folder or file in `<target>.partial`, then rename it. One process at a time writes a target."""
 
+from command_line.command_errors import DISK_ERRORS
+
 import errno
 import os
 import re
@@ -12,7 +14,6 @@ from partial_folders.disk_space import check_space
 from partial_folders.output_paths import file_path, folder_path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DISK_FAILURE = (errno.EIO, errno.EROFS)
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def partial_folder(target: str | Path, path: Path, needed: int, run: str) -> Ite
         if number in DISK_FULL or (name and is_output):
             reason = os.strerror(number or 0)
             raise ValueError(f"{target} cannot be written ({reason}: {place}); make room or write elsewhere") from None
-        if number in DISK_FAILURE and not isinstance(error, OSError):  # of an unknown file, perhaps an input
+        if number in DISK_ERRORS and not isinstance(error, OSError):  # the file is unknown, perhaps an input
             raise OSError(number, os.strerror(number)) from None
         raise
 

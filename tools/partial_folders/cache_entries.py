@@ -36,10 +36,10 @@ def ensure_cache_entry(
             write(partial)
             for path in (*partial.rglob("*"), partial):
                 fsync_path(path)
-            if entry.is_dir():
+            if entry.is_dir() and not is_valid(entry):  # another process may be reading a valid one
                 shutil.rmtree(entry, ignore_errors=True)
             partial.replace(entry)
-        except OSError:  # a folder cannot replace the folder of a process that was faster
+        except OSError:  # a folder cannot replace the one that a faster process wrote
             if not is_valid(entry):
                 raise
 
@@ -51,7 +51,7 @@ def _new_locked_folder(entry: Path) -> Iterator[Path]:
         while True:
             folder = entry.with_name(f"{entry.name}.cache-{secrets.token_hex(4)}.partial")
             stack.callback(resume_journal.remove_folder, folder)
-            with suppress(ValueError):  # before it was locked, another process began to remove it
+            with suppress(ValueError):  # another process locked it first, to remove it
                 stack.enter_context(resume_journal.locked_folder(folder, ""))
                 break
         yield folder
