@@ -7,7 +7,7 @@ million characters), and creates the log probabilities of a response on the even
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,46 +106,46 @@ def bound_texts() -> None:
     tokenize_params._text_len_check = count_and_check
 
 
+def is_beam_step(params: Any) -> bool:
+    """Return whether SamplingParams are those of a step of vLLM's beam search: one token, which is not detokenised.
+
+    Callers of /inference/v1/generate may send `detokenize` too.
+    """
+    return not params.detokenize and (params.n, params.max_tokens, params.prompt_logprobs) == (1, 1, None)
+
+
 def count_log_probabilities(prompt: Any, params: Any, vocabulary: int) -> int:
     """Return the most log probabilities in the response to an engine request.
 
     prompt: vLLM's EngineInput; params: its SamplingParams; vocabulary: number of tokens, which -1 stands for. The steps
-    of a beam search count 0, since its response has no log probabilities; only these are not detokenised.
+    of a beam search count 0, since its response has no log probabilities.
     """
-    if not getattr(params, "detokenize", False):
+    if is_beam_step(params):
         return 0
     tokens = prompt.get("prompt_token_ids") or () if isinstance(prompt, Mapping) else ()
     wanted = [(params.num_logprobs, params.n * (params.max_tokens or 0)), (params.prompt_logprobs, len(tokens))]
     return sum((vocabulary if each == -1 else each + 1) * count for each, count in wanted if each is not None)
 
 
-def bound_log_probabilities(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM count the log probabilities of each request before it starts."""
-    add_request, vocabulary = engine_client.add_request, engine_client.model_config.get_vocab_size()
+def bound_generation(engine_client: Any) -> None:
+    """Make vLLM's AsyncLLM count the log probabilities and bad words of each prompt, and share its sequences.
 
-    async def count_and_add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        if cost := current_cost.get():
-            cost.add_log_probabilities(count_log_probabilities(prompt, params, vocabulary))
-        return await add_request(request_id, prompt, params, *args, **kwargs)
-
-    engine_client.add_request = count_and_add
-
-
-def share_sequences(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM start no more sequences of a request than its share; its other prompts wait.
-
-    A prompt with more answers than the share is an error.
+    It starts no more sequences of a request than its share; the other prompts wait. A prompt with more answers than the
+    share is an error.
     """
-    generate = engine_client.generate
+    generate, vocabulary = engine_client.generate, engine_client.model_config.get_vocab_size()
     overflow = from_vllm("QueueOverflowError"), from_vllm("MaxQueuedTokensError")
 
-    async def share_and_generate(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    async def bound_and_generate(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         cost = current_cost.get() or RequestCost(sampling_params.n)
         if sampling_params.n > cost.most_sequences:
             raise from_vllm("VLLMValidationError")(
                 f"n is {sampling_params.n}, a request may have {cost.most_sequences} answers at once (half of "
                 "--max-num-seqs); lower it"
             )
+        for word in sampling_params.bad_words or ():  # tokenised on the event loop
+            cost.add_text(word)
+        cost.add_log_probabilities(count_log_probabilities(prompt, sampling_params, vocabulary))
         async with cost.sequences(sampling_params.n) as has_waited:
             while True:
                 async with aclosing(generate(prompt, sampling_params, *args, **kwargs)) as outputs:
@@ -158,12 +158,18 @@ def share_sequences(engine_client: Any) -> None:
                             raise
                 await asyncio.sleep(OVERFLOW_PAUSE)
 
-    engine_client.generate = share_and_generate
+    engine_client.generate = bound_and_generate
 
 
 async def warm_up(engine_client: Any) -> None:
-    """Generate a token with log probabilities: vLLM compiles a function for the first ones, and the engine waits."""
+    """Generate a token with its log probability: vLLM compiles a function for the first one, and the engine waits.
+
+    Does nothing for models that do not generate, and if the limits of the queue are 0.
+    """
+    if "generate" not in await engine_client.get_supported_tasks():
+        return
     kind = from_vllm("RequestOutputKind").FINAL_ONLY
-    params = from_vllm("SamplingParams")(max_tokens=1, logprobs=1, detokenize=False, output_kind=kind)
-    async for _ in engine_client.generate(from_vllm("tokens_input")([0]), params, "warm-up"):
-        pass
+    params = from_vllm("SamplingParams")(max_tokens=1, logprobs=0, detokenize=False, output_kind=kind)
+    with suppress(from_vllm("QueueOverflowError"), from_vllm("MaxQueuedTokensError")):
+        async for _ in engine_client.generate(from_vllm("tokens_input")([0]), params, "warm-up"):
+            pass
