@@ -104,7 +104,7 @@ def test_prompt_that_waits_for_a_full_queue_is_counted_once(monkeypatch: pytest.
 
     async def read_two() -> list[list[str]]:
         with counted_cost(1):
-            return await asyncio.gather(read("a"), read("b"))
+            return [*await asyncio.gather(read("a"), read("b"))]
 
     assert (asyncio.run(read_two()), engine.calls) == ([["a"], ["b"]], 40)
 
