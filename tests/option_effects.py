@@ -352,7 +352,7 @@ def check_every_option(parse: Callable[[list[str]], Any], cases: Iterable[str], 
     for name in refused:
         with pytest.raises(ValueError, match=rf"--{name}( has no effect here, as .*; |.*invalid)"):
             parse([f"--{name}", REFUSED_VALUES.get(name, "True")])
-    held_out = ("eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "greater_is_better")
+    held_out = ("eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end", "greater_is_better")
     for name in held_out:
         with pytest.raises(ValueError, match=rf"--{name} has no effect without held-out data; give --"):
             parse([f"--{name}", "1"])

@@ -7,6 +7,7 @@ from conftest import RunScript
 from corpus_files.corpus import Corpus
 from instruction_data.named_templates import load_template
 from instruction_tuning.tuning_arguments import parse
+from pretraining import pretraining_arguments
 
 # README.md of July 2023 and of 2025, inference/README_EN.md; the folders are missing here, and only they are refused.
 COMMANDS = [
@@ -65,6 +66,33 @@ def test_options_of_published_command_are_accepted(
     done = run_script(Path(folder, script).as_posix(), *arguments, status=2, cwd=repository / folder, env=environment)
     assert refused in done.stderr.splitlines()[-1]
     assert not (repository / folder / "zhixi").exists()
+
+
+# pretrain/README.md of 2023, without --deepspeed and --fp16, which need a launcher and a GPU
+PRETRAINING = (
+    "--model_name_or_path m --model_max_length 1024 --data_path d --output_dir o --num_train_epochs 1 "
+    "--per_device_train_batch_size 16 --per_device_eval_batch_size 1 --evaluation_strategy no --save_strategy steps "
+    "--save_steps 100 --save_total_limit 1 --learning_rate 1.5e-5 --warmup_steps 300 --logging_steps 1 "
+    "--report_to tensorboard --gradient_checkpointing True --log_on_each_node False --lr_scheduler_type cosine "
+    "--adam_beta1 0.9 --adam_beta2 0.95 --weight_decay 0.1"
+)
+
+
+def test_options_of_published_pretraining_are_accepted() -> None:
+    for more in ("", "--global_batch_distributed [64,64] --gradient_accumulation_steps 3"):
+        args, notices = pretraining_arguments.parse(f"{PRETRAINING} {more}".split(), "")
+        assert (args.block_size, args.eval_strategy) == (1024, "no")
+        assert notices[-1] == "--per_device_eval_batch_size has no effect without held-out data"
+
+
+def test_published_name_of_a_run_is_used_or_dropped_with_a_notice() -> None:
+    """The published script took the options of Weights & Biases, empty ones too, without reporting to it."""
+    needed = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
+    for name in ("knowlm", ""):
+        _, notices = parse([*needed, "--wandb_project", "p", "--wandb_run_name", name], "")
+        assert [notice.split()[0] for notice in notices] == ["--wandb_project", "--wandb_run_name"]
+    with pytest.raises(ValueError, match="--run_name has no effect without --report_to wandb"):
+        parse([*needed, "--wandb_run_name", "knowlm", "--report_to", "none"], "")
 
 
 def test_tuning_without_output_folder_writes_to_the_published_one(tmp_path: Path) -> None:

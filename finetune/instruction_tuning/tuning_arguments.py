@@ -4,7 +4,7 @@ from command_line.option_values import parse_value
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rank_group.ranks import join_ranks, launched_ranks
@@ -26,6 +26,12 @@ PUBLISHED = trainer_options.DeprecatedOptions(
     },
     renamed={"wandb_run_name": "run_name"},
     flags={"adafactor": ("optim", "adafactor")},
+)
+# The published script named the run for Weights & Biases, too, when it did not report to it.
+PUBLISHED_WITHOUT_TRACKER = replace(
+    PUBLISHED,
+    renamed={},
+    without_effect={**PUBLISHED.without_effect, "wandb_run_name": "give --run_name and --report_to wandb"},
 )
 DEFAULT_OUTPUT = "checkpoint"
 LARGEST_MICRO_BATCH = 10_000  # that an error message proposes
@@ -127,8 +133,10 @@ def parse(argv: list[str], description: str) -> tuple[TuningArguments, list[str]
 
     Without --output_dir, it is `checkpoint`, as in the published script.
     """
-    if any(word.partition("=")[0] in ("--output_dir", "--output-dir") for word in argv):
-        return trainer_options.parse(TuningArguments, argv, description, "finetune.py", PUBLISHED)
+    given = {word.partition("=")[0].replace("-", "_") for word in argv}
+    published = PUBLISHED if "__report_to" in given else PUBLISHED_WITHOUT_TRACKER
+    if "__output_dir" in given:
+        return trainer_options.parse(TuningArguments, argv, description, "finetune.py", published)
     argv = [*argv, "--output_dir", DEFAULT_OUTPUT]
-    args, notices = trainer_options.parse(TuningArguments, argv, description, "finetune.py", PUBLISHED)
+    args, notices = trainer_options.parse(TuningArguments, argv, description, "finetune.py", published)
     return args, [*notices, f"--output_dir is not given; the result is written to {DEFAULT_OUTPUT}"]

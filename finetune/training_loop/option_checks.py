@@ -58,8 +58,9 @@ TRACKERS = {
     "run_name": ("wandb", "comet_ml", "dagshub", "mlflow", "swanlab", "trackio"),
     **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), ("trackio",)),
 }
-# Options of evaluation, besides those whose names begin with `eval_`.
-EVALUATION = ("per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model", "greater_is_better")
+# Options of evaluation, besides those whose names begin with `eval_`, and per_device_eval_batch_size, which the
+# published commands of pretraining give without held-out data.
+EVALUATION = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 
 # Lowest values of options, Trainer's and those of both trainers; defaults below them have a meaning of their own.
 LOWEST = {
@@ -81,7 +82,7 @@ def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """
     reported = {given["report_to"]} if isinstance(given["report_to"], str) else {*(given["report_to"] or ())}
     for name, value in given.items():
-        if value is None or value == defaults[name]:
+        if value in (None, "", defaults[name]):
             continue
         if name in REFUSED:
             raise ValueError(f"--{name} has no effect here, as {REFUSED[name]}; remove it")

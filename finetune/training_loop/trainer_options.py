@@ -90,9 +90,13 @@ def parse(
     translated, notices = translate(argv, deprecated)
     parser = _parser(options, description, prog)
     given = vars(parser.parse_args(translated))
-    check_values(vars(parser.parse_args([])), given)
+    defaults = vars(parser.parse_args([]))
+    check_values(defaults, given)
     args = options(**given)
     check_requirements(args)
+    name = "per_device_eval_batch_size"
+    if given[name] != defaults[name] and vars(args)["eval_strategy"] == "no":
+        notices.append(f"--{name} has no effect without held-out data")
     return args, notices
 
 

@@ -16,11 +16,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm_bridge.request_cost import (
-    bound_log_probabilities,
+    bound_generation,
     bound_texts,
     counted_cost,
     most_sequences,
-    share_engine,
     warm_up,
 )
 from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, check_sequences, tokens_used
@@ -96,9 +95,8 @@ class GuardMiddleware:
             install_log_filters()
         check_constraints(state.engine_client)
         check_sequences(state.engine_client)
-        bound_log_probabilities(state.engine_client)
+        bound_generation(state.engine_client)
         bound_texts()
-        share_engine(state.engine_client)
         await warm_up(state.engine_client)
         self.most_sequences = most_sequences(state.engine_client.vllm_config.scheduler_config.max_num_seqs)
         if state.args.limit_tokens:

@@ -112,10 +112,12 @@ def strict_type(kind: Any, minimum: int) -> Any:
     """
     if kind in (int, float):
         return partial(strict_number, kind, minimum)
+    if getattr(kind, "__name__", "").startswith("human_readable_int"):
+        return partial(readable_number, kind, -1 if "auto" in kind.__name__ else minimum)  # -1: the most that fits
     inner = [cell.cell_contents for cell in getattr(kind, "__closure__", None) or ()]
-    if inner in ([int], [float]):  # vLLM's optional_type(int) or (float)
-        return partial(optional_number, inner[0], minimum)
-    return partial(ascii_number, kind) if getattr(kind, "__name__", "").startswith("human_readable_int") else kind
+    if len(inner) == 1 and (strict := strict_type(inner[0], minimum)) is not inner[0]:  # of vLLM's optional_type
+        return partial(optional_number, strict)
+    return kind
 
 
 def strict_number(kind: type[int] | type[float], minimum: int, text: str) -> int | float:
@@ -128,15 +130,15 @@ def strict_number(kind: type[int] | type[float], minimum: int, text: str) -> int
     return kind(text)
 
 
-def optional_number(kind: type[int] | type[float], minimum: int, text: str) -> int | float | None:
-    """Return None for an empty text or `None`, else the number; raises as `strict_number`."""
-    return None if text in ("", "None") else strict_number(kind, minimum, text)
+def optional_number(kind: Callable[[str], Any], text: str) -> Any:
+    """Return None for an empty text and `None`, else a number as `kind` does."""
+    return None if text in ("", "None") else kind(text)
 
 
-def ascii_number(kind: Callable[[str], int], text: str) -> int:
-    """Return a number that may have a suffix (4k); raises argparse.ArgumentTypeError for digits of other scripts."""
-    if not text.isascii() or set(text) & set("_ "):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number such as 4096 or 4k")
+def readable_number(kind: Callable[[str], int], minimum: int, text: str) -> int:
+    """Return a number that may have a suffix (4k); raises argparse.ArgumentTypeError as `strict_number`."""
+    if not text.isascii() or set(text) & set("_ ") or kind(text) < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {minimum} or more, such as 4096 or 4k")
     return kind(text)
 
 

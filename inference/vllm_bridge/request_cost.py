@@ -8,7 +8,7 @@ minutes.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -140,49 +140,50 @@ def prompt_length(prompt: Any) -> int:
     return len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, Mapping) else 0
 
 
+def is_beam_step(params: Any) -> bool:
+    """Return whether SamplingParams are those of a step of vLLM's beam search: one token, which is not detokenised.
+
+    Callers of /inference/v1/generate may send `detokenize` too.
+    """
+    return not params.detokenize and (params.n, params.max_tokens, params.prompt_logprobs) == (1, 1, None)
+
+
 def count_log_probabilities(prompt: Any, params: Any, vocabulary: int) -> int:
     """Return the most log probabilities in the response to an engine request.
 
     prompt: vLLM's EngineInput; params: its SamplingParams; vocabulary: its size, for which -1 stands. A step of a beam
-    search, the only request without detokenisation, counts 0: the response has no log probabilities.
+    search counts 0, since its response has no log probabilities.
     """
-    if not getattr(params, "detokenize", False):
+    if is_beam_step(params):
         return 0
     tokens = params.n * (params.max_tokens or 0)
     wanted = [(params.num_logprobs, tokens), (params.prompt_logprobs, prompt_length(prompt))]
     return sum((vocabulary if each == -1 else each + 1) * count for each, count in wanted if each is not None)
 
 
-def bound_log_probabilities(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM count the log probabilities of each request before it starts."""
-    add_request, vocabulary = engine_client.add_request, engine_client.model_config.get_vocab_size()
+def bound_generation(engine_client: Any) -> None:
+    """Make vLLM's AsyncLLM count the log probabilities and bad words of each prompt, and share its sequences.
 
-    async def count_and_add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        if cost := current_cost.get():
-            cost.add_log_probabilities(count_log_probabilities(prompt, params, vocabulary))
-        return await add_request(request_id, prompt, params, *args, **kwargs)
-
-    engine_client.add_request = count_and_add
-
-
-def share_engine(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM run no more sequences and prompt tokens of a request at a time than its share.
-
-    Its other prompts wait. A prompt with more answers than the share is an error (status 400).
+    It runs no more sequences and prompt tokens of a request at a time than its share; the other prompts wait. A prompt
+    with more answers than the share is an error (status 400).
     """
-    generate, processor = engine_client.generate, engine_client.output_processor
+    generate, vocabulary = engine_client.generate, engine_client.model_config.get_vocab_size()
+    processor = engine_client.output_processor
     most_tokens = PREFILL_SHARE * engine_client.vllm_config.scheduler_config.max_num_batched_tokens
     overflow = from_vllm("QueueOverflowError"), from_vllm("MaxQueuedTokensError")
 
-    async def share_and_generate(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
+    async def bound_and_generate(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
         cost = current_cost.get() or RequestCost(sampling_params.n)
         if sampling_params.n > cost.most_sequences:
             raise from_vllm("VLLMValidationError")(
                 f"n is {sampling_params.n}, a request may have {cost.most_sequences} answers at once (half of "
                 f"--max-num-seqs, at least {LEAST_SEQUENCES}); lower it"
             )
+        for word in sampling_params.bad_words or ():  # tokenised on the event loop
+            cost.add_text(word)
+        cost.add_log_probabilities(count_log_probabilities(prompt, sampling_params, vocabulary))
         # the beams of a search have their prefixes in the cache, except for some tokens
-        tokens = prompt_length(prompt) if sampling_params.detokenize else 1
+        tokens = 1 if is_beam_step(sampling_params) else prompt_length(prompt)
         waiting = Prompt(request_id, tokens, sampling_params.n)
         async with cost.turn_of(waiting, processor, most_tokens) as has_waited:
             while True:
@@ -196,18 +197,18 @@ def share_engine(engine_client: Any) -> None:
                             raise
                 await asyncio.sleep(OVERFLOW_PAUSE)
 
-    engine_client.generate = share_and_generate
+    engine_client.generate = bound_and_generate
 
 
 async def warm_up(engine_client: Any) -> None:
-    """Generate a token with log probabilities; vLLM compiles a function for the first ones, and all requests wait.
+    """Generate a token with its log probability: vLLM compiles a function for the first one, and the engine waits.
 
-    Does nothing for a model that does not generate text, or with --max-logprobs 0.
+    Does nothing for models that do not generate, and if the limits of the queue are 0.
     """
-    config = engine_client.model_config
-    if config.runner_type != "generate" or config.max_logprobs == 0:
+    if "generate" not in await engine_client.get_supported_tasks():
         return
     kind = from_vllm("RequestOutputKind").FINAL_ONLY
-    params = from_vllm("SamplingParams")(max_tokens=1, logprobs=1, detokenize=False, output_kind=kind)
-    async for _ in engine_client.generate(from_vllm("tokens_input")([0]), params, "warm-up"):
-        pass
+    params = from_vllm("SamplingParams")(max_tokens=1, logprobs=0, detokenize=False, output_kind=kind)
+    with suppress(from_vllm("QueueOverflowError"), from_vllm("MaxQueuedTokensError")):
+        async for _ in engine_client.generate(from_vllm("tokens_input")([0]), params, "warm-up"):
+            pass

@@ -227,7 +227,8 @@ except ValueError as error:
 for line in lines:
     try:
         settings = vars(parse_server_args(line))
-        print(json.dumps({name: settings[name] for name in ("host", "port", "dtype", "chat_template", "max_num_seqs")}))
+        names = "host", "port", "dtype", "chat_template", "max_num_seqs", "max_num_queued_tokens"
+        print(json.dumps({name: settings[name] for name in names}))
     except ValueError as error:
         print(json.dumps(str(error)))
 """
@@ -248,7 +249,8 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     wrong_numbers = [
         ["--block-size=٣"], ["--max-num-seqs=1_0"], ["--offload-group-size= 1"], ["--mm-processor-cache-gb=-0.5"],
         ["--max-model-len=1_0"], ["--max-cpu-loras=-1"], ["--max-body-mib= 1"],
-        [f"--shutdown-timeout={10**30}"], ["--watermark=nan"],
+        [f"--shutdown-timeout={10**30}"], ["--watermark=nan"], ["--max-num-queued-tokens=٣"],
+        ["--max-num-queued-tokens=-5"], ["--max-num-batched-tokens=-1"], ["--max-model-len=-2"],
     ]  # fmt: skip
     lines = [
         [*options, "--template_path", str(own), "--max_num_seqs", "5", "--max-logprobs=-1", "--max-cpu-loras=None"],
@@ -262,6 +264,7 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
         [*options, "--tensor-parallel-size", "4096"],
         [*options, "--data-parallel-size", "4096"],
         *([*options, *words] for words in wrong_numbers),
+        [*options, "--max-model-len=-1", "--max-num-queued-tokens=4k", "--kv-cache-memory-bytes="],
         [*options, "--template_path", str(template)],
     ]
     done = subprocess.run(
@@ -272,7 +275,7 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     # A user's error is the only line of the command; vLLM's import would log a line about Triton before it.
     assert all(line.startswith("notice: ") for line in done.stderr.splitlines()), done.stderr
     printed = [json.loads(line) for line in done.stdout.splitlines() if line[0] in '{"']
-    unrendered, ours, vllms, from_file, without_mark, *errors = printed
+    unrendered, ours, vllms, from_file, without_mark, *errors, readable = printed
     assert (ours["host"], ours["chat_template"], ours["max_num_seqs"]) == ("127.0.0.1", own.read_text(), 5)
     assert (vllms["host"], vllms["dtype"]) == ("0.0.0.0", "half")
     assert from_file["max_num_seqs"] == 3
@@ -283,8 +286,9 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     assert misspelt.startswith("unknown option --prot; did you mean --port?")
     assert port == "--port: 'x' is not a whole number of 0 or more; see --help"
     assert numbers[0] == "--block-size: '٣' is not a whole number of 0 or more; see --help"
-    assert numbers[4] == "--max-model-len: '1_0' is not a whole number such as 4096 or 4k; see --help"
+    assert numbers[4] == "--max-model-len: '1_0' is not a whole number of -1 or more, such as 4096 or 4k; see --help"
     assert [line.split(":")[0] for line in numbers] == [words[0].split("=")[0] for words in wrong_numbers]
+    assert readable["max_num_queued_tokens"] == 4000
     assert model.startswith("--model is missing; ")
     assert len(parallel) == 2 and all(line.startswith("4096 processes (data x tensor x pipel") for line in parallel)
     assert unrendered.startswith(f"{template}: the chat template cannot render these messages: ")

@@ -1,23 +1,27 @@
 """request_cost.py: the text, the log probabilities and the sequences of one request are bounded."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.v1.engine.output_processor import OutputProcessor
+from vllm_bridge import request_cost
 from vllm_bridge.request_cost import (
     LEAST_SEQUENCES,
     MAX_CHARACTERS,
     MAX_LOG_PROBABILITIES,
     Prompt,
     RequestCost,
+    bound_generation,
     count_log_probabilities,
+    counted_cost,
     most_sequences,
     warm_up,
 )
+from vllm_bridge.vllm_imports import from_vllm
 
 
 def test_share_of_a_request_is_half_of_the_engine_but_not_too_small() -> None:
@@ -34,6 +38,8 @@ def test_share_of_a_request_is_half_of_the_engine_but_not_too_small() -> None:
         ({"prompt_logprobs": 9, "max_tokens": 1}, 30),
         ({"logprob_token_ids": [1, 2], "max_tokens": 10}, 30),
         ({"logprobs": 200, "max_tokens": 1, "detokenize": False}, 0),  # a step of a beam search
+        ({"logprobs": 4, "max_tokens": 10, "detokenize": False}, 50),  # a caller of /inference/v1/generate may send it
+        ({"prompt_logprobs": 9, "max_tokens": 1, "detokenize": False}, 30),
     ],
 )
 def test_log_probabilities_are_counted_by_answer_and_token(fields: dict[str, Any], expected: int) -> None:
@@ -98,23 +104,63 @@ def test_prompt_waits_until_the_prompts_before_it_have_their_first_output() -> N
     assert asyncio.run(run_all()) == [False, False, True]
 
 
-@pytest.mark.parametrize(
-    ("setting", "requests"),
-    [({}, 1), ({"max_logprobs": 0}, 0), ({"max_logprobs": -1}, 1), ({"runner_type": "pooling"}, 0)],
-)
-def test_warm_up_requests_only_what_the_engine_accepts(setting: dict[str, Any], requests: int) -> None:
-    """The engine is represented by vLLM's check of the number of log probabilities."""
-    given: dict[str, Any] = {"runner_type": "generate", "max_logprobs": 20, "get_vocab_size": lambda: 800} | setting
-    engine, made = SimpleNamespace(model_config=SimpleNamespace(**given)), []
+class Engine:
+    """An engine whose queue is full at some calls; it has what `bound_generation` and `warm_up` use of AsyncLLM."""
 
-    async def generate(prompt: Any, params: Any, request_id: str) -> AsyncIterator[None]:
-        params._validate_logprobs(engine.model_config)
-        made.append(request_id)
-        yield
+    def __init__(self, full: Sequence[int] = (), tasks: Sequence[str] = ("generate",)) -> None:
+        self.calls, self.full, self.tasks = 0, full, tasks
+        self.model_config = SimpleNamespace(get_vocab_size=lambda: 800)
+        self.output_processor = OutputProcessor(None, log_stats=False)
+        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_batched_tokens=1000))
 
-    engine.generate = generate
+    async def get_supported_tasks(self) -> Sequence[str]:
+        return self.tasks
+
+    async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[str]:
+        self.calls += 1
+        if self.calls in self.full:
+            raise from_vllm("QueueOverflowError")
+        await asyncio.sleep(0.001)
+        yield request_id
+
+
+def test_prompt_that_waits_for_a_full_queue_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.sampling_params import SamplingParams
+
+    monkeypatch.setattr(request_cost, "OVERFLOW_PAUSE", 0.001)
+    engine = Engine(full=range(2, 40))
+    bound_generation(engine)
+    params = SamplingParams(max_tokens=100, logprobs=99)  # 10,000 log probabilities
+
+    async def read(name: str) -> list[str]:
+        return [output async for output in engine.generate({}, params, name)]
+
+    async def read_two() -> list[list[str]]:
+        with counted_cost(1):
+            return [*await asyncio.gather(read("a"), read("b"))]
+
+    assert (asyncio.run(read_two()), engine.calls) == ([["a"], ["b"]], 40)
+
+
+def test_bad_words_count_as_text() -> None:
+    from vllm.sampling_params import SamplingParams
+
+    engine = Engine()
+    bound_generation(engine)
+
+    async def read() -> None:
+        with counted_cost(1):
+            await anext(engine.generate({}, SamplingParams(bad_words=["ab" * MAX_CHARACTERS]), "a"))
+
+    with pytest.raises(from_vllm("VLLMValidationError"), match=f"more than {MAX_CHARACTERS} characters"):
+        asyncio.run(read())
+
+
+@pytest.mark.parametrize(("full", "tasks", "calls"), [((1,), ["generate"], 1), ((), ["embed"], 0)])
+def test_server_starts_where_no_token_can_be_generated(full: Sequence[int], tasks: list[str], calls: int) -> None:
+    engine = Engine(full, tasks)
     asyncio.run(warm_up(engine))
-    assert len(made) == requests
+    assert engine.calls == calls
 
 
 TEXT = "a " * (MAX_CHARACTERS // 2 + 1)

@@ -375,7 +375,7 @@ def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
     held_out = []
     for name, more, names, shares in (
         ("names", ["--source_weights", "zh=0.75,en=0.25", "--eval_fraction", 0.2], ["en", "zh"], [6, 18]),
-        ("types", ["--global_batch_distributed", "[1,2]"], ["0", "1"], [8, 16]),
+        ("types", ["--global_batch_distributed", "[1,2]", "--per_device_eval_batch_size", 1], ["0", "1"], [8, 16]),
     ):
         train_here(*options(tiny_checkpoint, two_sources, tmp_path / name, "--save_strategy", "no", *more))
         last = [entry for entry in read_log(tmp_path / name) if "loss" in entry][-1]
