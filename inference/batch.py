@@ -10,9 +10,11 @@ parameter of /generate is also an option, the default for all rows: a number, tr
 (--stop '["\\n\\n"]'). Options of launch_vllm.py follow after --.
 
 A row that fails does not stop the run. The same command resumes an interrupted or killed run. Exit status: 0; 1 if rows
-failed, which out.failed.jsonl lists; 2 if an option is wrong or the run did not finish; 130 after Ctrl-C or SIGTERM.
+failed, which out.failed.jsonl lists; 2 if an option is wrong or the run did not finish; 130 after Ctrl-C; 143 after
+SIGTERM.
 """
 
+from command_line import interrupts
 from command_line.command_errors import run_command, unknown_option
 from command_line.fire_commands import call
 
@@ -137,6 +139,13 @@ def main(
         sys.exit(1)
 
 
+def interrupt_on_sigterm(number: int, *_: object) -> None:
+    """Signal handler: do the same as on Ctrl-C, which asyncio handles, once; the exit status is that of SIGTERM."""
+    signal.signal(number, signal.SIG_IGN)
+    interrupts.exit_status = interrupts.TERMINATED
+    signal.raise_signal(signal.SIGINT)
+
+
 if __name__ == "__main__":
     arguments, engine_options = sys.argv[1:], []
     if "--" in arguments:
@@ -144,7 +153,7 @@ if __name__ == "__main__":
         arguments, engine_options = arguments[:separator], arguments[separator + 1 :]
     if "--help" not in arguments and not any(argument.startswith("--url") for argument in arguments):
         supervise()  # all processes of the server end with this one
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the same as Ctrl-C
+    signal.signal(signal.SIGTERM, interrupt_on_sigterm)
     notify_supervisor(SERVING)
     if engine_options:
         arguments.append(f"--engine={shlex.join(engine_options)}")
