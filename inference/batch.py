@@ -139,8 +139,9 @@ def main(
         sys.exit(1)
 
 
-def interrupt_on_sigterm(*_: object) -> None:
-    """Signal handler: do the same as on Ctrl-C, with exit status 143; asyncio.run cancels its tasks only on SIGINT."""
+def interrupt_on_sigterm(number: int, *_: object) -> None:
+    """Signal handler: do the same as on Ctrl-C, which asyncio handles, once; the exit status is that of SIGTERM."""
+    signal.signal(number, signal.SIG_IGN)
     interrupts.exit_status = interrupts.TERMINATED
     signal.raise_signal(signal.SIGINT)
 

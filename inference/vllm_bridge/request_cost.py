@@ -177,7 +177,7 @@ def bound_generation(engine_client: Any) -> None:
         if sampling_params.n > cost.most_sequences:
             raise from_vllm("VLLMValidationError")(
                 f"n is {sampling_params.n}, a request may have {cost.most_sequences} answers at once (half of "
-                f"--max-num-seqs, at least {LEAST_SEQUENCES}); lower it"
+                f"--max-num-seqs, but at least {LEAST_SEQUENCES}); lower it"
             )
         for word in sampling_params.bad_words or ():  # tokenised on the event loop
             cost.add_text(word)

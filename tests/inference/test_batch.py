@@ -1,6 +1,8 @@
 """batch.py, batch_rows.py, batch_file.py: rows, the output file, wrong options."""
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 import tracemalloc
@@ -264,3 +266,19 @@ def test_wrong_options_give_one_error_line(run_script: RunScript, tmp_path: Path
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert names(tmp_path) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_run_with_its_own_exit_status(tmp_path: Path, repository: Path, number: signal.Signals) -> None:
+    """The run waits for a server that never answers."""
+    (source := tmp_path / "in.jsonl").write_text('{"instruction": "x"}\n')
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, repository / SCRIPT, "--input", source, "--output", tmp_path / "out", "--url", url]
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        connection, _ = silent.accept()
+        with connection:
+            connection.recv(1)  # the request has been sent
+            process.send_signal(number)
+            assert process.communicate(timeout=60)[1] == "interrupted\n"
+    assert process.returncode == 128 + number
