@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from rank_group.ranks import join_ranks, launched_ranks
-from training_loop import option_checks, trainer_options
+from training_loop import trainer_options
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -26,6 +26,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
     },
     renamed={"wandb_run_name": "run_name"},
     flags={"adafactor": ("optim", "adafactor")},
+    held_out=("val_set_size", "eval_data_path"),
 )
 DEFAULT_OUTPUT = "checkpoint"
 LARGEST_MICRO_BATCH = 10_000  # that an error message proposes
@@ -43,7 +44,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing; --help lists the options")
         self._check_method()
-        option_checks.check_held_out(self, "val_set_size", "eval_data_path")
         if self.logging_nan_inf_filter:
             raise ValueError(
                 "--logging_nan_inf_filter has no effect here, as a run ends with a loss that is not finite; remove it"
@@ -80,8 +80,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError(f"--load_in {self.load_in} needs bitsandbytes, which is not installed; pip install it")
         if self.val_set_size and self.eval_data_path:
             raise ValueError("--val_set_size and --eval_data_path exclude each other; give one of the two")
-        if self.eval_generate and not (self.val_set_size or self.eval_data_path):
-            raise ValueError("--eval_generate has no held-out examples; give --val_set_size or --eval_data_path")
 
     def _plan_evaluation(self) -> None:
         """Set defaults: evaluate each --eval_steps, or once per epoch, if examples are held out.
