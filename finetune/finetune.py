@@ -161,16 +161,18 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     if trainer.stopped:
         return STOPPED
     complete = partial(complete_result, trainer, args, sources, new_stop_ids)
-    save_tuned(args, trainer, complete, result, is_main)
+    save_tuned(args, trainer, complete, result, checkpoint, is_main)
     return 0
 
 
 def save_tuned(
-    args: "TuningArguments", trainer: Any, complete: Callable[[Path], None], result: Any, is_main: bool
-) -> None:
+    args: "TuningArguments", trainer: Any, complete: Callable[[Path], None], result: Any, checkpoint: Path | None,
+    is_main: bool,
+) -> None:  # fmt: skip
     """Save the tuned model; print the summary and the next commands on the main process.
 
     complete: adds the files beside the weights to a folder. result: what the trainer's `train` returned.
+    checkpoint: the one that was resumed, if any.
     """
     from instruction_tuning.adapters import PISSA_START
     from instruction_tuning.run_messages import next_commands
@@ -185,7 +187,9 @@ def save_tuned(
     selected = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
     seconds = result.metrics["train_runtime"]
     steps = f"{result.global_step} step{'s' * (result.global_step != 1)}"
-    print(f"{output}: {steps} in {seconds:.0f} s, loss {result.training_loss:.4f}{selected}")
+    since = f" since {checkpoint.name}" if checkpoint else ""
+    loss = f", loss {result.training_loss:.4f}" if result.training_loss else ""  # 0 if no step remained
+    print(f"{output}: {steps} in {seconds:.0f} s{since}{loss}{selected}")
     print(next_commands(args))
 
 

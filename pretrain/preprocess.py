@@ -39,6 +39,7 @@ from corpus_files.corpus_inspection import corpus_summary, decoded_samples
 from corpus_files.corpus_merging import merge_corpora
 from corpus_files.corpus_pruning import prune
 from corpus_tokenizer.document_encoder import ENGINES
+from partial_folders.output_paths import check_place
 from sentence_ends.sentence_boundaries import LANGUAGES
 from text_language.language_detection import language_code
 
@@ -137,6 +138,9 @@ def run(options: argparse.Namespace) -> None:
     new_prefix, prefix = options.new_path_prefix, options.read_path_prefix
     if options.mode == "write":
         new_prefix = str(Path(options.save_path or "", options.save_prefix))
+    if new_prefix:
+        check_place(Path(new_prefix), new_prefix)
+    if options.mode == "write":
         execution = executor_options(options)
         with resumable("finished shards are kept, and the same command resumes"):
             build_corpus(

@@ -206,7 +206,8 @@ def train(args: "PretrainingArguments", notices: list[str]) -> int:
             seconds = result.metrics["train_runtime"]
             time = f"{seconds:.0f} s{f' since {checkpoint.name}' if checkpoint else ''}"
             steps = counted(result.global_step, "step")
-            print(f"{args.output_dir}: {steps} in {time}, loss {result.training_loss:.4f}")
+            loss = f", loss {result.training_loss:.4f}" if result.training_loss else ""  # 0 if no step remained
+            print(f"{args.output_dir}: {steps} in {time}{loss}")
     return STOPPED if trainer.stopped else 0
 
 

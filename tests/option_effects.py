@@ -352,10 +352,12 @@ def check_every_option(parse: Callable[[list[str]], Any], cases: Iterable[str], 
     for name in refused:
         with pytest.raises(ValueError, match=rf"--{name}( has no effect here, as .*; |.*invalid)"):
             parse([f"--{name}", REFUSED_VALUES.get(name, "True")])
-    held_out = ("eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end", "greater_is_better")
-    for name in held_out:
+    for name in ("eval_delay", "eval_on_start", "load_best_model_at_end", "greater_is_better"):
         with pytest.raises(ValueError, match=rf"--{name} has no effect without held-out data; give --"):
             parse([f"--{name}", "1"])
+    for event in ("logging", "eval", "save"):
+        with pytest.raises(ValueError, match=f"--{event}_steps must be above 0; .* --{event}_strategy no"):
+            parse([f"--{event}_steps", "0", f"--{event}_strategy", "steps"])
     for name, value, other in (
         ("gradient_checkpointing_kwargs", '{"use_reentrant":true}', "gradient_checkpointing"),
         ("liger_kernel_config", '{"rope":true}', "use_liger_kernel"),

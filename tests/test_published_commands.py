@@ -82,7 +82,7 @@ def test_options_of_published_pretraining_are_accepted() -> None:
     for more in ("", "--global_batch_distributed [64,64] --gradient_accumulation_steps 3"):
         args, notices = pretraining_arguments.parse(f"{PRETRAINING} {more}".split(), "")
         assert (args.block_size, args.eval_strategy) == (1024, "no")
-        assert notices[-1] == "--per_device_eval_batch_size has no effect without held-out data"
+        assert notices[-1].startswith("--per_device_eval_batch_size has no effect without held-out data")
 
 
 def test_published_name_of_a_run_is_used_or_dropped_with_a_notice() -> None:
@@ -102,6 +102,32 @@ def test_tuning_without_output_folder_writes_to_the_published_one(tmp_path: Path
     for option in ("--output_dir=o", "--output-dir=o"):
         args, notices = parse(["--base_model", "b", "--data_path", "d", option], "")
         assert (args.output_dir, notices) == ("o", [])
+
+
+def test_published_options_of_evaluation_without_held_out_data_are_notices(tmp_path: Path) -> None:
+    """pretrain/README.md gives a batch size of evaluation with `--evaluation_strategy no`; lora/Others --eval_steps."""
+    shared = [
+        "--save_steps",
+        "100",
+        "--evaluation_strategy",
+        "no",
+        "--per_device_eval_batch_size",
+        "1",
+        "--eval_steps",
+        "50",
+        "--output_dir",
+    ]
+    tuned = parse(["--base_model", "b", "--data_path", "d", *shared, str(tmp_path)], "")
+    pretrained = pretraining_arguments.parse(
+        ["--model_name_or_path", "b", "--data_path", "d", *shared, str(tmp_path)], ""
+    )
+    for (args, notices), data in ((tuned, "--val_set_size or --eval_data_path"), (pretrained, "--eval_fraction")):
+        assert args.eval_strategy == "no"
+        reason = f"has no effect without held-out data; {data} would give some"
+        assert sorted(notices) == [
+            f"--eval_steps {reason}", "--evaluation_strategy is now --eval_strategy no",
+            f"--per_device_eval_batch_size {reason}",
+        ]  # fmt: skip
 
 
 def test_published_templates_of_other_bases_have_the_prompts_of_alpaca() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from rank_group.ranks import join_ranks, launched_ranks
-from training_loop import option_checks, trainer_options
+from training_loop import trainer_options
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -26,6 +26,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
     },
     renamed={"wandb_run_name": "run_name"},
     flags={"adafactor": ("optim", "adafactor")},
+    held_out=("val_set_size", "eval_data_path"),
 )
 # The published script named the run for Weights & Biases, too, when it did not report to it.
 PUBLISHED_WITHOUT_TRACKER = replace(
@@ -49,7 +50,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing; --help lists the options")
         self._check_method()
-        option_checks.check_held_out(self, "val_set_size", "eval_data_path")
         if self.logging_nan_inf_filter:
             raise ValueError(
                 "--logging_nan_inf_filter has no effect here, as a run ends with a loss that is not finite; remove it"

@@ -4,10 +4,9 @@ from command_line.command_errors import one_line
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,10 @@ TRACKERS = {
     "run_name": ("wandb", "comet_ml", "dagshub", "mlflow", "swanlab", "trackio"),
     **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), ("trackio",)),
 }
-# Options of evaluation, besides those whose names begin with `eval_`, and per_device_eval_batch_size, which the
-# published commands of pretraining give without held-out data.
-EVALUATION = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
+# Options of evaluation, besides those whose names begin with `eval_`.
+EVALUATION = ("per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model", "greater_is_better")
+# Those that published commands give without held-out data: they ask for no evaluation, only how it would be done.
+EVALUATION_SIZES = ("per_device_eval_batch_size", "eval_steps")
 
 # Lowest values of options, Trainer's and those of both trainers; defaults below them have a meaning of their own.
 LOWEST = {
@@ -97,24 +97,33 @@ def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             raise ValueError(f"--{name} {value} is too small; it must be at least {LOWEST[name]}")
         if name in BELOW_ONE and value >= 1:
             raise ValueError(f"--{name} {value} is too large; it must be below 1")
+    for event, done in (("logging", "logged"), ("eval", "evaluated"), ("save", "saved")):
+        if given[f"{event}_strategy"] == "steps" and given[f"{event}_steps"] == 0 != defaults[f"{event}_steps"]:
+            raise ValueError(
+                f"--{event}_steps must be above 0; for a run in which nothing is {done}, give --{event}_strategy no"
+            )
     output = Path(given["output_dir"] or "")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output} is a file; name a new folder")
 
 
-def check_held_out(args: Any, *held_out: str) -> None:
-    """Raise ValueError if an option of evaluation is given without held-out data.
+def check_held_out(defaults: Mapping[str, Any], given: Mapping[str, Any], held_out: Sequence[str]) -> list[str]:
+    """Return notices about options of evaluation in published commands that have no effect without held-out data.
 
-    args: an instance of a dataclass. held_out: the options that name held-out data.
+    defaults, given: parsed values by name, without a command line and with it. held_out: the options that name held-out
+    data. Raises ValueError if another option of evaluation is given without such data.
     """
-    if any(getattr(args, name) for name in held_out):
-        return
-    for option in fields(args):
-        is_given = getattr(args, option.name) not in (None, option.default)
-        if is_given and (option.name in EVALUATION or option.name.startswith("eval_")):
-            raise ValueError(
-                f"--{option.name} has no effect without held-out data; give --{' or --'.join(held_out)}, or remove it"
-            )
+    if any(given[name] for name in held_out):
+        return []
+    ignored = []
+    options = " or ".join(f"--{name}" for name in held_out)
+    for name, value in given.items():
+        if value in (None, defaults[name]) or not (name in EVALUATION or name.startswith("eval_")):
+            continue
+        if name not in EVALUATION_SIZES:
+            raise ValueError(f"--{name} has no effect without held-out data; give {options}, or remove it")
+        ignored.append(f"--{name} has no effect without held-out data; {options} would give some")
+    return ignored
 
 
 def check_requirements(args: Any) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, get_origin
 
-from training_loop.option_checks import check_requirements, check_values
+from training_loop.option_checks import check_held_out, check_requirements, check_values
 
 Options = TypeVar("Options")
 TRANSFORMERS_RENAMED = {
@@ -31,11 +31,13 @@ class DeprecatedOptions:
     """Options of a command's original release that were renamed or removed, besides those that transformers removed.
 
     renamed: new name by old name. without_effect: reason by option. flags: (new option, its value) by former flag.
+    held_out: options of the command that name held-out data.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     without_effect: Mapping[str, str] = field(default_factory=dict)
     flags: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    held_out: Sequence[str] = ()
 
 
 def option(default: Any, help: str, *aliases: str, **more: Any) -> Any:
@@ -89,14 +91,11 @@ def parse(
     """Return the parsed options and the notices to print; raises ValueError on unknown, abbreviated or invalid ones."""
     translated, notices = translate(argv, deprecated)
     parser = _parser(options, description, prog)
-    given = vars(parser.parse_args(translated))
-    defaults = vars(parser.parse_args([]))
+    defaults, given = vars(parser.parse_args([])), vars(parser.parse_args(translated))
     check_values(defaults, given)
+    notices += check_held_out(defaults, given, deprecated.held_out)
     args = options(**given)
     check_requirements(args)
-    name = "per_device_eval_batch_size"
-    if given[name] != defaults[name] and vars(args)["eval_strategy"] == "no":
-        notices.append(f"--{name} has no effect without held-out data")
     return args, notices
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from partial_folders.output_paths import check_place
 from tqdm import tqdm
 
 from batch_runs.batch_rows import SUCCESS_ENDING, BatchRow, RowAnswer, output_line
@@ -24,12 +25,13 @@ SHOWN_CHARACTERS = 200  # of a setting's value in an error message
 
 
 def check_answers_path(output: Path, overwrite: bool) -> None:
-    """Raise FileNotFoundError if the output's folder does not exist.
+    """Raise FileNotFoundError if the output's folder does not exist, ValueError if it is sealed or not writable.
 
     Without `overwrite`, raise FileExistsError if the output exists.
     """
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent} does not exist; create this folder for --output {output}")
+    check_place(output, output)
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; choose another --output, or replace it with --overwrite")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from rank_group.ranks import join_ranks
-from training_loop import option_checks, trainer_options
+from training_loop import trainer_options
 from transformers import TrainingArguments
 
 from pretraining.pretraining_options import PretrainingOptions
@@ -23,6 +23,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
         "sharded_ddp": "use --deepspeed",
         "group_by_length": "samples are packed, so there is no padding to reduce",
     },
+    held_out=("eval_fraction",),
 )
 
 
@@ -47,7 +48,6 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
                 "--auto_find_batch_size has no effect here, as the global batch is fixed; lower "
                 "--per_device_train_batch_size, and raise --gradient_accumulation_steps by the same factor"
             )
-        option_checks.check_held_out(self, "eval_fraction")
         if self.eval_fraction and str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
             self.eval_strategy, self.eval_steps = "steps", self.eval_steps or self.save_steps
         self.ignore_data_skip = True  # the batch sampler starts at the index to resume from

@@ -58,6 +58,24 @@ def test_cleaning_into_a_sealed_folder_is_refused(tmp_path: Path, run_script: Ru
     assert [path.name for path in (tmp_path / "sealed").iterdir()] == ["checkpoint.json"]
 
 
+@pytest.mark.integration
+def test_corpus_and_answers_in_a_sealed_folder_are_refused(
+    tiny_tokenizer: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "Ann was born in Oslo."}\n')
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Extract."}\n')
+    (tmp_path / "sealed").mkdir()
+    (tmp_path / "sealed/checkpoint.json").write_text('{"blake3": {}}')
+    for command in (
+        f"pretrain/preprocess.py --mode write --file_path text.jsonl --tokenizer_path {tiny_tokenizer} "
+        "--save_prefix sealed/corpus",
+        "inference/batch.py --url http://127.0.0.1:9 --input rows.jsonl --output sealed/answers.jsonl",
+    ):
+        refused = run_script(*command.split(), status=2, cwd=tmp_path)
+        assert "is inside the sealed folder" in refused.stderr and refused.stderr.count("\n") == 1
+        assert [path.name for path in (tmp_path / "sealed").iterdir()] == ["checkpoint.json"]
+
+
 PROGRAMS = {  # stand-ins for Slurm's: jobs 11, 12, ... never start and stay in the file `queue`
     "sbatch": 'n=$(($(cat "$JOBS/n" 2>/dev/null || echo 10) + 1)); echo $n > "$JOBS/n"\n'
     '[ $n != "$REFUSED" ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }\n'

@@ -44,7 +44,8 @@ def existing_folder(path: object, option: str, required: str = "") -> Path:
     """
     folder = checkpoint_folder(str(path), option)
     if required and not (folder / required).is_file():
-        raise FileNotFoundError(f"{folder} has no {required}; {option} takes a complete checkpoint folder")
+        kind = "an adapter" if required == "adapter_config.json" else "a complete checkpoint"
+        raise FileNotFoundError(f"{folder} has no {required}; {option} takes {kind} folder")
     return folder
 
 
