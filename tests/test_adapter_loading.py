@@ -236,6 +236,10 @@ def test_entry_of_a_module_is_the_one_that_peft_finds(patterns: list[str]) -> No
         ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head', but needs a list of names"),
         ({"layers_to_transform": ["1"]}, "layers_to_transform=['1'], but needs a list of layer numbers"),
         ({"use_dora": "no"}, "use_dora='no', but needs true or false"),
+        (
+            {"alora_invocation_tokens": [1]},
+            "alora_invocation_tokens=[1], but needs null, since activated LoRA is",
+        ),
     ],
 )
 def test_setting_of_a_wrong_type_is_refused_in_one_line(setting: dict[str, Any], reason: str) -> None:

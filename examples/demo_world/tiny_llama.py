@@ -105,9 +105,12 @@ def make_model(
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }  # fmt: skip
     with new_folder(output_dir, 0) as folder:
+        try:
+            tokenizer.save_pretrained(folder)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{tokenizer_path} cannot be saved ({error}); correct its files") from None
         model.save_pretrained(folder)
         (folder / "model.safetensors").chmod(0o644)  # safetensors creates files that only their owner can read
-        tokenizer.save_pretrained(folder)
         if (sentencepiece_model := Path(tokenizer_path, "tokenizer.model")).is_file():
             shutil.copy(sentencepiece_model, folder)
         (folder / "run.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")

@@ -22,7 +22,7 @@ from vllm_bridge.request_cost import (
     most_sequences,
     warm_up,
 )
-from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, check_sequences, tokens_used
+from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, check_sequences, report_failed_validators, tokens_used
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_guard.body_structure import UNCHECKED_BYTES, structure_error
@@ -93,6 +93,7 @@ class GuardMiddleware:
         self.shutdown.install(state.server, state.args.shutdown_timeout)
         if not state.args.enable_log_requests:
             install_log_filters()
+        report_failed_validators()
         check_constraints(state.engine_client)
         check_sequences(state.engine_client)
         bound_generation(state.engine_client)

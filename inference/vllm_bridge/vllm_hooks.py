@@ -45,6 +45,8 @@ PRIVATE_API = {
     "vllm.v1.sample.ops.logprobs:batched_count_greater_than(x, values)": "compiled at its first call; see warm_up",
     "vllm.v1.engine.output_processor:OutputProcessor.get_num_queued_tokens()": "computed by request: is_prefilling",
     f"{SAMPLING}.num_logprobs": "read: log probabilities of each token",
+    # validators of vLLM that fail on values of a wrong type are an error of the caller
+    "pydantic:TypeAdapter.validate_python(object)": "wrapped: FastAPI and /invocations validate a body with it",
     # a request that the queue can never take is an error of the caller
     "vllm.v1.engine.async_llm:AsyncLLM.check_admission(n, request_id)": "wrapped: status 400",
     # routes: requests are validated, sampled and answered as by /v1/completions
@@ -119,6 +121,24 @@ async def check_constraint(constraint: Any, check: Callable[[dict[str, Any]], Aw
         raise from_vllm("VLLMValidationError")(str(error)) from None
     for name, value in checked.items():
         setattr(constraint, name, value)
+
+
+def report_failed_validators() -> None:
+    """Make a validator of a request's model that fails, as vLLM's do for some types, the caller's error (status 400).
+
+    Without it, the answer has status 500, and the log a traceback; vLLM answers ValueError with status 400.
+    """
+    from pydantic import TypeAdapter
+
+    validate = TypeAdapter.validate_python
+
+    def validate_or_report(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return validate(*args, **kwargs)
+        except (AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            raise ValueError(f"a field has a value of a wrong type: {str(error)[:200]}") from None
+
+    TypeAdapter.validate_python = validate_or_report  # type: ignore[method-assign]
 
 
 class TokenUsage:

@@ -229,3 +229,20 @@ def test_body_of_many_objects_is_refused_on_every_route(server: Any, path: str) 
     status, answer = server.post(path, b'{"prompt": [' + b"7, " * 300_000 + b"7]}")
     error = answer["error"] if path == "/generate" else answer["error"]["message"]
     assert (status, error) == (400, "the body has 300002 elements; send at most 262144 at once")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/invocations"])
+@pytest.mark.parametrize("field", ["structured_outputs", "response_format", "stream_options", "tools", "tool_choice"])
+def test_values_of_a_wrong_type_are_the_callers_error(server: Any, path: str, field: str) -> None:
+    values: tuple[object, ...] = ([[None, {}]], "x", 5, {"": []})
+    for value in values:
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": "x"}],
+            "prompt": "x",
+            "input": "x",
+            "max_tokens": 1,
+        }
+        if path == "/invocations":
+            del body["prompt"], body["input"]
+        status, answer = server.post(path, body | {field: value})
+        assert status in (200, 400, 422), (value, answer)

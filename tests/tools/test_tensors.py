@@ -118,7 +118,7 @@ def test_parse_size_is_exact_for_any_number_of_digits() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GB", "-1GB", "-5", "0", "0.5", "five", "5TB", "1.2.3GB", "1e999", "nan", "inf", "9e9GB"]
+    "text", ["", "GB", "-1GB", "-5", "0", "0.5", "five", "5TB", "1.2.3GB", "1e999", "nan", "inf", "9e9GB", " 1"]
 )
 def test_parse_size_refuses_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):

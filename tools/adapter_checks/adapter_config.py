@@ -81,4 +81,5 @@ SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
     "use_dora": (is_boolean, "true or false"),
     "use_rslora": (is_boolean, "true or false"),
     "ensure_weight_tying": (is_boolean, "true or false"),
+    "alora_invocation_tokens": (lambda _: False, "null, since activated LoRA is not supported"),
 }

@@ -142,7 +142,7 @@ def verify_written(folder: Path, hashes: Mapping[str, str], remedy: str = "check
 def parse_size(size: str) -> int:
     """Return the bytes in `5GB`, `400MB`, `300KB` or a plain number; ValueError otherwise."""
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "": 1}
-    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *([KMG]B|)", size.strip().upper())
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *([KMG]B|)", size.upper())
     result = int(Fraction(Decimal(match[1])) * units[match[2]]) if match else 0
     if not result:
         raise ValueError(f"{size!r} is not a size for a shard; write it as 5GB, 400MB or a number of bytes")
