@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -88,13 +89,17 @@ def signal_during_responses(
     late = [Caller(port) for _ in range(3)]
     beams = {"use_beam_search": True, "n": 4}
     generate = {"instruction": "x", "parameters": {"max_tokens": 400, "ignore_eos": True}}
-    assert late[1].complete(1, **beams)[0] == 200  # the first one takes seconds, in which no request runs
+    assert late[1].complete(1)[0] == 200
+    finished = partial(server.metric_sum, "request_success_total", key=KEYS[0])
+    begun = partial(server.metric_sum, "num_requests_running", "request_success_total", key=KEYS[0])
+    before = finished()
     with ThreadPoolExecutor(4) as pool:
-        beam = pool.submit(everyone[0].complete, 450, **beams)
         plain = pool.submit(everyone[1].complete, 400)
         streamed = pool.submit(everyone[2].stream, 400)
         enveloped = pool.submit(everyone[3].request, "/generate", generate)
-        wait_until(lambda: server.metric_sum("num_requests_running", key=KEYS[0]) == 3)  # beam search is not counted
+        wait_until(lambda: begun() - before >= 3)
+        beam = pool.submit(everyone[0].complete, 450, **beams)
+        wait_until(lambda: finished() - before > 3)  # each beam of each step is a request
         (os.killpg if group else os.kill)(server.process.pid, number)
         wait_until(lambda: all(late[0].request("/health")[0] == 503 for _ in range(8)))  # each of several API processes
         refused = [caller.complete(2) for caller in late[:2]] + [late[2].request("/generate", {"instruction": "x"})]
