@@ -1,9 +1,8 @@
 """Bound the work of a request that its bytes do not bound: sequences, text to tokenise, log probabilities to return.
 
 vLLM computes prompts and sequences in the order of their arrival, tokenises the texts of all requests in one thread
-(about 1 s per million characters), and creates the log probabilities of a response on the event loop (about 4 µs each):
-a request with 100 answers of 400 tokens and 256 log probabilities per token kept every other request waiting for
-minutes.
+(about 1 s per million characters), and creates the log probabilities of a response on the event loop: during a request
+for 100 answers of 400 tokens with 256 log probabilities each, /health waited for 113 s.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ OVERFLOW_PAUSE = 0.05  # seconds before a prompt that has waited for its turn tr
 
 
 class Prompt(NamedTuple):
-    """A prompt that waits for its turn. tokens: to compute; sequences: number of answers."""
+    """A prompt that waits to be started. tokens: prompt tokens to compute; sequences: number of answers."""
 
     request_id: str
     tokens: int

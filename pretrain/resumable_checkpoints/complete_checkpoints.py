@@ -92,7 +92,7 @@ def keep_newest(output: Path, limit: int | None, best: str | None = None) -> Non
 
 
 def remove_incomplete(output: Path) -> list[str]:
-    """Remove incomplete checkpoints and what is left of removed ones; return a notice for each incomplete one."""
+    """Remove incomplete and partly deleted checkpoints; return a notice for each incomplete one."""
     for removed in output.glob("checkpoint-*.partial"):
         shutil.rmtree(removed, ignore_errors=True)
     notices = []
