@@ -6,8 +6,8 @@
 
 The output folder has the adapter or model, the tokenizer with chat_template.jinja (the prompt format), extraction.json
 if there is one, run.json, and the losses as train_log.jsonl and PNG. The loss of a step is the mean over all supervised
-tokens of the global batch, for any micro batch size and number of ranks. SIGTERM ends a run after the current step with
-a checkpoint and exit status 143; the same command with --resume_from_checkpoint True resumes it.
+tokens of the global batch, for any micro batch size and number of ranks. SIGTERM, SIGHUP or Ctrl-C ends a run after the
+current step with a checkpoint and exit status 143; the same command with --resume_from_checkpoint True resumes it.
 """
 
 from command_line.command_errors import run_command
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
 
 
 def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | None, is_main: bool) -> int:
-    """Encode the data, load the model, train and save the result; return 0, or 143 after SIGTERM."""
+    """Encode the data, load the model, train and save the result; return 0, or 143 after a stop signal."""
     from answer_generation.answer_scorer import AnswerScorer
     from exact_tokenizers.special_ids import correct_model_ids
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder

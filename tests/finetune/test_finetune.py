@@ -1,8 +1,9 @@
-"""finetune/finetune.py: the result folder, resuming, SIGTERM, and refusals."""
+"""finetune/finetune.py: the result folder, resuming, Ctrl-C, and refusals."""
 
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +147,18 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
 
 
 @pytest.mark.integration
-def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
+def test_ctrl_c_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
     more = ("--batch_size", 8, "--max_steps", 40, "--save_strategy", "no", "--lora_dropout", 0.1)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     finetune.main(command(tiny_checkpoint, rows_file, whole, *more))
     given = command(tiny_checkpoint, rows_file, stopped, *more)
-    status, errors = stop_by_sigterm("finetune/finetune.py", *given, "--dataloader_num_workers", 2, group=True)
+    status, errors = stop_by_sigterm(
+        "finetune/finetune.py", *given, "--dataloader_num_workers", 2, group=True, number=signal.SIGINT
+    )
     assert status == 143 and "Traceback" not in errors, errors
-    assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)
+    assert re.search(r"^stopped by SIGINT after step \d+, with a checkpoint; the same command with", errors, re.M)
     checkpoint = only_checkpoint(stopped)
     assert is_complete(checkpoint)
     assert 0 < step_of(checkpoint) < 40
