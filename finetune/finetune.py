@@ -41,6 +41,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
     Sets --extraction_path to the extraction.json beside the data if it is not given.
     """
+    from instruction_tuning.adapters import check_module_names
     from model_folders.own_code import from_folder
     from training_loop.run_folders import check_base
     from transformers import AutoConfig
@@ -52,6 +53,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
         raise ValueError(
             f"--cutoff_len {args.cutoff_len} is more than the context of {args.base_model}, {context} tokens; lower it"
         )
+    check_module_names(args)
     if args.eval_data_path and not Path(args.eval_data_path).is_file():
         raise FileNotFoundError(f"{args.eval_data_path} does not exist; --eval_data_path takes a file of examples")
     default = sources[0].path.parent / "extraction.json"
