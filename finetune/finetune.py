@@ -65,9 +65,15 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
 def check_output_dir(args: "TuningArguments") -> Path | None:
     """Return the checkpoint to resume from, or None; raises ValueError if the output folder has other files."""
-    from resumable_checkpoints.complete_checkpoints import list_checkpoints, resume_point
+    from resumable_checkpoints.complete_checkpoints import is_new_run, list_checkpoints, list_complete, resume_point
 
     output = Path(args.output_dir or "")
+    is_finished = any((output / name).is_file() for name in ("adapter_config.json", "config.json"))
+    if is_finished and is_new_run(args.resume_from_checkpoint):
+        more = "give --resume_from_checkpoint True and more --num_epochs or --max_steps to train it further, or "
+        raise ValueError(
+            f"{output} holds a finished run, so nothing was done; {more * bool(list_complete(output))}name a new folder"
+        )
     checkpoint = resume_point(args.resume_from_checkpoint, output)
     existing = {file.name for file in output.iterdir()} if output.exists() else set()
     incomplete = {folder.name for folder in list_checkpoints(output)}

@@ -112,8 +112,7 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     preflight.check_launch(args)
     check_base(Path(args.model_name_or_path), "--model_name_or_path", args.trust_remote_code)
     output = Path(str(args.output_dir))
-    if (output / "config.json").exists():
-        raise ValueError(f"{output} holds a finished model; name a new folder with --output_dir")
+    preflight.check_unfinished(output)
     checkpoint = resume_point(args.resume_from_checkpoint, output)
     corpus = Corpus(args.data_path)
     args.block_size = preflight.check_corpus(corpus, args.model_name_or_path, args.block_size)

@@ -133,11 +133,18 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
     finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again))
     adapters = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "broken")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    with pytest.raises(
+        ValueError, match="finished run, so nothing was done; give --resume_from_checkpoint True and mo"
+    ):
+        finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more))
+    assert (
+        finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again, "--max_steps", 11)) == 0
+    )
     with pytest.raises(ValueError, match="is of another run: --seed was 1 and is 2; --lora_r was 4 and is 8; give the"):
         finetune.main(
             command(tiny_checkpoint, rows_file, tmp_path / "whole", *more, *again, "--seed", 2, "--lora_r", 8)
         )
-    with pytest.raises(ValueError, match="the checkpoint has 10 steps, the run only 2; give more --max_steps"):
+    with pytest.raises(ValueError, match="the checkpoint has 11 steps, the run only 2; give more --max_steps"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again, "--max_steps", "2"))
     with pytest.raises(ValueError, match="is not complete"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", "--resume_from_checkpoint", str(tmp_path)))
