@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, free_port
+from conftest import QUANTISED, REPOSITORY, free_port
 from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 from safetensors.torch import load_file
 from tuning_runs import command
@@ -26,7 +26,7 @@ def settings(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, extensions:
         "BASE_MODEL": str(tiny_checkpoint), "DATA_PATH": str(rows_file), "OUTPUT_DIR": str(tmp_path / "out"),
         "VENV": str(Path(sys.executable).parent.parent), "TORCH_EXTENSIONS_DIR": str(extensions),
         "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "PYTHONPATH": str(Path(sys.prefix, "quantised")),
+        "PYTHONPATH": str(QUANTISED),
     }  # fmt: skip
 
 
