@@ -6,8 +6,8 @@
 
 The output folder has the adapter or model, the tokenizer with chat_template.jinja (the prompt format), extraction.json
 if there is one, run.json, and the losses as train_log.jsonl and PNG. The loss of a step is the mean over all supervised
-tokens of the global batch, for any micro batch size and number of ranks. SIGTERM ends a run after the current step with
-a checkpoint and exit status 143; the same command with --resume_from_checkpoint True resumes it.
+tokens of the global batch, for any micro batch size and number of ranks. SIGTERM, SIGHUP or Ctrl-C ends a run after the
+current step with a checkpoint and exit status 143; the same command with --resume_from_checkpoint True resumes it.
 """
 
 from command_line.command_errors import run_command
@@ -41,6 +41,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
     Sets --extraction_path to the extraction.json beside the data if it is not given.
     """
+    from instruction_tuning.adapters import check_module_names
     from model_folders.own_code import from_folder
     from training_loop.run_folders import check_base
     from transformers import AutoConfig
@@ -52,6 +53,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
         raise ValueError(
             f"--cutoff_len {args.cutoff_len} is more than the context of {args.base_model}, {context} tokens; lower it"
         )
+    check_module_names(args)
     if args.eval_data_path and not Path(args.eval_data_path).is_file():
         raise FileNotFoundError(f"{args.eval_data_path} does not exist; --eval_data_path takes a file of examples")
     default = sources[0].path.parent / "extraction.json"
@@ -63,9 +65,15 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
 def check_output_dir(args: "TuningArguments") -> Path | None:
     """Return the checkpoint to resume from, or None; raises ValueError if the output folder has other files."""
-    from resumable_checkpoints.complete_checkpoints import list_checkpoints, resume_point
+    from resumable_checkpoints.complete_checkpoints import is_new_run, list_checkpoints, list_complete, resume_point
 
     output = Path(args.output_dir or "")
+    is_finished = any((output / name).is_file() for name in ("adapter_config.json", "config.json"))
+    if is_finished and is_new_run(args.resume_from_checkpoint):
+        more = "give --resume_from_checkpoint True and more --num_epochs or --max_steps to train it further, or "
+        raise ValueError(
+            f"{output} holds a finished run, so nothing was done; {more * bool(list_complete(output))}name a new folder"
+        )
     checkpoint = resume_point(args.resume_from_checkpoint, output)
     existing = {file.name for file in output.iterdir()} if output.exists() else set()
     incomplete = {folder.name for folder in list_checkpoints(output)}
@@ -102,7 +110,7 @@ def main(argv: list[str]) -> int:
 
 
 def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | None, is_main: bool) -> int:
-    """Encode the data, load the model, train and save the result; return 0, or 143 after SIGTERM."""
+    """Encode the data, load the model, train and save the result; return 0, or 143 after a stop signal."""
     from answer_generation.answer_scorer import AnswerScorer
     from exact_tokenizers.special_ids import correct_model_ids
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder

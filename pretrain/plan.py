@@ -13,7 +13,7 @@ from command_line.strict_parsers import StrictParser, at_least
 import argparse
 from pathlib import Path
 
-from memory_estimate.model_shape import parameter_count, read_shape
+from memory_estimate.model_shape import in_words, parameter_count, read_shape
 from memory_estimate.training_memory import GIB
 from pretraining.hardware_plan import (
     STEP_TOKENS,
@@ -93,8 +93,7 @@ def main() -> None:
     load, machine = read_plan_options(args)
     plans = make_plans(load, machine)
     best = recommend(plans, load.block)
-    billions = parameter_count(load.shape) / 1e9
-    size = f"{billions:.2f} billion parameters, {load.precision}, sequences of {load.block:,} tokens"
+    size = f"{in_words(parameter_count(load.shape))} parameters, {load.precision}, sequences of {load.block:,} tokens"
     gpus = f"{machine.gpus} GPU{'s' * (machine.gpus != 1)} of {args.gpu_memory:g} GiB"
     print(f"{args.model}: {size}; {gpus}, nodes: {machine.nodes}\n")
     print(f"{format_table(plans, load, machine, args.gpu)}\n\n{assumptions(args.gpu)}\n")

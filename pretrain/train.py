@@ -7,7 +7,7 @@
 The second command starts two ranks; it also runs without a GPU. Samples are packed into sequences, which are mixed by
 --source_weights in an order that depends only on the seed. The result is a checkpoint folder. --resume_from_checkpoint
 True resumes from the newest complete checkpoint-* in --output_dir and gives the same final weights as an uninterrupted
-run. SIGTERM ends a run after the current step with a checkpoint and exit status 143.
+run. SIGTERM, SIGHUP or Ctrl-C ends a run after the current step with a checkpoint and exit status 143.
 Options: pretraining/pretraining_options.py. Packing: sequence_packing/. Loss: pretraining/pretraining_trainer.py.
 """
 
@@ -112,8 +112,7 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     preflight.check_launch(args)
     check_base(Path(args.model_name_or_path), "--model_name_or_path", args.trust_remote_code)
     output = Path(str(args.output_dir))
-    if (output / "config.json").exists():
-        raise ValueError(f"{output} holds a finished model; name a new folder with --output_dir")
+    preflight.check_unfinished(output)
     checkpoint = resume_point(args.resume_from_checkpoint, output)
     corpus = Corpus(args.data_path)
     args.block_size = preflight.check_corpus(corpus, args.model_name_or_path, args.block_size)
@@ -193,7 +192,7 @@ def main(argv: list[str]) -> int:
 
 
 def train(args: "PretrainingArguments", notices: list[str]) -> int:
-    """Train and save the result; return 0, or 143 after SIGTERM."""
+    """Train and save the result; return 0, or 143 after a stop signal."""
     trainer, checkpoint = make_trainer(args, notices)
     from corpus_files.corpus import counted
     from training_loop.run_folders import save_result

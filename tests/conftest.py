@@ -23,6 +23,10 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells set this for background commands
     signal.signal(signal.SIGINT, signal.default_int_handler)  # child processes would inherit it and ignore SIGINT
 
+QUANTISED = Path(sys.prefix, "quantised")  # folder of packages with bitsandbytes; made by setup.sh --dev
+needs_bitsandbytes = pytest.mark.skipif(
+    not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes"
+)
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -345,12 +345,15 @@ def check_every_option(parse: Callable[[list[str]], Any], cases: Iterable[str], 
 
     A new option of transformers fails here, until it has a case or a reason.
     """
-    refused = {*option_checks.REFUSED, *refused_here, "parallelism_config"}  # the last one takes no text
+    refused = {*option_checks.REFUSED, *option_checks.HUB, *refused_here}
+    refused.add("parallelism_config")  # takes no text
     shown = {*cases, *ELSEWHERE}
     assert not {option.name for option in fields(TrainingArguments)} ^ (shown | refused)
     assert not refused & shown
     for name in refused:
-        with pytest.raises(ValueError, match=rf"--{name}( has no effect here, as .*; |.*invalid)"):
+        with pytest.raises(
+            ValueError, match=rf"--{name}( has no effect here, as .*; |: nothing is uploaded .*: hf upload |.*invalid)"
+        ):
             parse([f"--{name}", REFUSED_VALUES.get(name, "True")])
     for name in ("eval_delay", "eval_on_start", "load_best_model_at_end", "greater_is_better"):
         with pytest.raises(ValueError, match=rf"--{name} has no effect without held-out data; give --"):

@@ -1,4 +1,4 @@
-"""Send SIGTERM to a training run, for the tests of both trainers."""
+"""Send SIGTERM or another signal to a training run, for the tests of both trainers."""
 
 import os
 import signal
@@ -9,8 +9,10 @@ from pathlib import Path
 from conftest import REPOSITORY
 
 
-def stop_by_sigterm(script: str, *options: object, after: str = "step ", group: bool = False) -> tuple[int, str]:
-    """Run a script and send it SIGTERM after a line that begins with `after`; return exit status and stderr.
+def stop_by_sigterm(
+    script: str, *options: object, after: str = "step ", group: bool = False, number: int = signal.SIGTERM
+) -> tuple[int, str]:  # fmt: skip
+    """Run a script and send it a signal after a line that begins with `after`; return exit status and stderr.
 
     group: send it to all processes of its group, as systemd, `timeout` and Slurm do.
     """
@@ -21,7 +23,7 @@ def stop_by_sigterm(script: str, *options: object, after: str = "step ", group: 
     assert process.stdout
     for line in process.stdout:
         if line.startswith(after):
-            (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
+            (os.killpg if group else os.kill)(process.pid, number)
             break
     _, errors = process.communicate(timeout=300)
     return process.returncode, errors

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, free_port
+from conftest import QUANTISED, REPOSITORY, free_port, needs_bitsandbytes
 from hub_server import Fault, Hub, serving
 from partial_folders.resume_journal import JOURNAL
 
-QUANTISED = Path(sys.prefix, "quantised")
 STATUS: dict[int, int] = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -92,7 +91,7 @@ def test_interrupted_download_is_one_line_and_keeps_its_files(tmp_path: Path, nu
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
+@needs_bitsandbytes
 @pytest.mark.parametrize("number", STATUS)
 def test_interrupted_quantisation_is_one_line_and_leaves_nothing(
     tmp_path: Path, tiny_checkpoint: Path, number: int

@@ -2,21 +2,19 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from changed_weights import nudged, variant
-from conftest import REPOSITORY, RunScript, small_texts
+from conftest import QUANTISED, REPOSITORY, RunScript, small_texts
 from hub_server import DIFF, Hub, serving
 from machine_faults import KINDS, FaultyMachine, Trial, points
 from merged_adapters import write_adapter
 from original_llama import TINY, random_state, write_original
 from safetensors.torch import load_file
 
-QUANTISED = Path(sys.prefix, "quantised")  # bitsandbytes
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="fault_injection.c needs a C compiler")
 RUN_FILES = (
     "complete.json",

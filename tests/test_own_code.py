@@ -17,7 +17,7 @@ import set_template
 import torch
 import train
 import weight_diff
-from conftest import REPOSITORY, RunScript
+from conftest import QUANTISED, REPOSITORY, RunScript, needs_bitsandbytes
 from demo_pages import model_loading
 from in_process import run_in_process
 from lora_adapters import make_adapter
@@ -34,7 +34,6 @@ import finetune
 
 IDS = torch.arange(10, 40)[None]
 ALPACA = REPOSITORY / "finetune/templates/alpaca.jinja"
-QUANTISED = Path(sys.prefix, "quantised")
 REFUSAL = r" needs its own Python code \({}\), which is not executed by default; read it, and .* --trust_remote_code$"
 STEPS = ("--batch_size", 4, "--max_steps", 2, "--save_strategy", "no", "--show_rows", "False", "--warmup_steps", 0)
 
@@ -272,7 +271,7 @@ def test_tools_carry_own_code_and_its_files_without_executing_it(
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
+@needs_bitsandbytes
 @pytest.mark.slow
 def test_quantised_model_keeps_own_code_and_own_output_matrix(
     rich_model: Path, tmp_path: Path, run_script: RunScript

@@ -15,6 +15,7 @@ from command_line.fire_commands import run
 
 import sys
 from collections import Counter
+from pathlib import Path
 
 from checkpoint_io.checkpoint_folders import existing_folder, read_json
 from checkpoint_io.tensors import read_weights
@@ -29,10 +30,12 @@ def seal(folder: str, parents: tuple[str, ...] = ()) -> None:
     """Write checkpoint.json into a finished folder, replacing an older one.
 
     Args:
-        folder: the checkpoint folder.
+        folder: the checkpoint folder; unlike the other commands, not the name of a repository.
         parents: folders that the checkpoint was made from, separated by commas.
     """
-    path = existing_folder(folder, "seal")
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; seal takes a checkpoint folder of this machine")
     print(write_seal(path, [existing_folder(name, "--parents") for name in parents]))
 
 

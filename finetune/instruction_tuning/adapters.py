@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 from adapter_loading.checkpoint_loading import load_base
+from model_folders.own_code import from_folder
 from packed_attention import segment_attention
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
 from safetensors.torch import load_file, save_file
 from training_loop.run_folders import tying_options
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_flash_attn_2_available
 
@@ -40,7 +41,7 @@ def load_model_to_tune(args: TuningArguments) -> Any:
     """Return the base in the precision of the run, with a new adapter unless all weights are tuned.
 
     A frozen base needs no float32 master weights, so it is loaded in the half precision of the run. Raises ValueError
-    if tensors of the checkpoint are missing or unknown, or if --lora_target_modules has a name that the model lacks.
+    if tensors of the checkpoint are missing or unknown.
     """
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = torch.float32 if args.method == "full" else half
@@ -62,6 +63,27 @@ def load_model_to_tune(args: TuningArguments) -> Any:
     return model if args.method == "full" else add_adapter(model, args)
 
 
+def check_module_names(args: TuningArguments) -> None:
+    """Raise ValueError if --lora_target_modules or --lora_modules_to_save has a name that the base lacks.
+
+    The base is made from config.json on the meta device, without weights. The last part of a module's name is enough.
+    """
+    targets = [name for name in args.lora_target_modules if name != "all-linear"]
+    options = {"target_modules": targets, "modules_to_save": args.lora_modules_to_save}
+    if args.method == "full" or not any(options.values()):
+        return
+    config = from_folder(AutoConfig, args.base_model, args.trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=args.trust_remote_code)
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    modules = [f".{name}" for name, module in model.named_modules() if isinstance(module, kinds)]
+    for option, names in options.items():
+        for name in names:
+            if not any(module.endswith(f".{name}") for module in modules):
+                found = ", ".join(sorted({module.rpartition(".")[2] for module in modules}))
+                raise ValueError(f"--lora_{option}: the model has no module {name}; it has {found}")
+
+
 def requested_attention(args: TuningArguments) -> str | None:
     """Return --attn_implementation, or FlashAttention 2 on a GPU in half precision if it is installed; else None.
 
@@ -75,19 +97,8 @@ def requested_attention(args: TuningArguments) -> str | None:
 
 
 def add_adapter(model: Any, args: TuningArguments) -> Any:
-    """Return the model with a new LoRA adapter whose weights are float32, except under DeepSpeed.
-
-    Raises ValueError if --lora_target_modules or --lora_modules_to_save has a name that the model lacks.
-    """
+    """Return the model with a new LoRA adapter whose weights are float32, except under DeepSpeed."""
     names = args.lora_target_modules
-    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    found = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, kinds)}
-    for option, wanted in (("target_modules", names), ("modules_to_save", args.lora_modules_to_save)):
-        missing = [name for name in wanted if name != "all-linear" and name.split(".")[-1] not in found]
-        if missing:
-            raise ValueError(
-                f"--lora_{option}: the model has no module {missing[0]}; it has {', '.join(sorted(found))}"
-            )
     init_lora_weights: Any = True if args.lora_init == "default" else args.lora_init
     config = LoraConfig(
         r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, bias=args.lora_bias,

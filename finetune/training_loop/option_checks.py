@@ -39,12 +39,12 @@ REFUSED = {
     "include_num_input_tokens_seen": "the log always has the number of tokens",
     "ignore_data_skip": "a resumed run always begins with its next batch",
     "remove_unused_columns": "the items of the data loader have no columns",
-    **dict.fromkeys(
-        ["push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
-         "hub_revision"],
-        "a result is complete only after the run; upload its folder then: hf upload OWNER/NAME OUTPUT_DIR",
-    ),
 }  # fmt: skip
+# Options of uploads during a run, which both trainers refuse: a result is complete only after the run.
+HUB = (
+    "push_to_hub",
+    *(f"hub_{end}" for end in ["model_id", "strategy", "token", "private_repo", "always_push", "revision"]),
+)
 # Options that have an effect only together with another option.
 NEEDED = {
     "gradient_checkpointing_kwargs": "gradient_checkpointing",
@@ -86,6 +86,9 @@ def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             continue
         if name in REFUSED:
             raise ValueError(f"--{name} has no effect here, as {REFUSED[name]}; remove it")
+        if name in HUB:
+            upload = f"after the run, upload the result: hf upload OWNER/NAME {given['output_dir']}"
+            raise ValueError(f"--{name}: nothing is uploaded during a run; remove it, and {upload}")
         if name in NEEDED and not given[NEEDED[name]]:
             raise ValueError(f"--{name} has no effect without --{NEEDED[name]}; add it, or remove --{name}")
         if name in TRACKERS and not reported & {*TRACKERS[name], "all"}:

@@ -8,7 +8,7 @@ from typing import Any
 
 from corpus_files.corpus import Corpus
 from memory_estimate.model_shape import DEFAULTS, read_shape
-from resumable_checkpoints.complete_checkpoints import step_of
+from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 from resumable_checkpoints.run_state import RunState, check_same_run, differences
 from sequence_packing.packed_sequences import PackedSequences, Packing, open_packed_sequences
 from sequence_packing.sampler import Schedule, parse_weights
@@ -36,6 +36,15 @@ def check_launch(args: PretrainingArguments) -> None:
             f"one process sees {args.n_gpu} GPUs; start one for each: deepspeed --num_gpus {args.n_gpu} "
             "pretrain/train.py …, or name one: CUDA_VISIBLE_DEVICES=0"
         )
+
+
+def check_unfinished(output: Path) -> None:
+    """Raise ValueError if the output folder has a finished run; the message says how to continue it elsewhere."""
+    if (output / "config.json").exists():
+        options = f"--model_name_or_path {output} and a new --output_dir"
+        if complete := list_complete(output):
+            options = f"a new --output_dir, --resume_from_checkpoint {complete[-1]} and more --max_steps"
+        raise ValueError(f"{output} holds a finished run, so nothing was done; to train it further, give {options}")
 
 
 def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:

@@ -19,8 +19,8 @@ GRACE = 10.0  # seconds; torchrun and deepspeed poll their ranks more often
 clean_up_at_stop: list[Callable[[], None]] = []  # functions that `stop_before_first_step` calls
 
 
-def stop_before_first_step(*_: object) -> NoReturn:
-    """Signal handler of SIGTERM until the first step: end child processes, clean up, print a line, and exit."""
+def stop_before_first_step(number: int, *_: object) -> NoReturn:
+    """Signal handler until the first step: end child processes, clean up, print a line, and exit."""
     for children in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # the thread or the child has ended
             for child in children.read_text().split():  # a compilation, or the conversion of a checkpoint
@@ -28,9 +28,9 @@ def stop_before_first_step(*_: object) -> NoReturn:
     for clean_up in clean_up_at_stop:
         clean_up()
     if not int(os.environ.get("RANK", "0")):
-        line = "stopped by SIGTERM before the first step, without a checkpoint; start it again with the same command"
-        print(line, file=sys.stderr, flush=True)
-    os._exit(128 + signal.SIGTERM)
+        stopped = f"stopped by {signal.Signals(number).name} before the first step, without a checkpoint"
+        print(f"{stopped}; start it again with the same command", file=sys.stderr, flush=True)
+    os._exit(128 + number)
 
 
 class BuildError(ValueError):

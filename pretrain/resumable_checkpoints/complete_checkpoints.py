@@ -103,6 +103,11 @@ def remove_incomplete(output: Path) -> list[str]:
     return notices
 
 
+def is_new_run(given: str | None) -> bool:
+    """Return whether a value of --resume_from_checkpoint starts a new run."""
+    return not given or given.lower() in ("false", "none", "no")
+
+
 def resume_point(given: str | None, output: Path) -> Path | None:
     """Return the checkpoint to resume from; None for a new run.
 
@@ -111,7 +116,7 @@ def resume_point(given: str | None, output: Path) -> Path | None:
     and ValueError for a new run if `output` holds complete checkpoints.
     """
     complete = list_complete(output)
-    if not given or given.lower() in ("false", "none", "no"):
+    if given is None or is_new_run(given):
         if complete:
             raise ValueError(
                 f"{output} holds checkpoints of an earlier run; resume it with --resume_from_checkpoint True, "

@@ -1,4 +1,4 @@
-"""Base of both trainers: losses by source, checks after each step, stopping on SIGTERM.
+"""Base of both trainers: losses by source, checks after each step, stopping on signals.
 
 Trainer sees a run as one epoch of `args.max_steps` steps. The data loader of a resumed run begins at the first batch
 after the checkpoint, so Trainer skips no batch. No private method of Trainer is overridden or called. Besides callbacks
@@ -43,13 +43,15 @@ from training_loop.loss_meter import LossMeter, MeanLosses
 from training_loop.run_folders import write_errors_of
 from training_loop.training_log import TrainingLog
 
-STOPPED = 128 + signal.SIGTERM  # exit status after SIGTERM, as in shells
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # from clusters, Ctrl-C and a closed terminal
+STOPPED = 128 + signal.SIGTERM  # exit status of a run that a signal ended with a checkpoint
+SECOND_SIGINT = 1.0  # seconds; launchers repeat the SIGINT of a terminal at once
 RESUME = "the same command with --resume_from_checkpoint True resumes the run"
 
 
 def leave_signals_to_parent(worker: int) -> None:
     """Initialise a worker of a data loader: systemd, `timeout` and Slurm signal all processes of a group."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -136,6 +138,7 @@ class SourceTrainer(Trainer):
         self.log_file = TrainingLog(log_path)
         self.meter = LossMeter(sources, self.args.device)
         self.stop_requested, self.stopped = False, False  # on this rank; on all ranks
+        self.stop_signal, self._stop_time = signal.SIGTERM, 0.0  # the first signal on this rank, and its time
         self.has_changed_weights = False
         self.has_begun = False  # the first step, after model and optimizer are prepared
         self._nonfinite_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)  # in this step
@@ -232,7 +235,7 @@ class SourceTrainer(Trainer):
         return metrics
 
     def check_step(self, control: Any) -> None:
-        """Stop all ranks if one received SIGTERM; skip saving on all ranks if one has a non-finite loss or weight.
+        """Stop all ranks if one received a signal; skip saving on all ranks if one has a non-finite loss or weight.
 
         Weights are checked only before they are saved, since they become non-finite one step before the loss. Raises
         ValueError after `max_bad_steps` consecutive non-finite steps.
@@ -292,10 +295,14 @@ class SourceTrainer(Trainer):
     def train_until_stopped(self, checkpoint: Path | None) -> Any:
         """Train, from a checkpoint if given, and return Trainer's result.
 
-        SIGTERM ends the run after the current step with a checkpoint and sets `stopped`. Raises ValueError if losses or
-        weights are not finite, or the disk is full.
+        A signal of STOP_SIGNALS, unless the process ignores it, ends the run after the current step with a checkpoint
+        and sets `stopped`. Raises ValueError if losses or weights are not finite, or the disk is full, and
+        KeyboardInterrupt at a second Ctrl-C.
         """
-        signal.signal(signal.SIGTERM, self._request_stop)
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            if before[number] is not signal.SIG_IGN:  # nohup, or a shell's background job
+                signal.signal(number, self._request_stop)
         try:
             with write_errors_of(Path(self.args.output_dir or "")):
                 result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -303,15 +310,21 @@ class SourceTrainer(Trainer):
             traceback.clear_frames(error.__traceback__)  # ends the loader's workers, for which Python would wait
             raise
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number, handler in (before | {signal.SIGTERM: signal.SIG_DFL}).items():
+                signal.signal(number, handler)
         if self.has_nonfinite_weights():
             raise self._nonfinite_error("weights are not finite after")
         if self.stopped and self.args.should_save:
-            print(f"stopped by SIGTERM after step {result.global_step}, with a checkpoint; {RESUME}", file=sys.stderr)
+            line = f"stopped by {self.stop_signal.name} after step {result.global_step}, with a checkpoint; {RESUME}"
+            print(line, file=sys.stderr)
         return result
 
-    def _request_stop(self, *_: object) -> None:
-        """Signal handler of SIGTERM, which clusters send before they end a job."""
+    def _request_stop(self, number: int, *_: object) -> None:
+        """Signal handler of STOP_SIGNALS."""
         if not self.has_begun:
-            stop_before_first_step()
-        self.stop_requested = True
+            stop_before_first_step(number)
+        now = time.monotonic()
+        if not self.stop_requested:
+            self.stop_requested, self.stop_signal, self._stop_time = True, signal.Signals(number), now
+        elif number == signal.SIGINT and now > self._stop_time + SECOND_SIGINT:
+            raise KeyboardInterrupt

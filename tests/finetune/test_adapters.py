@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RunScript
+from conftest import QUANTISED, RunScript, needs_bitsandbytes
 from instruction_data.named_templates import load_template
 from instruction_tuning.adapters import load_model_to_tune, save_adapter_only, save_pissa_start
 from instruction_tuning.tuning_arguments import parse
@@ -22,7 +22,6 @@ from tuning_runs import command, trainer_of
 
 import finetune
 
-QUANTISED = Path(sys.prefix, "quantised")
 STEPS = ("--batch_size", 8, "--max_steps", 2, "--lora_dropout", 0)
 VARIANTS: dict[str, tuple[object, ...]] = {
     "rslora": ("--use_rslora",),
@@ -73,7 +72,7 @@ def test_saved_adapter_gives_the_logits_of_the_trained_model(
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
+@needs_bitsandbytes
 @pytest.mark.parametrize("given", [("--method", "qlora"), pytest.param(("--load_in", "8bit"), marks=pytest.mark.slow)])
 def test_quantised_base_is_tuned_and_evaluated(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript, given: tuple[str, ...]
@@ -90,7 +89,7 @@ def test_quantised_base_is_tuned_and_evaluated(
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
+@needs_bitsandbytes
 def test_bitsandbytes_has_the_attribute_that_is_changed(repository: Path) -> None:
     code = (
         "import bitsandbytes, torch\n"

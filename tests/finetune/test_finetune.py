@@ -1,8 +1,9 @@
-"""finetune/finetune.py: the result folder, resuming, SIGTERM, and refusals."""
+"""finetune/finetune.py: the result folder, resuming, Ctrl-C, and refusals."""
 
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,18 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
     finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again))
     adapters = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "broken")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    with pytest.raises(
+        ValueError, match="finished run, so nothing was done; give --resume_from_checkpoint True and mo"
+    ):
+        finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more))
+    assert (
+        finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again, "--max_steps", 11)) == 0
+    )
     with pytest.raises(ValueError, match="is of another run: --seed was 1 and is 2; --lora_r was 4 and is 8; give the"):
         finetune.main(
             command(tiny_checkpoint, rows_file, tmp_path / "whole", *more, *again, "--seed", 2, "--lora_r", 8)
         )
-    with pytest.raises(ValueError, match="the checkpoint has 10 steps, the run only 2; give more --max_steps"):
+    with pytest.raises(ValueError, match="the checkpoint has 11 steps, the run only 2; give more --max_steps"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again, "--max_steps", "2"))
     with pytest.raises(ValueError, match="is not complete"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", "--resume_from_checkpoint", str(tmp_path)))
@@ -146,16 +154,18 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
 
 
 @pytest.mark.integration
-def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
+def test_ctrl_c_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
     more = ("--batch_size", 8, "--max_steps", 40, "--save_strategy", "no", "--lora_dropout", 0.1)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     finetune.main(command(tiny_checkpoint, rows_file, whole, *more))
     given = command(tiny_checkpoint, rows_file, stopped, *more)
-    status, errors = stop_by_sigterm("finetune/finetune.py", *given, "--dataloader_num_workers", 2, group=True)
+    status, errors = stop_by_sigterm(
+        "finetune/finetune.py", *given, "--dataloader_num_workers", 2, group=True, number=signal.SIGINT
+    )
     assert status == 143 and "Traceback" not in errors, errors
-    assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)
+    assert re.search(r"^stopped by SIGINT after step \d+, with a checkpoint; the same command with", errors, re.M)
     checkpoint = only_checkpoint(stopped)
     assert is_complete(checkpoint)
     assert 0 < step_of(checkpoint) < 40
@@ -242,7 +252,9 @@ def test_error_for_unusable_input_names_it_and_writes_nothing(
         (command(base, rows_file, output, "--prompt_template_name", "vicuna"), "take one of alpaca, alpaca_short"),
         (command(base, rows_file, output, "--cutoff_len", "20"), "has no usable row (60 x longer than 20 tokens)"),
         (command(base, rows_file, output, "--cutoff_len", "513"), f"more than the context of {base}, 512 tokens"),
-        (command(base, rows_file, output, "--lora_target_modules", "[q_proj,w_proj]"), "model has no module w_proj"),
+        (command(base, rows_file, output, "--lora_target_modules", "[q_proj,w_proj]"), "model has no module w_proj; "),
+        (command(base, rows_file, output, "--lora_target_modules", "layers.2.mlp.up_proj"), "no module layers.2."),
+        (command(base, rows_file, output, "--lora_modules_to_save", "head"), "_modules_to_save: the model has n"),
         (command(base, rows_file, output, "--extraction_path", "gone.json"), "gone.json does not exist"),
         (command(base, rows_file, output, "--eval_data_path", "gone.jsonl"), "gone.jsonl does not exist"),
         (command(base, rows_file, output, "--val_set_size", "0.001"), "holds out no example of 60; give a number"),

@@ -1,4 +1,4 @@
-"""finetune/scripts/: each recipe tunes, stops on SIGTERM, resumes, and names a bad setting."""
+"""finetune/scripts/: each recipe tunes, stops on signals, resumes, and names a bad setting."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, free_port
+from conftest import QUANTISED, REPOSITORY, free_port
 from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 from safetensors.torch import load_file
 from tuning_runs import command
@@ -26,7 +26,7 @@ def settings(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, extensions:
         "BASE_MODEL": str(tiny_checkpoint), "DATA_PATH": str(rows_file), "OUTPUT_DIR": str(tmp_path / "out"),
         "VENV": str(Path(sys.executable).parent.parent), "TORCH_EXTENSIONS_DIR": str(extensions),
         "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "PYTHONPATH": str(Path(sys.prefix, "quantised")),
+        "PYTHONPATH": str(QUANTISED),
     }  # fmt: skip
 
 
@@ -82,21 +82,32 @@ def test_qlora_and_full_recipes_write_a_result(tmp_path: Path, settings: Environ
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["lora.sh", "full.sh"])
-def test_sigterm_to_the_group_of_a_recipe_saves_a_checkpoint_and_leaves_no_process(
-    tmp_path: Path, settings: Environment, recipe: str
+@pytest.mark.parametrize(
+    ("recipe", "ranks", "sent", "received"),
+    [
+        ("lora.sh", "2", signal.SIGTERM, signal.SIGTERM),
+        ("lora.sh", "2", signal.SIGINT, signal.SIGTERM),
+        ("lora.sh", "1", signal.SIGTERM, signal.SIGTERM),
+        ("lora.sh", "1", signal.SIGINT, signal.SIGINT),
+        ("lora.sh", "1", signal.SIGHUP, signal.SIGHUP),
+        ("full.sh", "2", signal.SIGTERM, signal.SIGTERM),
+        ("full.sh", "1", signal.SIGINT, signal.SIGTERM),
+    ],
+)
+def test_signal_to_the_group_of_a_recipe_saves_a_checkpoint_and_leaves_no_process(
+    tmp_path: Path, settings: Environment, recipe: str, ranks: str, sent: signal.Signals, received: signal.Signals
 ) -> None:
     process = start(
-        recipe, settings | {"GPUS": "2"}, "--num_epochs", "999", "--logging_steps", "1", "--save_steps", "9999"
+        recipe, settings | {"GPUS": ranks}, "--num_epochs", "999", "--logging_steps", "1", "--save_steps", "9999"
     )
     assert process.stdout
     for line in process.stdout:
         if line.startswith("step 2/"):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, sent)
             break
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 143, errors
-    assert errors.count("stopped by SIGTERM after step") == 1 and "Traceback" not in errors, errors
+    assert errors.count(f"stopped by {received.name} after step") == 1 and "Traceback" not in errors, errors
     (checkpoint,) = list_complete(tmp_path / "out")
     assert step_of(checkpoint) >= 2
     for other in psutil.process_iter():

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_memory import LiveMemory, drop_gradients
 from memory_estimate import model_shape, training_memory
-from memory_estimate.model_shape import Shape, parameter_count
+from memory_estimate.model_shape import Shape, in_words, parameter_count
 from memory_estimate.training_memory import GIB
 from packed_attention import segment_attention
 from packed_attention.segment_attention import Segment
@@ -206,11 +206,17 @@ def test_published_run_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_sc
     }  # fmt: skip
 
 
+def test_counts_have_a_fitting_unit() -> None:
+    counts = (999, 1000, 995_000, 999_994, 999_995, 13_015_864_320)
+    words = ("999", "1.00 thousand", "995.00 thousand", "999.99 thousand", "1.00 million", "13.02 billion")
+    assert tuple(map(in_words, counts)) == words
+
+
 @pytest.mark.parametrize("size", ["11", "15.7", "141"])
 def test_any_size_of_a_card_is_taken_as_gib(tmp_path: Path, run_script: RunScript, size: str) -> None:
     write_config(tmp_path, num_hidden_layers=2, hidden_size=256, num_attention_heads=4, intermediate_size=688)
     done = run_script("pretrain/plan.py", "--model", tmp_path, "--gpus", 1, "--gpu_memory", size)
-    assert f"; 1 GPU of {size} GiB, nodes: 1" in done.stdout
+    assert f": 17.97 million parameters, bf16, sequences of 2,048 tokens; 1 GPU of {size} GiB, nodes: 1" in done.stdout
     parameters = 2 * 32000 * 256 + 2 * (4 * 256**2 + 3 * 256 * 688 + 2 * 256) + 256
     states = f"{16 * parameters / 2**30:.1f}"
     assert f"zero1                    {states:>6} " in done.stdout

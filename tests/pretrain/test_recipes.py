@@ -192,7 +192,7 @@ def test_only_listed_variables_are_exported_to_other_nodes(shown: Environment) -
         ("train.sh", {"MODEL": "nowhere"}, "MODEL=nowhere is not a checkpoint folder"),
         ("train.sh", {"DATA": "nowhere"}, "DATA=nowhere is not the prefix of a corpus"),
         ("train.sh", {"CONFIG": "nowhere.json"}, "CONFIG=nowhere.json does not exist"),
-        ("train.sh", {"OUT": "{base}"}, "holds a finished model"),
+        ("train.sh", {"OUT": "{base}"}, "holds a finished run, so nothing was done; to train it further, set a new"),
         ("train.sh", {"RANKS": "2", "CUDA_VISIBLE_DEVICES": "4,5"}, "both choose GPUs"),
         ("train_multinode.sh", {"HOSTFILE": "nowhere"}, "HOSTFILE=nowhere does not exist"),
         ("train_multinode.sh", {"HOSTFILE": "{one}"}, "fewer than two nodes"),

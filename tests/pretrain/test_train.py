@@ -258,6 +258,17 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
     )
     assert not (resumed / "checkpoint-5").exists()
     assert_same_run(whole, resumed)
+    further = ("--resume_from_checkpoint", whole / "checkpoint-6", "--max_steps", 7)
+    fact = f"{whole} holds a finished run, so nothing was done; to train it further, give "
+    message = f"{fact}a new --output_dir, --resume_from_checkpoint {whole / 'checkpoint-6'} and more --max_steps"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_here(*options(base, small_corpus, whole, *RESUME))
+    train_here(*options(base, small_corpus, tmp_path / "further", *further))
+    assert "further: 7 steps in " in capsys.readouterr().out
+    for checkpoint in whole.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ValueError, match=re.escape(f"{fact}--model_name_or_path {whole} and a new --output_dir")):
+        train_here(*options(base, small_corpus, whole))
 
 
 @pytest.mark.integration

@@ -1,8 +1,10 @@
 """pretrain/train.py: every option of Trainer has an effect, or is refused by name."""
 
+import signal
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from option_effects import (
 )
 from pretraining_runs import make_trainer, options
 from resumable_checkpoints.complete_checkpoints import list_complete, step_of
+from training_loop.source_trainer import SourceTrainer
 
 ALL = CASES | {
     "ddp_find_unused_parameters": Case("False", effect=passed_to_ddp("find_unused_parameters", False)),
@@ -113,3 +116,14 @@ def stopping(trainer: Any, at: int) -> Callable[..., Any]:
         return step(*arguments, **more)
 
     return training_step
+
+
+def test_second_ctrl_c_ends_a_run_at_once_unless_a_launcher_repeats_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer: Any = SimpleNamespace(has_begun=True, stop_requested=False)
+    times = iter([100.0, 100.1, 105.0, 106.0])
+    monkeypatch.setattr("training_loop.source_trainer.time", SimpleNamespace(monotonic=lambda: next(times)))
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        SourceTrainer._request_stop(trainer, number)
+        assert trainer.stop_requested and trainer.stop_signal == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        SourceTrainer._request_stop(trainer, signal.SIGINT)

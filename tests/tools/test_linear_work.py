@@ -14,10 +14,9 @@ import pytest
 import quantize
 import torch
 import weight_diff
+from conftest import QUANTISED
 from llama_cpp_server import write_model
 from safetensors.torch import save_file
-
-QUANTISED = Path(sys.prefix, "quantised")
 
 
 def model_of_many_tensors(folder: Path, source: Path, count: int, seed: int) -> Path:

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from compressed_tensors.quantization import preset_name_to_scheme
+from conftest import QUANTISED, needs_bitsandbytes
 from in_process import RunTool
 from live_memory import LiveMemory, drop_gradients
 from memory_advice import gpu_uses
@@ -20,7 +21,6 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SCRIPT = "tools/checkpoint.py"
-QUANTISED = Path(sys.prefix, "quantised")  # bitsandbytes
 GIB, SHARE = 2**30, 0.92
 
 
@@ -84,7 +84,7 @@ def test_lora_bytes_equal_the_peak_of_a_real_step(shape: Shape, is_quantised: bo
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
+@needs_bitsandbytes
 def test_quantised_linear_layers_take_as_many_bytes_as_in_bitsandbytes() -> None:
     code = """
 import bitsandbytes, torch

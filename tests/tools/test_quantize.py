@@ -14,7 +14,7 @@ import quantize
 import torch
 from chat_prompts.prompt_encoding import PromptEncoder
 from checkpoint_seals.seal_writer import kind_of
-from conftest import REPOSITORY, RunScript
+from conftest import QUANTISED, REPOSITORY, RunScript, needs_bitsandbytes
 from extraction_metrics.answer_scores import score_answers
 from in_process import RunTool
 from json_rows.instruction_rows import messages_of
@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SCRIPT = "tools/quantize.py"
-QUANTISED = Path(sys.prefix, "quantised")
 OTHER = Path(os.environ.get("KNOWLM_QUANTIZE_PYTHON") or REPOSITORY / ".venv-quantize/bin/python")
 TEMPLATES = ("alpaca", "alpaca_short", "llama-2")
 ANSWER = '{"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}'
@@ -214,7 +213,7 @@ def test_choose_group_returns_largest_group_that_fits_all_layers(model: Path) ->
         quantization_methods.choose_group_size({"even": (8, 64), "odd": (8, 200)}, 0, model)
 
 
-@pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
+@needs_bitsandbytes
 @pytest.mark.parametrize("method", ["nf4", pytest.param("bnb8", marks=pytest.mark.slow)])
 @pytest.mark.integration
 def test_bitsandbytes_folders_are_complete(model: Path, tmp_path: Path, run_script: RunScript, method: str) -> None:

@@ -106,3 +106,11 @@ def parameter_count(shape: Shape) -> int:
     norms = 2 * hidden + shape.qk_norm * 2 * shape.head_dim
     embeddings = shape.vocabulary * hidden * (1 if shape.tied else 2)
     return embeddings + linear_count(shape) + shape.layers * (biases + norms) + hidden
+
+
+def in_words(count: int) -> str:
+    """Return a count as text: `640`, `12.35 thousand`, `125.00 million`, `13.02 billion`."""
+    for unit, name in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= max(0.999995 * unit, 1000):  # less does not round to 1000.00 of the smaller unit
+            return f"{count / unit:.2f} {name}"
+    return str(count)
