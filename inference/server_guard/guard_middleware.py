@@ -20,9 +20,12 @@ from vllm_bridge.request_cost import (
     bound_texts,
     counted_cost,
     most_sequences,
+    record_sequences,
+    tokens_used,
     warm_up,
 )
-from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, check_sequences, report_failed_validators, tokens_used
+from vllm_bridge.request_errors import check_streams, report_missing_template, report_unknown_models
+from vllm_bridge.vllm_hooks import check_constraints, check_sequences, report_failed_validators
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_guard.body_structure import UNCHECKED_BYTES, structure_error
@@ -45,7 +48,6 @@ class GuardMiddleware:
         self.app = app
         self.settings: GuardSettings | None = None
         self.most_sequences = 0  # of one request in the engine; set at startup
-        self.usage: TokenUsage | None = None  # set if --limit-tokens is given
         self.shutdown = GracefulShutdown()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,8 +60,7 @@ class GuardMiddleware:
         try:
             if self.shutdown.draining:
                 raise shutdown_refusal()
-            with counted_cost(self.most_sequences):
-                await self.run_route(request, self.settings.check_request(scope))
+            await self.run_route(request, self.settings.check_request(scope))
         except RefusedError as refusal:
             request.refusal = refusal
         except asyncio.CancelledError:
@@ -76,14 +77,12 @@ class GuardMiddleware:
 
     async def run_route(self, request: "GuardedRequest", client_names: Sequence[str]) -> None:
         """Run the route; charge the tokens to the client names, even if the request fails or is cancelled."""
-        if not (client_names and self.usage):
-            return await self.app(request.scope, request.receive, request.send)
-        with self.usage.recorded() as sequences:
+        with counted_cost(self.most_sequences) as cost:
             try:
                 await self.app(request.scope, request.receive, request.send)
             finally:
-                request.settings.limits.charge(client_names, tokens_used(request.scope.get("state", {}), sequences))
-        return None
+                tokens = tokens_used(request.scope.get("state", {}), cost.sequences)
+                request.settings.limits.charge(client_names, tokens)
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Install the guard at startup, after vLLM has filled in the application's state; report the shutdown."""
@@ -94,6 +93,9 @@ class GuardMiddleware:
         if not state.args.enable_log_requests:
             install_log_filters()
         report_failed_validators()
+        report_missing_template()
+        report_unknown_models(state.args.model)
+        check_streams(state)
         check_constraints(state.engine_client)
         check_sequences(state.engine_client)
         bound_generation(state.engine_client)
@@ -101,7 +103,7 @@ class GuardMiddleware:
         await warm_up(state.engine_client)
         self.most_sequences = most_sequences(state.engine_client.vllm_config.scheduler_config.max_num_seqs)
         if state.args.limit_tokens:
-            self.usage = TokenUsage(state.engine_client)
+            record_sequences(state.engine_client)
 
         async def receive_event() -> Message:
             message = await receive()

@@ -21,6 +21,7 @@ from vllm_bridge.vllm_imports import from_vllm
 from server_launch.launch_adapters import check_adapters, preset_adapters
 from server_launch.launch_checks import check_own_code, check_port, check_served_model
 from server_launch.launch_presets import check_devices, local_processes, preset_for_cpu, preset_safety
+from server_launch.launch_values import JSON_LISTS, JSON_OBJECTS, check_json, named_adapters
 
 DEFAULT_HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 600
@@ -36,14 +37,14 @@ def print_notice(line: str) -> None:
 
 
 def precheck(arguments: Sequence[str]) -> None:
-    """Check the folders, the template and the port of a command line before vLLM is imported, which takes seconds.
+    """Check the folders, JSON, template and port of a command line before vLLM is imported, which takes seconds.
 
     Sets the environment variables that keep vLLM and the hub client off the network. Raises ValueError or
     FileNotFoundError.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     names = ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path", "chat-template", "config")
-    for name in names:
+    for name in (*names, *JSON_LISTS, *JSON_OBJECTS):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
     for name in ("lora-modules", "served-model-name"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="*", action="append")
@@ -54,6 +55,11 @@ def precheck(arguments: Sequence[str]) -> None:
     model = args.model or next((word for word in arguments[:1] if not word.startswith("-")), None)
     if not model and not args.config:
         raise ValueError(MODEL_MISSING)
+    modules = args.lora_modules or [[]]
+    if len(modules) > 1:  # vLLM would use the last occurrence only
+        raise ValueError("--lora-modules is given twice; give it once with all adapters: a=FOLDER b=FOLDER")
+    adapters = named_adapters(modules[0])
+    check_json(args)
     if args.template_path:
         read_template(args.template_path, "--template_path")
     if args.port and args.port.isdecimal() and not args.uds:
@@ -69,11 +75,7 @@ def precheck(arguments: Sequence[str]) -> None:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
     else:
         print_notice(f"{model} is not a local folder; vLLM will download the model of this name from the hub")
-    modules = args.lora_modules or [[]]
-    if len(modules) > 1:  # vLLM would use the last occurrence only
-        raise ValueError("--lora-modules is given twice; give it once with all adapters: a=FOLDER b=FOLDER")
-    pairs = [word.split("=", 1) for word in modules[0] if "=" in word and "," not in word]  # the others may be JSON
-    check_adapters([(name, folder) for name, folder in pairs], model, (args.served_model_name or [()])[-1])
+    check_adapters(adapters, model, (args.served_model_name or [()])[-1])
 
 
 def server_parser(description: str) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Bound the work of a request that its bytes do not bound: sequences, text to tokenise, log probabilities to return.
+"""Count and bound the work of a request: sequences, text to tokenise, log probabilities to return, tokens.
 
 vLLM computes prompts and sequences in the order of their arrival, tokenises the texts of all requests in one thread
 (about 1 s per million characters), and creates the log probabilities of a response on the event loop: during a request
@@ -6,7 +6,7 @@ for 100 answers of 400 tokens with 256 log probabilities each, /health waited fo
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ class RequestCost:
     characters: int = 0
     log_probabilities: int = 0
     prefilling: dict[str, int] = field(default_factory=dict)  # request id -> tokens of a prompt without output
+    has_output: bool = False  # whether the engine has returned an output
+    sequences: list[Any] = field(default_factory=list)  # vLLM's records of started sequences; see record_sequences
 
     @cached_property
     def free_sequences(self) -> asyncio.Semaphore:
@@ -109,14 +111,15 @@ def most_sequences(max_num_seqs: int) -> int:
 
 
 @contextmanager
-def counted_cost(sequences: int) -> Iterator[None]:
+def counted_cost(sequences: int) -> Iterator[RequestCost]:
     """Count the cost of the request that this asyncio task and its children serve within the context.
 
     sequences: the most that the request may have in the engine at the same time.
     """
-    token = current_cost.set(RequestCost(sequences))
+    cost = RequestCost(sequences)
+    token = current_cost.set(cost)
     try:
-        yield
+        yield cost
     finally:
         current_cost.reset(token)
 
@@ -134,9 +137,9 @@ def bound_texts() -> None:
     tokenize_params._text_len_check = count_and_check
 
 
-def prompt_length(prompt: Any) -> int:
-    """Return the number of tokens of vLLM's EngineInput; 0 if it has embeddings."""
-    return len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, Mapping) else 0
+def prompt_ids(prompt: Any) -> Sequence[int]:
+    """Return the token ids of vLLM's EngineInput; none if it has embeddings."""
+    return prompt.get("prompt_token_ids") or () if isinstance(prompt, Mapping) else ()
 
 
 def is_beam_step(params: Any) -> bool:
@@ -156,7 +159,7 @@ def count_log_probabilities(prompt: Any, params: Any, vocabulary: int) -> int:
     if is_beam_step(params):
         return 0
     tokens = params.n * (params.max_tokens or 0)
-    wanted = [(params.num_logprobs, tokens), (params.prompt_logprobs, prompt_length(prompt))]
+    wanted = [(params.num_logprobs, tokens), (params.prompt_logprobs, len(prompt_ids(prompt)))]
     return sum((vocabulary if each == -1 else each + 1) * count for each, count in wanted if each is not None)
 
 
@@ -178,17 +181,19 @@ def bound_generation(engine_client: Any) -> None:
                 f"n is {sampling_params.n}, a request may have {cost.most_sequences} answers at once (half of "
                 f"--max-num-seqs, but at least {LEAST_SEQUENCES}); lower it"
             )
+        engine_client.renderer.validate_token_ids(prompt_ids(prompt))
         for word in sampling_params.bad_words or ():  # tokenised on the event loop
             cost.add_text(word)
         cost.add_log_probabilities(count_log_probabilities(prompt, sampling_params, vocabulary))
         # the beams of a search have their prefixes in the cache, except for some tokens
-        tokens = 1 if is_beam_step(sampling_params) else prompt_length(prompt)
+        tokens = 1 if is_beam_step(sampling_params) else len(prompt_ids(prompt))
         waiting = Prompt(request_id, tokens, sampling_params.n)
         async with cost.turn_of(waiting, processor, most_tokens) as has_waited:
             while True:
                 async with aclosing(generate(prompt, sampling_params, request_id, **more)) as outputs:
                     try:
                         async for output in outputs:
+                            cost.has_output = True
                             yield output
                         return
                     except overflow:  # raised before the first output
@@ -197,6 +202,38 @@ def bound_generation(engine_client: Any) -> None:
                 await asyncio.sleep(OVERFLOW_PAUSE)
 
     engine_client.generate = bound_and_generate
+
+
+def record_sequences(engine_client: Any) -> None:
+    """Make vLLM's output processor record the sequences of each request, from which its tokens are counted.
+
+    vLLM updates the record of a sequence until the sequence is finished or aborted, even after the client has
+    disconnected.
+    """
+    processor = engine_client.output_processor
+    add_request = processor.add_request
+
+    def add_and_record(request: Any, *args: Any, **kwargs: Any) -> None:
+        add_request(request, *args, **kwargs)
+        if (cost := current_cost.get()) and (sequence := processor.request_states.get(request.request_id)):
+            cost.sequences.append(sequence)
+
+    processor.add_request = add_and_record
+
+
+def tokens_used(state: dict[str, Any], sequences: list[Any]) -> int:
+    """Return the number of tokens of a request, prompt and answer.
+
+    state: the request's state, in which a handler may set `knowlm_usage` (tokens) or vLLM's `request_metadata`;
+    sequences: RequestCost.sequences, which are used if the state has neither.
+    """
+    if (usage := state.get("knowlm_usage")) is not None:
+        return usage
+    if final := getattr(state.get("request_metadata"), "final_usage_info", None):
+        return final.prompt_tokens + (final.completion_tokens or 0)
+    return sum(
+        each.prompt_len + (each.detokenizer.num_output_tokens() if each.detokenizer else 0) for each in sequences
+    )
 
 
 async def warm_up(engine_client: Any) -> None:

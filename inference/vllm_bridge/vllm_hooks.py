@@ -6,8 +6,7 @@ and classes of vLLM are preferred.
 """
 
 import argparse
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any
@@ -18,6 +17,8 @@ from grammar_checks.grammar_checker import MAX_WAITING, TRIAL_MEMORY, TRIAL_SECO
 from vllm_bridge.vllm_imports import from_vllm
 
 PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+RESPONSES = "vllm.entrypoints.openai.responses.serving"
+CHAT = "vllm.entrypoints.openai.chat_completion.serving"
 COMPLETION = "vllm.entrypoints.openai.completion"
 AUTHENTICATION = "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware"
 SAMPLING = "vllm.sampling_params:SamplingParams"
@@ -45,12 +46,20 @@ PRIVATE_API = {
     "vllm.v1.sample.ops.logprobs:batched_count_greater_than(x, values)": "compiled at its first call; see warm_up",
     "vllm.v1.engine.output_processor:OutputProcessor.get_num_queued_tokens()": "computed by request: is_prefilling",
     f"{SAMPLING}.num_logprobs": "read: log probabilities of each token",
+    # request_errors.py: a stream that fails before its first output gets the status of the unstreamed response
+    f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "wrapped and called",
+    f"{CHAT}:OpenAIServingChat.create_chat_completion(request, raw_request)": "wrapped; also called for /v1/messages",
+    f"{RESPONSES}:OpenAIServingResponses.create_responses(request, raw_request)": "wrapped",
+    "vllm.entrypoints.scale_out.token_in_token_out.serving:ServingTokens.serve_tokens(request, raw_request)": "wrapped",
+    "vllm.renderers.base:BaseRenderer.validate_token_ids(token_ids)": "called before a prompt waits for its turn",
+    # request_errors.py: vLLM's messages have the base's path and no remedy
+    "vllm.entrypoints.serve.engine.serving:BaseServing._check_model(request)": "wrapped: names of the served models",
+    "vllm.renderers.chat_utils:ChatTemplateResolutionError": "its message is replaced",
     # validators of vLLM that fail on values of a wrong type are an error of the caller
     "pydantic:TypeAdapter.validate_python(object)": "wrapped: FastAPI and /invocations validate a body with it",
     # a request that the queue can never take is an error of the caller
     "vllm.v1.engine.async_llm:AsyncLLM.check_admission(n, request_id)": "wrapped: status 400",
     # routes: requests are validated, sampled and answered as by /v1/completions
-    f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "called: its handler",
     f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
     # server_guard/, launching
     f"{AUTHENTICATION}.verify_token(headers)": "called for all routes, not only for vLLM's prefixes",
@@ -139,50 +148,3 @@ def report_failed_validators() -> None:
             raise ValueError(f"a field has a value of a wrong type: {str(error)[:200]}") from None
 
     TypeAdapter.validate_python = validate_or_report  # type: ignore[method-assign]
-
-
-class TokenUsage:
-    """Collects vLLM's records of the sequences that each request starts; the request's tokens are counted from them.
-
-    vLLM updates the record of a sequence until the sequence is finished or aborted, even after the client has
-    disconnected.
-    """
-
-    def __init__(self, engine_client: Any) -> None:
-        """engine_client: vLLM's AsyncLLM, whose output processor is wrapped."""
-        self.sequences: ContextVar[list[Any] | None] = ContextVar("sequences", default=None)
-        processor = engine_client.output_processor
-        add_request = processor.add_request
-
-        def add_and_record(request: Any, *args: Any, **kwargs: Any) -> None:
-            add_request(request, *args, **kwargs)
-            started = self.sequences.get()
-            if started is not None and (sequence := processor.request_states.get(request.request_id)):
-                started.append(sequence)
-
-        processor.add_request = add_and_record
-
-    @contextmanager
-    def recorded(self) -> Iterator[list[Any]]:
-        """Collect the records of sequences that this asyncio task and its children start within the context."""
-        started: list[Any] = []
-        token = self.sequences.set(started)
-        try:
-            yield started
-        finally:
-            self.sequences.reset(token)
-
-
-def tokens_used(state: dict[str, Any], sequences: list[Any]) -> int:
-    """Return the number of tokens of a request, prompt and answer.
-
-    state: the request's state, in which a handler may set `knowlm_usage` (tokens) or vLLM's `request_metadata`;
-    sequences: records of TokenUsage, which are used if the state has neither.
-    """
-    if (usage := state.get("knowlm_usage")) is not None:
-        return usage
-    if final := getattr(state.get("request_metadata"), "final_usage_info", None):
-        return final.prompt_tokens + (final.completion_tokens or 0)
-    return sum(
-        each.prompt_len + (each.detokenizer.num_output_tokens() if each.detokenizer else 0) for each in sequences
-    )

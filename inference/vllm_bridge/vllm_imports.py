@@ -8,7 +8,9 @@ TESTED_VERSION = "0.32"
 MODULES = {
     "AsyncEngineArgs": "vllm.engine.arg_utils",
     "AuthenticationMiddleware": "vllm.entrypoints.serve.middleware.authenticate",
+    "BaseServing": "vllm.entrypoints.serve.engine.serving",
     "CPUWorker": "vllm.v1.worker.cpu_worker",
+    "ChatTemplateResolutionError": "vllm.renderers.chat_utils",
     "CompletionRequest": "vllm.entrypoints.openai.completion.protocol",
     "ErrorResponse": "vllm.entrypoints.serve.engine.protocol",
     "FlexibleArgumentParser": "vllm.utils.argparse_utils",

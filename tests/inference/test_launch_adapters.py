@@ -304,6 +304,29 @@ def test_launcher_refuses_a_missing_adapter_folder(run_script: RunScript, tiny_c
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "word", ["ie", "ie=", "=runs/ie", "ie=a,b", '{"name": "ie"}', '{"name": "ie", "path": 7}', "[1]"]
+)
+def test_precheck_refuses_an_adapter_without_a_folder(tiny_checkpoint: Path, word: str) -> None:
+    with pytest.raises(ValueError, match="--lora-modules takes NAME=FOLDER, or .* not " + re.escape(repr(word))):
+        precheck(["--model", str(tiny_checkpoint), "--lora-modules", word])
+
+
+def test_precheck_reads_an_adapter_in_json(tiny_checkpoint: Path, adapter: Path) -> None:
+    def command(folder: object) -> list[str]:
+        return ["--model", str(tiny_checkpoint), "--lora-modules", json.dumps({"name": "ie", "path": str(folder)})]
+
+    precheck(command(adapter))
+    with pytest.raises(FileNotFoundError, match="adapter ie: runs/a,b does not exist"):
+        precheck(command("runs/a,b"))
+
+
+def test_launcher_refuses_an_adapter_without_a_folder(run_script: RunScript, tiny_checkpoint: Path) -> None:
+    error = run_script(LAUNCHER, "--model", tiny_checkpoint, "--lora-modules", "ie", status=2).stderr
+    assert error.startswith("error: --lora-modules takes NAME=FOLDER, or ")
+    assert error.count("\n") == 1
+
+
 def test_serve_script_passes_adapters_on(tiny_checkpoint: Path, adapter: Path) -> None:
     settings = {"PYTHON": "echo", "MODEL": str(tiny_checkpoint), "ADAPTERS": f"a={adapter} b={adapter}"}
     done = subprocess.run(

@@ -24,6 +24,7 @@ from server_launch.launch_presets import (
     preset_for_cpu,
     translate_former_options,
 )
+from server_launch.launch_values import JSON_LISTS, JSON_OBJECTS
 
 LAUNCHER = "inference/launch_vllm.py"
 ONE_COPY = {
@@ -41,6 +42,46 @@ def test_former_options_are_dropped_or_replaced_with_a_notice() -> None:
     assert notices[0].startswith("--use-np-weights is no longer needed")
     assert translate_former_options(["--swap_space", "4", "--swap-space=4", "--seed", "1"])[0] == ["--seed", "1"]
     assert translate_former_options(["--use_dummy_weights"])[0] == ["--load-format", "dummy"]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "form"),
+    [
+        ("--allowed-origins", "*", "list of texts"),
+        ("--allowed_origins", "7", "list of texts"),
+        ("--allowed-methods", "[1]", "list of texts"),
+        ("--allowed-headers", '{"a": 1}', "list of texts"),
+        ("--hf-overrides", "x", "object"),
+        ("--override-generation-config", '{"a":', "object"),
+        ("--compilation-config", "[1]", "object"),
+        ("--default-chat-template-kwargs", "7", "object"),
+        ("--speculative_config", "[" * 10**5, "object"),
+    ],
+)
+def test_precheck_refuses_json_of_another_form(tiny_checkpoint: Path, option: str, text: str, form: str) -> None:
+    with pytest.raises(ValueError, match=f"takes a JSON {form} such as .*, not ") as raised:
+        precheck(["--model", str(tiny_checkpoint), option, text])
+    assert str(raised.value).startswith(option.replace("_", "-"))
+
+
+def test_precheck_accepts_json(tiny_checkpoint: Path) -> None:
+    lists = ["--allowed-origins", '["*"]', "--allowed-methods", "[]", "--hf-overrides", "{}", "--pooler-config", "None"]
+    precheck(["--model", str(tiny_checkpoint), *lists, "--compilation-config.mode", "0"])
+
+
+def test_json_options_are_those_of_vllms_parser() -> None:
+    """Every option that vLLM parses as JSON is checked, except those of which the value may also be another."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    found = set()
+    for action in make_arg_parser(FlexibleArgumentParser())._actions:
+        cells = [cell.cell_contents for cell in getattr(action.type, "__closure__", None) or ()]
+        inner = [cell.cell_contents for kind in cells for cell in getattr(kind, "__closure__", None) or ()]
+        names = {getattr(kind, "__name__", "") for kind in (action.type, *cells, *inner)}
+        if names & {"loads", "parse_dataclass", "union_dict_and_str"}:
+            found.add(action.option_strings[0].removeprefix("--"))
+    assert found == {*JSON_LISTS, *JSON_OBJECTS, "additional-config", "pt-load-map-location"}
 
 
 def test_kv_cache_holds_one_context() -> None:

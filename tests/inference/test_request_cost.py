@@ -110,6 +110,7 @@ class Engine:
     def __init__(self, full: Sequence[int] = (), tasks: Sequence[str] = ("generate",)) -> None:
         self.calls, self.full, self.tasks = 0, full, tasks
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 800)
+        self.renderer = SimpleNamespace(validate_token_ids=lambda token_ids: None)
         self.output_processor = OutputProcessor(None, log_stats=False)
         self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_batched_tokens=1000))
 

@@ -204,7 +204,8 @@ def test_unknown_model_is_answered_with_the_known_names(adapter_server: Any, wor
     for name in ("none", "../a", str(world.adapters["a"])):
         status, answer = adapter_server.post("/generate", body(0, name))
         assert status == 404
-        assert answer["error"].startswith(f"there is no model {name!r}; served: {world.base}, a, b")
+        served = "served: the base (leave out model, or see /v1/models), a, b"
+        assert answer["error"].startswith(f"there is no model {name!r}; {served}")
 
 
 def test_adapters_are_loaded_and_unloaded_at_run_time(adapter_server: Any, world: World, envelopes: Any) -> None:

@@ -15,7 +15,9 @@ import torch
 from conftest import free_port
 from server_launch.launch_args import model_configuration, parse_server_args
 from server_launch.launch_checks import option_errors
-from vllm_bridge.vllm_hooks import PRIVATE_API, TokenUsage, tokens_used
+from vllm_bridge.request_cost import counted_cost, record_sequences, tokens_used
+from vllm_bridge.request_errors import STREAMING_HANDLERS
+from vllm_bridge.vllm_hooks import PRIVATE_API
 from vllm_bridge.vllm_imports import MODULES, from_vllm
 
 
@@ -94,13 +96,13 @@ def test_vllms_layers_call_every_override() -> None:
     assert ".update_metadata(" in manager
 
 
-def test_token_usage_records_the_sequences_of_vllms_output_processor() -> None:
+def test_sequences_of_vllms_output_processor_are_recorded() -> None:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.output_processor import OutputProcessor
 
     processor = OutputProcessor(None, log_stats=False)
-    usage = TokenUsage(SimpleNamespace(output_processor=processor))
+    record_sequences(SimpleNamespace(output_processor=processor))
 
     def start(name: str) -> None:
         sampling = SamplingParams(max_tokens=9, detokenize=False, output_kind=RequestOutputKind.DELTA)
@@ -113,10 +115,11 @@ def test_token_usage_records_the_sequences_of_vllms_output_processor() -> None:
         processor.add_request(EngineCoreRequest(**fields, **others), None)
 
     start("unrecorded")
-    with usage.recorded() as sequences:
+    with counted_cost(1) as cost:
         start("first")
         start("second")
     start("later")
+    sequences = cost.sequences
     assert [sequence.request_id for sequence in sequences] == ["first", "second"]
     assert tokens_used({}, sequences) == 6
     for sequence in sequences:  # vLLM counts generated tokens by the detokenizer
@@ -136,11 +139,12 @@ def test_tokens_used_prefers_the_count_of_the_handler() -> None:
 
 
 def test_vllm_sets_the_attributes_of_the_application_that_are_read() -> None:
-    """The attributes are args, engine_client, server, openai_serving_completion and openai_serving_models."""
+    """The attributes are args, engine_client, server, openai_serving_models and the handlers of streams."""
     launchers = Path(import_module("vllm.entrypoints.launchers").__file__ or "").parent
-    generate = Path(import_module("vllm.entrypoints.generate.api_router").__file__ or "")
-    text = "\n".join(source.read_text() for source in [*launchers.rglob("*.py"), generate])
-    for name in ("args", "engine_client", "server", "openai_serving_completion", "openai_serving_models"):
+    modules = ("vllm.entrypoints.generate.api_router", "vllm.entrypoints.scale_out.factories")
+    files = [Path(import_module(module).__file__ or "") for module in modules]
+    text = "\n".join(source.read_text() for source in [*launchers.rglob("*.py"), *files])
+    for name in ("args", "engine_client", "server", "openai_serving_models", *STREAMING_HANDLERS):
         assert re.search(rf"\bstate\.{name} = ", text), name
 
 
