@@ -123,6 +123,7 @@ COMMANDS = [
            "output_file"),
     called("tools/export_hf_checkpoint.py", "", "export_hf_checkpoint:main",
            {"base_model": "base", "lora_model": "adapter", "output_dir": "out"}, "output_dir"),
+    called("tools/import_gguf.py", "", "import_gguf:main", {"gguf": "model.gguf", "output": "out"}, "output"),
     called("tools/quantize.py", "", "quantize:main",
            {"model_path": "base", "output_dir": "out", "method": "gptq", "data_path": "texts.jsonl"}, "output_dir"),
     called("tools/set_template.py", "", "set_template:main",

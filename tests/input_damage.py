@@ -14,6 +14,7 @@ WRONG_VALUES: list[Any] = [
     "F16", [0, 0], [-1, 4], "../x", "model.safetensors", 2**62, "[" * 3, {"": {"": []}},
 ]  # fmt: skip
 MOST_BYTES = 40  # of a damage
+GGUF_HEADER = 40_000  # bytes, of the tests' models
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -72,6 +73,8 @@ def damaged(path: Path, content: bytes, draw: random.Random) -> bytes:
         at = draw.randrange(len(rows))
         rows[at] = changed_json(rows[at], draw)
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if path.suffix == ".gguf":  # most damages in the header
+        return changed_bytes(content[:GGUF_HEADER], draw) + content[GGUF_HEADER:]
     return changed_bytes(content, draw)
 
 

@@ -1,4 +1,4 @@
-"""Small models with a tokenizer, llama.cpp's server, and the metadata of GGUF files, for the tests of GGUF export."""
+"""Small models with a tokenizer, llama.cpp's server, and metadata of GGUF files, for the tests of GGUF files."""
 
 import json
 import shutil
@@ -12,6 +12,23 @@ SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3, "bos_token_id": 1,
     "eos_token_id": 2,
+}  # fmt: skip
+THETA = {"rope_theta": 10000.0, "original_max_position_embeddings": 64}
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "grouped": ("LlamaConfig", {}),
+    "biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "wide heads": ("LlamaConfig", {"head_dim": 32}),
+    "linear": ("LlamaConfig", {"rope_parameters": {**THETA, "rope_type": "linear", "factor": 4.0}}),
+    "yarn": ("LlamaConfig", {"rope_parameters": {**THETA, "rope_type": "yarn", "factor": 4.0}}),
+    "llama 3": (
+        "LlamaConfig",
+        {"rope_parameters": {
+            **THETA, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+    ),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "qwen 2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen 3": ("Qwen3Config", {"head_dim": 32}),
 }  # fmt: skip
 Ask = Callable[[str, dict[str, Any]], Any]  # ask("/path", body) returns the response
 Serve = Callable[[Path], Ask]
@@ -46,14 +63,13 @@ def byte_level_tokenizer(name: str) -> Any:
     """Return a `tokenizers` object of 800 rows at most that splits text like a pre-tokenizer of llama.cpp (name)."""
     from conftest import small_texts
     from gguf_files.gguf_vocabulary import PRE_TOKENIZERS
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
 
-    pattern, (_, ignore_merges, _) = next(item for item in PRE_TOKENIZERS.items() if item[1][0] == name)
-    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    kind = PRE_TOKENIZERS[name]
+    empty = json.loads(Tokenizer(models.BPE(ignore_merges=kind.ignore_merges)).to_str())
+    steps = [{"trim_offsets": True} | step for step in kind.steps]
+    tokenizer = Tokenizer.from_str(json.dumps(empty | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}))
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)

@@ -177,6 +177,9 @@ TRIALS: dict[str, Callable[[Path], Trial]] = {
     "gguf": lambda material: weights(
         material, "tools/export_gguf.py", "--model_path", "@base", option="--output_file", target="new.gguf"
     ),
+    "import": lambda material: weights(
+        material, "tools/import_gguf.py", "--gguf", "@model.gguf", "--max_shard_size", "100KB", option="--output"
+    ),
     "set_template": lambda material: weights(
         material, "tools/set_template.py", "--model_path", "@base",
         "--template_path", REPOSITORY / "finetune/templates/alpaca.jinja", option="--output_dir",
@@ -227,6 +230,7 @@ def material(
     write_material(folder, tiny_checkpoint, tiny_tokenizer)
     diff = ("--path_raw", folder / "base", "--path_tuned", folder / "tuned", "--path_diff", folder / "diff")
     run_script(DIFF_TOOL, "make_diff", *diff)
+    run_script("tools/export_gguf.py", "--model_path", folder / "base", "--output_file", folder / "model.gguf")
     for name in ("en", "zh"):
         run_script(*write(folder, 1, [name], name).arguments(folder / "corpus"))
     return folder

@@ -81,7 +81,7 @@ def show(folder: str) -> None:
     sealed = read_json(path / SEAL)
     print(f"seal        {'the same weights' if sealed.get('weights') == weights else 'OTHER WEIGHTS: run verify'}")
     for parent in sealed.get("parents", []):
-        print(f"parent      {parent['name']} {parent['weights']}")
+        print(f"parent      {parent['name']} {parent.get('weights') or parent.get('blake3')}")
 
 
 def compare(first: str, second: str) -> None:

@@ -99,10 +99,13 @@ def finished_parts(folder: Path) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def run_identity(script: str, options: Mapping[str, object], folders: Iterable[Path]) -> str:
-    """Return a line that identifies a run: script, options; name, size and modification time of every input file."""
+def run_identity(script: str, options: Mapping[str, object], sources: Iterable[Path]) -> str:
+    """Return a line that identifies a run: script, options; name, size and modification time of every input file.
+
+    sources: folders, or files.
+    """
     inputs = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]
-        for folder in folders for file in sorted(folder.iterdir()) if file.is_file()
+        for source in sources for file in (sorted(source.iterdir()) if source.is_dir() else [source]) if file.is_file()
     ]  # fmt: skip
     return json.dumps([script, {name: str(value) for name, value in options.items()}, inputs])

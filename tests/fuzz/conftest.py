@@ -117,6 +117,7 @@ def inputs(
         "tools/weight_diff.py", "make_diff", "--path_raw", base, "--path_tuned", folder / "tuned", "--path_diff",
         folder / "diff",
     )  # fmt: skip
+    run_in_process("tools/export_gguf.py", "--model_path", base, "--output_file", folder / "model.gguf")
     shutil.copytree(base, folder / "sealed")
     run_in_process("tools/checkpoint.py", "seal", folder / "sealed")
     state = random_state(TINY, 800, torch.float16)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from gguf_files import gguf_writer
 from in_process import RunTool
-from llama_cpp_server import Ask, Make, Serve, edit, keys
+from llama_cpp_server import FAMILIES, Ask, Make, Serve, edit, keys
 from safetensors.torch import load_file, save_file
 
 gguf = pytest.importorskip("gguf")
@@ -55,25 +55,6 @@ def differences(folder: Path, ask: Ask) -> tuple[float, float]:
             compared += 1
     assert compared == len(reported) > 8
     return behind, apart
-
-
-THETA = {"rope_theta": 10000.0, "original_max_position_embeddings": 64}
-FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
-    "grouped": ("LlamaConfig", {}),
-    "biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
-    "tied": ("LlamaConfig", {"tie_word_embeddings": True}),
-    "wide heads": ("LlamaConfig", {"head_dim": 32}),
-    "linear": ("LlamaConfig", {"rope_parameters": {**THETA, "rope_type": "linear", "factor": 4.0}}),
-    "yarn": ("LlamaConfig", {"rope_parameters": {**THETA, "rope_type": "yarn", "factor": 4.0}}),
-    "llama 3": (
-        "LlamaConfig",
-        {"rope_parameters": {
-            **THETA, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
-    ),
-    "mistral": ("MistralConfig", {"sliding_window": None}),
-    "qwen 2": ("Qwen2Config", {"tie_word_embeddings": True}),
-    "qwen 3": ("Qwen3Config", {"head_dim": 32}),
-}  # fmt: skip
 
 
 @pytest.mark.integration

@@ -32,15 +32,20 @@ def hashed_weights(folder: Path) -> tuple[dict[str, tensors.Tensor], dict[str, s
     return weights, hashes, tensors.fingerprint(weights.values(), hashes)
 
 
-def parent_entry(folder: Path) -> dict[str, str]:
-    """Return a parent's name and its weight fingerprint, from its seal if present, else computed."""
-    seal = folder / SEAL
+def parent_entry(parent: Path) -> dict[str, str]:
+    """Return a parent's name and its weight fingerprint, from its seal if present, else computed; a file's BLAKE3."""
+    if parent.is_file():
+        return {"name": parent.name, "blake3": next(hash_files({parent.name: parent}, blake3, "hashing"))[1]}
+    folder, seal = parent, parent / SEAL
     weights = read_json(seal).get("weights") if seal.is_file() else hashed_weights(folder)[2]
     return {"name": folder.resolve().name, "weights": str(weights)}
 
 
 def write_seal(folder: Path, parents: Sequence[Path]) -> str:
-    """Write checkpoint.json; return a summary line. An older seal is kept until the new one is complete."""
+    """Write checkpoint.json; return a summary line. An older seal is kept until the new one is complete.
+
+    parents: the checkpoint folders, or the file, that the folder was made from.
+    """
     _, tensor_hashes, fingerprint = hashed_weights(folder)
     files = sealed_files(folder)
     hashes = hash_files(files, blake3, "hashing files")

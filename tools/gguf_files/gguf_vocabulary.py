@@ -28,11 +28,31 @@ from tokenizer_files.llama_tokenizer import PATTERN
 
 NO_SCORE = -10000.0  # score of tokens that are not in the SentencePiece model
 SPACE = "▁"
-# Regular expression of a pre-tokenizer -> (its name in llama.cpp, ignore_merges, accepted normalizers). llama.cpp never
-# normalises text; Qwen2 applies NFC, so text that is not in NFC gets other ids in llama.cpp.
-PRE_TOKENIZERS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
-    PATTERN: ("llama-bpe", True, ()),  # LLaMA 3
-    PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"): ("qwen2", False, ("NFC",)),  # Qwen2, Qwen2.5, Qwen3
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """One of llama.cpp's pre-tokenizers for byte-level BPE, as tokenizer.json describes it."""
+
+    steps: tuple[dict[str, Any], ...]
+    ignore_merges: bool = False
+    normalizers: tuple[str, ...] = ()  # accepted; llama.cpp never normalises text
+    adds_bos: bool = False  # unless the file says otherwise
+
+
+def split_at(pattern: str) -> tuple[dict[str, Any], ...]:
+    """Return the steps that split text with a regular expression, then map bytes to characters."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+
+
+GPT2_STEP = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # its own regular expression
+PRE_TOKENIZERS = {
+    "llama-bpe": PreTokenizer(split_at(PATTERN), ignore_merges=True, adds_bos=True),  # LLaMA 3
+    # Qwen2, Qwen2.5, Qwen3; they apply NFC, so text that is not in NFC gets other ids in llama.cpp
+    "qwen2": PreTokenizer(split_at(PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")), normalizers=("NFC",)),
+    "smollm": PreTokenizer(({"type": "Digits", "individual_digits": True}, GPT2_STEP)),  # SmolLM, SmolLM2
+    "gpt-2": PreTokenizer((GPT2_STEP,)),
 }
 
 
@@ -135,23 +155,24 @@ def pieces_by_id(path: Path) -> dict[int, str]:
 def from_byte_level(path: Path) -> GgufVocabulary:
     """Return the vocabulary of a tokenizer.json.
 
-    Raises ValueError unless it is a byte-level BPE that splits text like LLaMA 3 or Qwen2.
+    Raises ValueError unless it is a byte-level BPE that splits text like one of PRE_TOKENIZERS.
     """
     content = read_json(path)
     model = content.get("model") or {}
     if model.get("byte_fallback"):
         raise ValueError(f"{path} was made from a SentencePiece model; copy its tokenizer.model into the same folder")
-    steps = content.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers") or [steps]
-    pattern = (steps[0].get("pattern") or {}).get("Regex", "")
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    fits = len(steps) == 2 and steps[0] == split and not steps[1].get("add_prefix_space")
-    if not fits or steps[1].get("type") != "ByteLevel" or steps[1].get("use_regex") or pattern not in PRE_TOKENIZERS:
+    outer = content.get("pre_tokenizer") or {}
+    steps = [
+        {key: value for key, value in step.items() if key != "trim_offsets"}  # changes no ids
+        for step in outer.get("pretokenizers") or [outer]
+    ]
+    name = next((name for name, known in PRE_TOKENIZERS.items() if list(known.steps) == steps), "")
+    if not name:
         raise ValueError(
-            f"{path} does not split text like LLaMA 3 or Qwen2 ({model.get('type')}, "
+            f"{path} does not split text like LLaMA 3, Qwen2, SmolLM or GPT-2 ({model.get('type')}, "
             f"{[step.get('type') for step in steps]}); other tokenizers are not supported"
         )
-    name, ignore_merges, normalizers = PRE_TOKENIZERS[pattern]
+    ignore_merges, normalizers = PRE_TOKENIZERS[name].ignore_merges, PRE_TOKENIZERS[name].normalizers
     normalizer = (content.get("normalizer") or {}).get("type")
     if model.get("type") != "BPE" or bool(model.get("ignore_merges")) != ignore_merges:
         raise ValueError(f"{path}: llama.cpp's {name} is BPE with ignore_merges={ignore_merges}, this tokenizer is not")

@@ -1,0 +1,214 @@
+"""Read the metadata and tensor table of a GGUF file, checking every number in it against the size of the file.
+
+A file consists of the magic number, version, the numbers of tensors and of metadata entries, the entries (key, type,
+value), the tensor table (name, dimensions, type, offset), and the tensors, aligned. Format: docs/gguf.md of the ggml
+project, versions 2 and 3, little-endian. The gguf package's reader takes seconds for a tokenizer, and checks no number.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+MAGIC, VERSIONS = b"GGUF", (2, 3)
+STRING, ARRAY = 8, 9  # value types
+SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+ENTRIES_LIMIT, TENSORS_LIMIT = 1 << 16, 1 << 16
+ITEMS_LIMIT = 1 << 22  # items of an array; the largest vocabularies have 2^18 tokens and 2^19 merges
+STRING_LIMIT = 1 << 24  # bytes
+HEADER_LIMIT = 1 << 28  # bytes
+DIMENSIONS_LIMIT = 4  # of ggml
+READ_AT_ONCE = 1 << 20  # bytes
+# Types that can be imported: name -> (weights per block, bytes per block). Source: ggml's block_* structs.
+TENSOR_TYPES = {
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22),
+    "Q5_1": (32, 24), "Q8_0": (32, 34), "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144),
+    "Q5_K": (256, 176), "Q6_K": (256, 210), "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
+}  # fmt: skip
+TYPE_NAMES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
+    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a GGUF file."""
+
+    name: str
+    kind: str  # a key of TENSOR_TYPES
+    shape: tuple[int, ...]  # rows first, as in PyTorch
+    offset: int  # of the first byte in the file
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """The header of a GGUF file: `metadata` by key (arrays of numbers as numpy arrays), `tensors` by name."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+
+class UnsupportedError(ValueError):
+    """A property of an intact file that is not supported."""
+
+
+class HeaderReader:
+    """Read numbers and strings from a file; ValueError if the file ends before, or a number exceeds its limit."""
+
+    def __init__(self, source: BinaryIO, size: int) -> None:
+        self.source, self.remaining = source, min(size, HEADER_LIMIT)
+        self.is_long = size > HEADER_LIMIT
+
+    def take(self, size: int) -> bytes:
+        """Return the next bytes."""
+        if size > self.remaining:
+            reason = f"the header is longer than {HEADER_LIMIT >> 20} MiB" if self.is_long else "the file is cut off"
+            raise ValueError(reason)
+        self.remaining -= size
+        content = self.source.read(size)
+        if len(content) != size:
+            raise ValueError("the file is cut off")
+        return content
+
+    def number(self, dtype: str) -> Any:
+        """Return the next number of a numpy type such as "<u4"."""
+        content = self.take(np.dtype(dtype).itemsize)
+        return np.frombuffer(content, dtype)[0].item()
+
+    def count(self, limit: int, name: str, dtype: str = "<u8") -> int:
+        """Return the next number, which must not exceed `limit`; name: of what it counts, for the message."""
+        number = int(self.number(dtype))
+        if number > limit:
+            raise ValueError(f"it declares {number:,} {name}, more than {limit:,}")
+        return number
+
+    def string(self) -> str:
+        """Return the next string: its length (uint64), then UTF-8."""
+        return self.take(self.count(STRING_LIMIT, "bytes of a string")).decode()
+
+    def strings(self, count: int) -> list[str]:
+        """Return the next `count` strings; faster than `string` for tokens and merges."""
+        take, length = self.take, struct.Struct("<Q").unpack
+        result = []
+        for _ in range(count):
+            (size,) = length(take(8))
+            if size > STRING_LIMIT:
+                raise ValueError(f"it declares {size:,} bytes of a string, more than {STRING_LIMIT:,}")
+            result.append(take(size).decode())
+        return result
+
+    def value(self) -> Any:
+        """Return the next value, which its type (uint32) precedes: number, bool, string, or an array of those."""
+        kind = self.number("<u4")
+        if kind == STRING:
+            return self.string()
+        if kind in SCALARS:
+            return self.number(SCALARS[kind])
+        if kind != ARRAY:
+            raise ValueError(f"a value has the type {kind}, which is unknown")
+        kind, count = self.number("<u4"), self.count(ITEMS_LIMIT, "items of an array")
+        if kind == STRING:
+            return self.strings(count)
+        if kind not in SCALARS:
+            raise ValueError(f"an array has items of type {kind}, which is not supported")
+        dtype = np.dtype(SCALARS[kind])
+        return np.frombuffer(self.take(count * dtype.itemsize), dtype)
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Return the header of a GGUF file.
+
+    Raises FileNotFoundError, or ValueError for a file of another kind, version or byte order, one that is cut off or
+    damaged, and the first tensor of an unsupported type.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; --gguf takes a GGUF file")
+    size = path.stat().st_size
+    with path.open("rb", READ_AT_ONCE) as source:
+        reader = HeaderReader(source, size)
+        with damage_reported(path):
+            if reader.take(4) != MAGIC:
+                raise ValueError("it does not begin with GGUF")
+            version = reader.number("<u4")
+            if version not in VERSIONS:
+                is_swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
+                fact = "it is big-endian" if is_swapped else f"it has version {version}"
+                raise UnsupportedError(f"{fact}; only little-endian files of versions 2 and 3 are supported")
+            tensor_count = reader.count(TENSORS_LIMIT, "tensors")
+            metadata: dict[str, Any] = {}
+            for _ in range(reader.count(ENTRIES_LIMIT, "metadata entries")):
+                key = reader.string()
+                if key in metadata:
+                    raise ValueError(f"the metadata has {key} twice")
+                metadata[key] = reader.value()
+            entries = [table_entry(reader) for _ in range(tensor_count)]
+            position, alignment = source.tell(), metadata.get("general.alignment", 32)
+            if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+                raise ValueError(f"general.alignment is {alignment!r}, not a power of two")
+            start = position + -position % alignment
+            tensors = [located(*entry, start=start, alignment=alignment, size=size) for entry in entries]
+            check_table(tensors)
+    return GgufFile(path, metadata, {tensor.name: tensor for tensor in tensors})
+
+
+@contextmanager
+def damage_reported(path: Path) -> Iterator[None]:
+    """Name the file in a ValueError of the block."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is damaged: a string is not UTF-8; download it again") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a GGUF file that can be read: {error}; download it again") from None
+
+
+def table_entry(reader: HeaderReader) -> tuple[str, tuple[int, ...], int, int]:
+    """Return the next entry of the tensor table: name, shape (rows first), type number, relative offset."""
+    name = reader.string()
+    dimensions = reader.count(DIMENSIONS_LIMIT, f"dimensions of {name[:80]}", "<u4")
+    shape = tuple(int(reader.number("<u8")) for _ in range(dimensions))[::-1]
+    return name, shape, reader.number("<u4"), reader.number("<u8")
+
+
+def located(
+    name: str, shape: tuple[int, ...], type_number: int, relative: int, start: int, alignment: int, size: int
+) -> StoredTensor:
+    """Return a tensor with its place in the file.
+
+    start: position of the tensor data; size: of the file. Raises ValueError for an unsupported type, and a shape or
+    offset that does not fit.
+    """
+    if type_number not in TYPE_NAMES:
+        raise UnsupportedError(f"tensor {name[:80]} has the type {type_number}; supported: {', '.join(TENSOR_TYPES)}")
+    kind = TYPE_NAMES[type_number]
+    block, block_bytes = TENSOR_TYPES[kind]
+    if not shape or 0 in shape or shape[-1] % block:
+        raise ValueError(f"tensor {name[:80]} has the shape {list(shape)}, which type {kind} cannot have")
+    nbytes = math.prod(shape) // block * block_bytes
+    if relative % alignment:
+        raise ValueError(f"tensor {name[:80]} is not aligned to {alignment} bytes")
+    if start + relative + nbytes > size:
+        raise ValueError(f"tensor {name[:80]} ends after the end of the file, which is cut off")
+    return StoredTensor(name, kind, shape, start + relative, nbytes)
+
+
+def check_table(tensors: list[StoredTensor]) -> None:
+    """Raise ValueError for a name that occurs twice, or tensors that overlap."""
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise ValueError("two tensors have the same name")
+    for one, other in pairwise(sorted(tensors, key=lambda tensor: tensor.offset)):
+        if one.offset + one.nbytes > other.offset:
+            raise ValueError(f"tensors {one.name[:80]} and {other.name[:80]} overlap")
