@@ -20,7 +20,7 @@ SERVER = """
 import os, signal, subprocess, sys, time
 from server_guard.process_supervisor import ALL_ANSWERED, MARK, SERVING, notify_supervisor, supervise
 
-supervise()
+supervise(ends_by_itself="finishes" in sys.argv)
 HIDDEN = '''
 import setproctitle, subprocess, sys, time
 if sys.argv[1:]:
@@ -43,7 +43,7 @@ if "serves" in sys.argv:
     notify_supervisor(SERVING)
 if "fails" in sys.argv:
     sys.exit(3)
-if "stops" in sys.argv:
+if {"stops", "finishes"} & set(sys.argv):
     sys.exit(0)
 while True:
     time.sleep(300)
@@ -67,7 +67,7 @@ class Launcher:
         assert self.process.stdout
         server, mark = self.process.stdout.readline().split()
         self.server, self.line, self.trial = int(server), f"{MARK}={mark}".encode(), f"TRIAL={trial}".encode()
-        if not {"fails", "stops"} & set(words):
+        if not {"fails", "stops", "finishes"} & set(words):
             assert [self.process.stdout.readline() for _ in range(2)] == ["hidden\n"] * 2
 
     def ended(self, within: float) -> tuple[int, str]:
@@ -120,6 +120,12 @@ def test_server_that_stops_while_it_serves_is_status_1(launch: Any) -> None:
     """vLLM's server exits with status 0 if its engine is killed."""
     status, written = launch("serves", "stops").ended(within=5)
     assert (status, written.splitlines()[-1]) == (1, ENGINE_ENDED)
+
+
+def test_command_that_ends_by_itself_is_status_0(launch: Any) -> None:
+    """batch.py starts a server, and ends after the last row."""
+    status, written = launch("serves", "finishes").ended(within=5)
+    assert (status, ENGINE_ENDED in written) == (0, False)
 
 
 @pytest.mark.parametrize(("number", "line"), [(signal.SIGTERM, ""), (signal.SIGINT, "\ninterrupted\n")])
