@@ -8,10 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from server_guard.process_supervisor import CLEAN_UP_SECONDS, ENGINE_ENDED, MARK, SAME_SIGNAL_SECONDS, marked_processes
+from server_guard import graceful_shutdown
+from server_guard.process_supervisor import (
+    ALL_ANSWERED,
+    CLEAN_UP_SECONDS,
+    ENGINE_ENDED,
+    MARK,
+    SAME_SIGNAL_SECONDS,
+    marked_processes,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no supervisor elsewhere")
 
@@ -153,3 +162,14 @@ def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
     launcher.process.terminate()
     assert launcher.ended(within=CLEAN_UP_SECONDS + 5) == (0, f"signal {signal.SIGTERM.value}\n")
     assert time.monotonic() - began >= CLEAN_UP_SECONDS
+
+
+def test_server_reports_its_last_response_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer of the forced exit may run while a server that has reported it is exiting."""
+    sent: list[int] = []
+    monkeypatch.setattr(graceful_shutdown, "notify_supervisor", sent.append)
+    shutdown = graceful_shutdown.GracefulShutdown()
+    shutdown.server = SimpleNamespace()
+    shutdown.report_all_answered()
+    shutdown.force_exit()
+    assert sent == [ALL_ANSWERED]
