@@ -152,7 +152,7 @@ if __name__ == "__main__":
         separator = arguments.index("--")
         arguments, engine_options = arguments[:separator], arguments[separator + 1 :]
     if "--help" not in arguments and not any(argument.startswith("--url") for argument in arguments):
-        supervise()  # all processes of the server end with this one
+        supervise(ends_by_itself=True)  # all processes of the server end with this one
     signal.signal(signal.SIGTERM, interrupt_on_sigterm)
     notify_supervisor(SERVING)
     if engine_options:

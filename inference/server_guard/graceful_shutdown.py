@@ -26,7 +26,7 @@ class GracefulShutdown:
 
     def __init__(self) -> None:
         self.running: set[Any] = set()  # GuardedRequests
-        self.draining = self.aborted = False
+        self.draining = self.aborted = self.has_reported = False
         self.timeout = 0.0  # seconds
         self.server: Any = None
 
@@ -68,4 +68,10 @@ class GracefulShutdown:
 
     def force_exit(self) -> None:
         self.server.should_exit = self.server.force_exit = True
-        notify_supervisor(ALL_ANSWERED)
+        self.report_all_answered()
+
+    def report_all_answered(self) -> None:
+        """Tell the supervisor that this process has answered its last request; at most once, since it counts."""
+        if not self.has_reported:
+            self.has_reported = True
+            notify_supervisor(ALL_ANSWERED)

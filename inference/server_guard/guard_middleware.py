@@ -32,7 +32,6 @@ from server_guard.body_structure import UNCHECKED_BYTES, structure_error
 from server_guard.error_responses import RefusedError, route_path, send_refusal
 from server_guard.graceful_shutdown import GracefulShutdown
 from server_guard.log_privacy import install_log_filters
-from server_guard.process_supervisor import ALL_ANSWERED, notify_supervisor
 from server_guard.request_limits import RateLimits, client_name
 from server_guard.uvicorn_hooks import install_uvicorn_hooks
 
@@ -108,7 +107,7 @@ class GuardMiddleware:
         async def receive_event() -> Message:
             message = await receive()
             if message["type"] == "lifespan.shutdown" and self.shutdown.draining:  # otherwise the engine has ended
-                notify_supervisor(ALL_ANSWERED)
+                self.shutdown.report_all_answered()
             return message
 
         await self.app(scope, receive_event, send)

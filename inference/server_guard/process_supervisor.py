@@ -39,11 +39,14 @@ ENGINE_ENDED = "the server stopped: its engine or a worker failed or was killed;
 GIVE_UP_SECONDS = 60.0  # a process cannot be killed while it waits for a device
 
 
-def supervise() -> None:
+def supervise(ends_by_itself: bool = False) -> None:
     """Run this command again as the server, and supervise it; returns only in the server's processes.
 
-    The supervisor exits with the server's status, or 128 + the number of the signal that ended it. On systems other
-    than Linux (without /proc), the function returns at once.
+    ends_by_itself: the command exits with status 0 once its work is done, as batch.py does. Otherwise status 0 without
+    a signal means that the engine has failed.
+
+    The supervisor exits with the server's status, or 128 + the number of the signal that ended it, or 1 if the engine
+    has failed. On systems other than Linux (without /proc), the function returns at once.
     """
     if sys.platform != "linux" or supervisor_pid():
         return
@@ -61,7 +64,7 @@ def supervise() -> None:
         setpgroup=0,
         setsigmask=(),
     )
-    status = wait_for_server(server, awaited)
+    status = wait_for_server(server, awaited, ends_by_itself)
     kill_marked(line)
     with suppress(ChildProcessError):
         os.waitpid(server, os.WNOHANG)  # reap the server, since init in a container may not do so
@@ -79,13 +82,13 @@ def python_warnings() -> str:
     return ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")))
 
 
-def wait_for_server(server: int, awaited: Sequence[int]) -> int | None:
+def wait_for_server(server: int, awaited: Sequence[int], ends_by_itself: bool) -> int | None:
     """Forward signals to the server until it ends or has to be killed.
 
     Returns the server's exit status as a shell reports it, or -N if signal N came and the server has to be killed;
-    None if the server stopped while it was serving.
+    None if the server stopped while it was serving, unless it ends by itself.
 
-    server: its process id; awaited: the blocked signals that are handled here.
+    server: its process id; awaited: the blocked signals that are handled here; ends_by_itself: as in `supervise`.
     """
     serving = 0  # number of API processes that are serving
     signalled_at, deadline = 0.0, math.inf
@@ -97,7 +100,7 @@ def wait_for_server(server: int, awaited: Sequence[int]) -> int | None:
             ended, status = os.waitpid(server, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
-                if code == 0 and serving:  # vLLM's server exits with status 0 if its engine ends
+                if code == 0 and serving and not ends_by_itself:  # vLLM's server exits with status 0 if its engine ends
                     return None
                 return code if code >= 0 else 128 - code
         elif number == SERVING:

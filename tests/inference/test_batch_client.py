@@ -1,5 +1,6 @@
 """batch.py and batch_client.py with servers that are busy, fail or disappear, and with a full disk."""
 
+import hashlib
 import json
 import resource
 import threading
@@ -158,6 +159,21 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
         batch.main(str(source), str(output), url=url, temperature="0")
     assert output.read_bytes().startswith(kept)
     assert "20 rows (10 from an earlier run), 0 failed, " in capsys.readouterr().out
+    assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
+
+
+def test_complete_answers_of_a_new_server_are_renamed_with_status_0(tmp_path: Path, run_script: RunScript) -> None:
+    """The last run was killed before it renamed its output; no server is needed."""
+    source, output = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    settings: dict[str, object] = {
+        "input": hashlib.sha256(source.read_bytes()).hexdigest(), "model": "none/such", "template": None, "engine": [],
+        "parameters": {},
+    }  # fmt: skip
+    (tmp_path / "out.jsonl.partial.json").write_text(json.dumps(settings))
+    (tmp_path / "out.jsonl.partial").write_text('{"error": null}\n' * 2)
+    done = run_script(SCRIPT, "--model", "none/such", "--input", source, "--output", output)
+    assert done.stdout.startswith(f"{output}: 2 rows (2 from an earlier run), ")
+    assert done.stderr == ""
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
 

@@ -8,10 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from server_guard.process_supervisor import CLEAN_UP_SECONDS, ENGINE_ENDED, MARK, SAME_SIGNAL_SECONDS, marked_processes
+from server_guard import graceful_shutdown
+from server_guard.process_supervisor import (
+    ALL_ANSWERED,
+    CLEAN_UP_SECONDS,
+    ENGINE_ENDED,
+    MARK,
+    SAME_SIGNAL_SECONDS,
+    marked_processes,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no supervisor elsewhere")
 
@@ -20,7 +29,7 @@ SERVER = """
 import os, signal, subprocess, sys, time
 from server_guard.process_supervisor import ALL_ANSWERED, MARK, SERVING, notify_supervisor, supervise
 
-supervise()
+supervise(ends_by_itself="finishes" in sys.argv)
 HIDDEN = '''
 import setproctitle, subprocess, sys, time
 if sys.argv[1:]:
@@ -43,7 +52,7 @@ if "serves" in sys.argv:
     notify_supervisor(SERVING)
 if "fails" in sys.argv:
     sys.exit(3)
-if "stops" in sys.argv:
+if {"stops", "finishes"} & set(sys.argv):
     sys.exit(0)
 while True:
     time.sleep(300)
@@ -67,7 +76,7 @@ class Launcher:
         assert self.process.stdout
         server, mark = self.process.stdout.readline().split()
         self.server, self.line, self.trial = int(server), f"{MARK}={mark}".encode(), f"TRIAL={trial}".encode()
-        if not {"fails", "stops"} & set(words):
+        if not {"fails", "stops", "finishes"} & set(words):
             assert [self.process.stdout.readline() for _ in range(2)] == ["hidden\n"] * 2
 
     def ended(self, within: float) -> tuple[int, str]:
@@ -122,6 +131,12 @@ def test_server_that_stops_while_it_serves_is_status_1(launch: Any) -> None:
     assert (status, written.splitlines()[-1]) == (1, ENGINE_ENDED)
 
 
+def test_command_that_ends_by_itself_is_status_0(launch: Any) -> None:
+    """batch.py starts a server, and ends after the last row."""
+    status, written = launch("serves", "finishes").ended(within=5)
+    assert (status, ENGINE_ENDED in written) == (0, False)
+
+
 @pytest.mark.parametrize(("number", "line"), [(signal.SIGTERM, ""), (signal.SIGINT, "\ninterrupted\n")])
 def test_signal_before_serving_ends_the_server_at_once(launch: Any, number: signal.Signals, line: str) -> None:
     launcher = launch()
@@ -147,3 +162,14 @@ def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
     launcher.process.terminate()
     assert launcher.ended(within=CLEAN_UP_SECONDS + 5) == (0, f"signal {signal.SIGTERM.value}\n")
     assert time.monotonic() - began >= CLEAN_UP_SECONDS
+
+
+def test_server_reports_its_last_response_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer of the forced exit may run while a server that has reported it is exiting."""
+    sent: list[int] = []
+    monkeypatch.setattr(graceful_shutdown, "notify_supervisor", sent.append)
+    shutdown = graceful_shutdown.GracefulShutdown()
+    shutdown.server = SimpleNamespace()
+    shutdown.report_all_answered()
+    shutdown.force_exit()
+    assert sent == [ALL_ANSWERED]

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import REPOSITORY, RunScript, free_port, small_texts
 from corpora import files_of, rows
@@ -161,6 +161,20 @@ def test_signal_requeue_and_cancel_save_checkpoints_and_the_weights_are_those_of
     assert weights[0] == weights[1]
 
 
+def kill_ranks(pid: int) -> None:
+    """Kill a rank and the others on its node at once, as the kernel does for lack of memory.
+
+    A rank that survives may take over the lock of the killed one, and removes it at Slurm's SIGTERM.
+    """
+    step = psutil.Process(pid).parent()
+    assert step
+    ranks = step.children()
+    for rank in ranks:
+        rank.suspend()
+    for rank in ranks:
+        rank.kill()
+
+
 def test_killed_compilation_does_not_block_the_next_runs(
     tmp_path: Path, slurm: SlurmCluster, tiny_checkpoint: Path, two_sources: Path
 ) -> None:
@@ -174,8 +188,8 @@ def test_killed_compilation_does_not_block_the_next_runs(
         while not lock.exists() or len(owner := lock.read_text().split()) < 3:  # host, process, start time
             assert slurm.fields(job.job)["JobState"] in ("PENDING", "RUNNING"), job.text()
             time.sleep(0.05)
-        if kill:  # as the kernel does for lack of memory
-            os.kill(int(owner[1]), signal.SIGKILL)
+        if kill:
+            kill_ranks(int(owner[1]))
         else:
             slurm.command("scancel", job.job)
         slurm.wait_for(job.job, "CANCELLED", "FAILED")
