@@ -31,11 +31,13 @@ from bench_serve import make_checkpoint
 BYTES = 8 * 2**20 - 1024
 POLL_SECONDS = 0.05
 QUIET_SECONDS = 5.0  # measured without and after a body
-LONGEST_SECONDS = 15.0  # a text of 8 MiB has thousands of windows
+LONGEST_SECONDS = 15.0  # to wait for a response; a text of 8 MiB has thousands of windows
 NEIGHBOUR = json.dumps({"instruction": "Name a city.", "parameters": {"max_tokens": 8, "temperature": 0}}).encode()
 
 
 class WorstBody(NamedTuple):
+    """A request body: its route, its name in the table, and its bytes."""
+
     path: str
     name: str
     content: bytes
@@ -48,6 +50,7 @@ def filled(before: str, unit: str, after: str) -> bytes:
 
 
 def extract_body(text: str) -> bytes:
+    """Return a body of 8 MiB for /extract whose text repeats `text`."""
     return filled('{"task": "ner", "schema": ["person"], "text": "', text, '"}')
 
 
@@ -133,16 +136,20 @@ def few_bytes() -> Iterator[WorstBody]:
 
 
 def body(path: str, name: str, **fields: object) -> WorstBody:
+    """Return a body with these JSON fields."""
     return WorstBody(path, name, json.dumps(fields).encode())
 
 
 def biases() -> str:
+    """Return a JSON object of 600,000 token biases."""
     return "{" + ",".join(f'"{at}":1' for at in range(600_000)) + "}"
 
 
 class Measured(NamedTuple):
-    status: int
-    seconds: float
+    """The result for one body."""
+
+    status: int  # of the response; 0: none in LONGEST_SECONDS
+    seconds: float  # until the response
     health: float  # longest seconds until /health answered
     neighbour: float  # longest seconds of a neighbour's request
 
@@ -157,7 +164,7 @@ async def repeat_until(stop: asyncio.Event, call: Callable[[], Awaitable[float]]
 
 
 async def measure(session: aiohttp.ClientSession, body: WorstBody | None) -> Measured:
-    """Send a body (None: none) beside the other clients; they go on for a few seconds after its response."""
+    """Send a body (None: none) beside the other clients, which continue for a few seconds after its response."""
 
     async def timed(method: str, path: str, content: bytes | None = None) -> float:
         began = time.perf_counter()
@@ -188,6 +195,7 @@ async def measure(session: aiohttp.ClientSession, body: WorstBody | None) -> Mea
 
 
 async def measure_all(socket_file: str, only: str) -> None:
+    """Measure each body whose route and name contain `only`, and print the table."""
     connector = aiohttp.UnixConnector(socket_file, limit=0)
     async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
         await measure(session, None)
@@ -209,7 +217,7 @@ def main(model: str = "", only: str = "") -> None:
 
     Args:
         model: a checkpoint folder; without it, a random model is made.
-        only: measure only the bodies whose route and name have this text.
+        only: measure only the bodies whose route and name contain this text.
     """
     with tempfile.TemporaryDirectory() as folder:
         served = model or str(make_checkpoint(Path(folder), hidden_size=64, layers=2))

@@ -64,13 +64,16 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
 
 def check_output_dir(args: "TuningArguments") -> Path | None:
-    """Return the checkpoint to resume from, or None; raises ValueError if the output folder has other files."""
+    """Return the checkpoint to resume from, or None for a new run.
+
+    Raises ValueError if the output folder holds a finished run that is not resumed, or other files.
+    """
     from resumable_checkpoints.complete_checkpoints import is_new_run, list_checkpoints, list_complete, resume_point
 
     output = Path(args.output_dir or "")
     is_finished = any((output / name).is_file() for name in ("adapter_config.json", "config.json"))
     if is_finished and is_new_run(args.resume_from_checkpoint):
-        more = "give --resume_from_checkpoint True and more --num_epochs or --max_steps to train it further, or "
+        more = "to train it further, give --resume_from_checkpoint True and a larger --num_epochs or --max_steps; or "
         raise ValueError(
             f"{output} holds a finished run, so nothing was done; {more * bool(list_complete(output))}name a new folder"
         )

@@ -13,7 +13,7 @@ from command_line.strict_parsers import StrictParser, at_least
 import argparse
 from pathlib import Path
 
-from memory_estimate.model_shape import in_words, parameter_count, read_shape
+from memory_estimate.model_shape import format_count, parameter_count, read_shape
 from memory_estimate.training_memory import GIB
 from pretraining.hardware_plan import (
     STEP_TOKENS,
@@ -50,6 +50,7 @@ def nonempty_path(text: str) -> Path:
 
 
 def make_parser() -> StrictParser:
+    """Return the parser of the command line."""
     parser = StrictParser(__doc__ or "")
     parser.add_argument("--model", type=nonempty_path, required=True, help="a checkpoint folder, or a config.json")
     parser.add_argument("--gpus", type=at_least(1), required=True, metavar="N", help="GPUs of all nodes")
@@ -93,7 +94,8 @@ def main() -> None:
     load, machine = read_plan_options(args)
     plans = make_plans(load, machine)
     best = recommend(plans, load.block)
-    size = f"{in_words(parameter_count(load.shape))} parameters, {load.precision}, sequences of {load.block:,} tokens"
+    count = format_count(parameter_count(load.shape))
+    size = f"{count} parameters, {load.precision}, sequences of {load.block:,} tokens"
     gpus = f"{machine.gpus} GPU{'s' * (machine.gpus != 1)} of {args.gpu_memory:g} GiB"
     print(f"{args.model}: {size}; {gpus}, nodes: {machine.nodes}\n")
     print(f"{format_table(plans, load, machine, args.gpu)}\n\n{assumptions(args.gpu)}\n")

@@ -112,7 +112,7 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     preflight.check_launch(args)
     check_base(Path(args.model_name_or_path), "--model_name_or_path", args.trust_remote_code)
     output = Path(str(args.output_dir))
-    preflight.check_unfinished(output)
+    preflight.check_not_finished(output)
     checkpoint = resume_point(args.resume_from_checkpoint, output)
     corpus = Corpus(args.data_path)
     args.block_size = preflight.check_corpus(corpus, args.model_name_or_path, args.block_size)

@@ -26,7 +26,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells set this for bac
 
 QUANTISED = Path(sys.prefix, "quantised")  # folder of packages with bitsandbytes; made by setup.sh --dev
 needs_bitsandbytes = pytest.mark.skipif(
-    not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes"
+    not QUANTISED.is_dir(), reason="bitsandbytes is not installed; run: bash tools/setup.sh --dev"
 )
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 

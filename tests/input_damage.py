@@ -13,8 +13,8 @@ WRONG_VALUES: list[Any] = [
     None, True, 0, -1, 1, 2.5, 1e30, 10**25, float("nan"), "", "x", "中\n文", "\ud800", [], {}, [None], [[]], {"a": 1},
     "F16", [0, 0], [-1, 4], "../x", "model.safetensors", 2**62, "[" * 3, {"": {"": []}},
 ]  # fmt: skip
-MOST_BYTES = 40  # of a damage
-GGUF_HEADER = 40_000  # bytes, of the tests' models
+MOST_BYTES = 40  # changed at a time
+GGUF_HEADER = 40_000  # bytes; about the size of the header of the tests' models
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -73,7 +73,7 @@ def damaged(path: Path, content: bytes, draw: random.Random) -> bytes:
         at = draw.randrange(len(rows))
         rows[at] = changed_json(rows[at], draw)
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if path.suffix == ".gguf":  # most damages in the header
+    if path.suffix == ".gguf":  # only in the header: changed weights are not an error
         return changed_bytes(content[:GGUF_HEADER], draw) + content[GGUF_HEADER:]
     return changed_bytes(content, draw)
 

@@ -1,4 +1,4 @@
-"""Small models with a tokenizer, llama.cpp's server, and metadata of GGUF files, for the tests of GGUF files."""
+"""Small models with a tokenizer, llama.cpp's server, and metadata of GGUF files, for the tests of export and import."""
 
 import json
 import shutil

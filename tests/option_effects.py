@@ -345,7 +345,7 @@ def check_every_option(parse: Callable[[list[str]], Any], cases: Iterable[str], 
 
     A new option of transformers fails here, until it has a case or a reason.
     """
-    refused = {*option_checks.REFUSED, *option_checks.HUB, *refused_here}
+    refused = {*option_checks.REFUSED, *option_checks.HUB_OPTIONS, *refused_here}
     refused.add("parallelism_config")  # takes no text
     shown = {*cases, *ELSEWHERE}
     assert not {option.name for option in fields(TrainingArguments)} ^ (shown | refused)

@@ -312,6 +312,16 @@ def test_damaged_value_of_a_folder_without_code_is_one_line(
     text = (base / file).read_text()
     assert old in text
     (base / file).write_text(text.replace(old, new, 1))
-    auto_class = AutoConfig if file == "config.json" else AutoTokenizer
-    with pytest.raises(ValueError, match=rf"\A[^\n]*base cannot be loaded \([^\n]*{reason}[^\n]*are damaged\Z"):
+    auto_class: Any = AutoConfig if file == "config.json" else AutoTokenizer
+    with pytest.raises(ValueError, match=rf"\A[^\n]*base cannot be loaded \([^\n]*{reason}[^\n]*; check its files\Z"):
         from_folder(auto_class, base, False)
+
+
+def test_weights_of_another_shape_are_reported_to_the_caller(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """transformers raises RuntimeError, which refers to a table that it has printed."""
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    change(base / "config.json", intermediate_size=96)
+    _, loaded = from_folder(AutoModelForCausalLM, base, False, output_loading_info=True)
+    assert len(loaded["mismatched_keys"]) == 6
+    with pytest.raises(ValueError, match=r"\A[^\n]*base cannot be loaded \(RuntimeError: [^\n]*\Z"):
+        from_folder(AutoModelForCausalLM, base, False)

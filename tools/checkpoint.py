@@ -30,12 +30,12 @@ def seal(folder: str, parents: tuple[str, ...] = ()) -> None:
     """Write checkpoint.json into a finished folder, replacing an older one.
 
     Args:
-        folder: the checkpoint folder; unlike the other commands, not the name of a repository.
+        folder: the checkpoint folder; the name of a repository is not accepted, unlike in the other commands.
         parents: folders that the checkpoint was made from, separated by commas.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist; seal takes a checkpoint folder of this machine")
+        raise FileNotFoundError(f"{folder} is not a folder; seal takes a local checkpoint folder")
     print(write_seal(path, [existing_folder(name, "--parents") for name in parents]))
 
 

@@ -4,9 +4,9 @@
     python tools/import_gguf.py --gguf model-q8_0.gguf --output checkpoints/model --dtype float32    # no rounding
 
 Supports the architectures llama (LLaMA, Mistral), qwen2 and qwen3, and the types F32, F16, BF16, Q4_0, Q4_1, Q5_0,
-Q5_1, Q8_0, Q2_K to Q6_K and IQ4. Quantised weights are converted back to floats; what quantising lost is not restored.
-Tensors are streamed, so a few MB are held in memory. The new folder is sealed, with the file as its parent. Needs the
-package gguf.
+Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS. Quantised weights become floats again, without the precision that
+quantisation lost. Tensors are streamed, so a few MB are held in memory. The new folder is sealed, with the file as its
+parent. Needs the package gguf.
 """
 
 from command_line.fire_commands import run
@@ -23,13 +23,13 @@ SCRIPT = "tools/import_gguf.py"
 
 
 def main(gguf: str, output: str, dtype: str = "", max_shard_size: str = "5GB") -> None:
-    """Write the GGUF file gguf as the new checkpoint folder output.
+    """Convert a GGUF file to a new checkpoint folder.
 
     Args:
-        gguf: the file; of a model that is split into several files, merge them first (llama-gguf-split --merge).
-        output: a new folder.
+        gguf: the GGUF file; merge the files of a split model first (llama-gguf-split --merge).
+        output: the new checkpoint folder.
         dtype: bfloat16, float16 or float32; by default the type of the file's matrices, or bfloat16 if they are
-            quantised.
+            quantised or have several types.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     from gguf_files.gguf_header import read_gguf

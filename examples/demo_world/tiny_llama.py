@@ -30,7 +30,7 @@ def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -
         try:
             for text in (text for path in input for text in iterate_texts(path)):
                 yield from (text[at : at + MAX_CHARACTERS] for at in range(0, len(text), MAX_CHARACTERS))
-        except (OSError, ValueError) as error:  # SentencePiece would replace it by a message of its own
+        except (OSError, ValueError) as error:  # SentencePiece would replace its message
             errors.append(error)
             raise
 
@@ -50,6 +50,17 @@ def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -
     with new_file(target / "tokenizer.model", replace=True) as file:
         file.write_bytes(model.getvalue())
     print(f"{target}/tokenizer.model: {vocab_size} pieces")
+
+
+def check_settings(sizes: dict[str, Any], initializer_range: float) -> None:
+    """Raise ValueError for a setting of `make_model` that is out of range. sizes: by name; all must be at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"--{name} {size} is too small; it must be at least 1")
+    if sizes["hidden_size"] % (2 * sizes["num_attention_heads"]):  # a head is rotated in pairs of numbers
+        raise ValueError(f"--hidden_size {sizes['hidden_size']} is not an even multiple of --num_attention_heads")
+    if not 0 <= initializer_range <= 1:
+        raise ValueError(f"--initializer_range {initializer_range} is not between 0 and 1")
 
 
 def make_model(
@@ -84,13 +95,7 @@ def make_model(
         "hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "num_attention_heads": num_attention_heads,
         "intermediate_size": intermediate_size, "max_position_embeddings": max_position_embeddings,
     }  # fmt: skip
-    for name, size in {**sizes, "rope_theta": rope_theta}.items():
-        if size < 1:
-            raise ValueError(f"--{name} {size} is too small; it must be at least 1")
-    if hidden_size % (2 * num_attention_heads):  # a head is rotated in pairs of numbers
-        raise ValueError(f"--hidden_size {hidden_size} is not an even multiple of --num_attention_heads")
-    if not 0 <= initializer_range <= 1:
-        raise ValueError(f"--initializer_range {initializer_range} is not between 0 and 1")
+    check_settings({**sizes, "rope_theta": rope_theta}, initializer_range)
     tokenizer: Any = from_folder(AutoTokenizer, tokenizer_path, False)
     torch.manual_seed(seed)
     config = LlamaConfig(

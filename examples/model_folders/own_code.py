@@ -19,14 +19,16 @@ class OwnCodeError(ValueError):
 def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **options: Any) -> Any:
     """Call from_pretrained of AutoConfig, AutoTokenizer or AutoModelForCausalLM on a local folder.
 
-    options: further arguments of from_pretrained; with output_loading_info, the caller reports wrong weights, and
-    transformers does not print its table of them. Raises OwnCodeError with one line if the folder needs its own code
-    and trust_remote_code is false, or if its code needs packages or a version of transformers that are not installed;
-    ValueError with one line if its files have values that the library does not expect.
+    options: further arguments of from_pretrained; with output_loading_info, the caller reports wrong weights, also
+    those of another shape, and transformers does not print its table of them. Raises OwnCodeError with one line if the
+    folder needs its own code and trust_remote_code is false, or if its code needs packages or a version of transformers
+    that are not installed; ValueError with one line if its files have values that the library does not expect.
     """
     from safetensors import SafetensorError
 
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code} | options
+    if options.get("output_loading_info"):
+        settings["ignore_mismatched_sizes"] = True
     try:
         with without_load_report() if options.get("output_loading_info") else nullcontext():
             return auto_class.from_pretrained(folder, **settings)
@@ -34,9 +36,11 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
         if "trust_remote_code" not in str(error):
             raise
         raise own_code_error(folder) from None
-    except (OSError, MemoryError, RuntimeError, SafetensorError):
+    except (OSError, MemoryError, SafetensorError):
         raise
     except Exception as error:  # of many classes: damaged values are noticed where they are first used
+        if isinstance(error, RuntimeError) and type(error) not in (RuntimeError, RecursionError, NotImplementedError):
+            raise  # out of memory on a GPU, for example
         if trust_remote_code and code_files(folder):
             raise OwnCodeError(
                 f"the Python code in {folder} failed ({type(error).__name__}: {error}); install the packages or the "
@@ -45,7 +49,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
         if isinstance(error, ImportError):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{folder} cannot be loaded ({reason}); its config or tokenizer files are damaged") from error
+        raise ValueError(f"{folder} cannot be loaded ({reason}); check its files") from error
 
 
 @contextmanager

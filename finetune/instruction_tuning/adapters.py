@@ -66,7 +66,8 @@ def load_model_to_tune(args: TuningArguments) -> Any:
 def check_module_names(args: TuningArguments) -> None:
     """Raise ValueError if --lora_target_modules or --lora_modules_to_save has a name that the base lacks.
 
-    The base is made from config.json on the meta device, without weights. The last part of a module's name is enough.
+    The base is built from config.json on the meta device, without weights. A name is that of a module, or its last
+    parts, such as `q_proj` or `mlp.up_proj`.
     """
     targets = [name for name in args.lora_target_modules if name != "all-linear"]
     options = {"target_modules": targets, "modules_to_save": args.lora_modules_to_save}

@@ -102,7 +102,7 @@ def finished_parts(folder: Path) -> dict[str, dict[str, Any]]:
 def run_identity(script: str, options: Mapping[str, object], sources: Iterable[Path]) -> str:
     """Return a line that identifies a run: script, options; name, size and modification time of every input file.
 
-    sources: folders, or files.
+    sources: input folders and files; of a folder, the files directly in it.
     """
     inputs = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]

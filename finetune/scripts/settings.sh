@@ -48,9 +48,9 @@ elif [ -f "$BASE_MODEL/checkpoint.json" ]; then # sealed by tools/checkpoint.py
 fi
 
 # launch MORE…: starts finetune.py on a rank for each GPU of this machine; lora_multinode.sh sets the four values below.
-# On SIGTERM, SIGHUP and Ctrl-C the ranks finish the step, save a checkpoint and exit with status 143: a single rank without
-# DeepSpeed gets the signal itself, others get it as SIGTERM (torchrun would kill them after 30 s). A second Ctrl-C ends them
-# without a checkpoint. If a rank fails, the others are killed.
+# On SIGTERM, SIGHUP or Ctrl-C the ranks finish the step, save a checkpoint and exit with status 143. A single rank without
+# DeepSpeed receives the signal itself; other ranks receive SIGTERM (torchrun would kill them after 30 s). A second Ctrl-C
+# ends the run without a checkpoint. If a rank fails, the others are killed.
 first_rank=0 world_size=$GPUS address=127.0.0.1 port=
 launch() {
     [ "$world_size" -gt 1 ] || [ -n "$CONFIG" ] || exec python finetune/finetune.py "${options[@]}" "$@"

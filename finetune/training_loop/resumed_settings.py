@@ -16,7 +16,7 @@ def check_steps(max_steps: int, steps_done: int) -> None:
     """Raise ValueError if the checkpoint to resume from has more steps than the run."""
     if max_steps < steps_done:
         raise ValueError(
-            f"the checkpoint has {steps_done} steps, the run only {max_steps}; give more --max_steps or "
+            f"the checkpoint has {steps_done} steps, the run only {max_steps}; give a larger --max_steps or "
             "--num_train_epochs, or name an earlier checkpoint with --resume_from_checkpoint"
         )
 

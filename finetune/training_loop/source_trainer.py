@@ -45,7 +45,7 @@ from training_loop.training_log import TrainingLog
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # from clusters, Ctrl-C and a closed terminal
 STOPPED = 128 + signal.SIGTERM  # exit status of a run that a signal ended with a checkpoint
-SECOND_SIGINT = 1.0  # seconds; launchers repeat the SIGINT of a terminal at once
+SIGINT_REPEAT_SECONDS = 1.0  # a launcher may repeat a terminal's SIGINT; a later one is a second Ctrl-C
 RESUME = "the same command with --resume_from_checkpoint True resumes the run"
 
 
@@ -296,7 +296,7 @@ class SourceTrainer(Trainer):
         """Train, from a checkpoint if given, and return Trainer's result.
 
         A signal of STOP_SIGNALS, unless the process ignores it, ends the run after the current step with a checkpoint
-        and sets `stopped`. Raises ValueError if losses or weights are not finite, or the disk is full, and
+        and sets `stopped`. Raises ValueError if losses or weights are not finite or the disk is full, and
         KeyboardInterrupt at a second Ctrl-C.
         """
         before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -326,5 +326,5 @@ class SourceTrainer(Trainer):
         now = time.monotonic()
         if not self.stop_requested:
             self.stop_requested, self.stop_signal, self._stop_time = True, signal.Signals(number), now
-        elif number == signal.SIGINT and now > self._stop_time + SECOND_SIGINT:
+        elif number == signal.SIGINT and now > self._stop_time + SIGINT_REPEAT_SECONDS:
             raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from chat_prompts.prompt_encoding import Message, PromptEncoder
 from extraction.extraction_form import read_extraction
 from fastapi import HTTPException, Request
 from server_launch.launch_adapters import adapter_prompt_encoder, check_served_adapter
-from vllm_bridge.request_errors import unknown_model
+from vllm_bridge.request_errors import unknown_model_message
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.concurrency import run_in_thread_if_long
@@ -124,7 +124,7 @@ class ServedModels:
             return self.base
         request = self.registry.lora_requests.get(name)
         if request is None:
-            raise HTTPException(404, unknown_model(name, self.registry, self.folder))
+            raise HTTPException(404, unknown_model_message(name, self.registry, self.folder))
         known, model = self.adapters.get(name, (None, None))
         if model is None or known is not request:
             folder, base = request.lora_path, self.base

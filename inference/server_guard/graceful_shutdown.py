@@ -67,11 +67,12 @@ class GracefulShutdown:
         asyncio.get_running_loop().call_later(FORCE_EXIT_SECONDS, self.force_exit)
 
     def force_exit(self) -> None:
+        """End the server without waiting for its connections."""
         self.server.should_exit = self.server.force_exit = True
         self.report_all_answered()
 
     def report_all_answered(self) -> None:
-        """Tell the supervisor that this process has answered its last request; at most once, since it counts."""
+        """Tell the supervisor once that this process has answered its last request; it counts the processes."""
         if not self.has_reported:
             self.has_reported = True
             notify_supervisor(ALL_ANSWERED)

@@ -43,6 +43,8 @@ UNLIMITED_PATHS = ("/health", "/metrics")
 
 
 class GuardMiddleware:
+    """ASGI middleware that checks and limits the requests of all routes, and finishes them at shutdown."""
+
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
@@ -158,6 +160,7 @@ class GuardSettings:
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, message, wait)
 
     def body_too_long_error(self) -> RefusedError:
+        """Return the refusal of a body that is longer than --max-body-mib."""
         message = f"the body is longer than the {self.max_body // MIB} MiB of --max-body-mib; send less at once"
         return RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, close=True)
 
@@ -194,6 +197,7 @@ class GuardedRequest:
         return {"type": "http.request", "body": body, "more_body": False}
 
     def send(self, message: Message) -> Awaitable[None]:
+        """Send a message of the route, unless the request was refused; 429 and 503 get a Retry-After."""
         if self.refusal:
             return drop_message()
         if message["type"] in ("http.response.start", "websocket.accept"):
@@ -235,6 +239,7 @@ class GuardedRequest:
 
 
 def shutdown_refusal() -> RefusedError:
+    """Return the refusal of a request that arrives during shutdown."""
     message = f"the server is shutting down; try again in {RESTART_SECONDS} s"
     return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, RESTART_SECONDS)
 

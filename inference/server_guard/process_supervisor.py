@@ -42,8 +42,8 @@ GIVE_UP_SECONDS = 60.0  # a process cannot be killed while it waits for a device
 def supervise(ends_by_itself: bool = False) -> None:
     """Run this command again as the server, and supervise it; returns only in the server's processes.
 
-    ends_by_itself: the command exits with status 0 once its work is done, as batch.py does. Otherwise status 0 without
-    a signal means that the engine has failed.
+    ends_by_itself: whether the command exits with status 0 once its work is done, as batch.py does. If not, status 0
+    without a signal means that the engine has failed.
 
     The supervisor exits with the server's status, or 128 + the number of the signal that ended it, or 1 if the engine
     has failed. On systems other than Linux (without /proc), the function returns at once.
@@ -86,7 +86,7 @@ def wait_for_server(server: int, awaited: Sequence[int], ends_by_itself: bool) -
     """Forward signals to the server until it ends or has to be killed.
 
     Returns the server's exit status as a shell reports it, or -N if signal N came and the server has to be killed;
-    None if the server stopped while it was serving, unless it ends by itself.
+    None if a server that does not end by itself stopped while it was serving.
 
     server: its process id; awaited: the blocked signals that are handled here; ends_by_itself: as in `supervise`.
     """

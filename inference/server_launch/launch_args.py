@@ -33,11 +33,12 @@ PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_
 
 
 def print_notice(line: str) -> None:
+    """Print a notice to stderr."""
     print(f"notice: {line}", file=sys.stderr, flush=True)
 
 
 def precheck(arguments: Sequence[str]) -> None:
-    """Check the folders, JSON, template and port of a command line before vLLM is imported, which takes seconds.
+    """Check the folders, JSON, template and port in a command line before vLLM is imported, which takes seconds.
 
     Sets the environment variables that keep vLLM and the hub client off the network. Raises ValueError or
     FileNotFoundError.

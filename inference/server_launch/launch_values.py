@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 JSON_LISTS = ("allowed-origins", "allowed-methods", "allowed-headers")
-# vLLM reads these from JSON; it also accepts values of other types, and fails with them later.
+# vLLM parses these as JSON. It also accepts values of other types, and fails on them later.
 JSON_OBJECTS = (
     "attention-config", "aux-output-config", "compilation-config", "custom-histogram-buckets",
     "default-chat-template-kwargs", "default-mm-loras", "diffusion-config", "ec-manager-config", "ec-transfer-config",
@@ -20,7 +20,7 @@ NO_VALUE = ("", "None")
 
 
 def check_json(args: argparse.Namespace) -> None:
-    """Raise ValueError if the text of an option of JSON_LISTS or JSON_OBJECTS is given and has another form."""
+    """Raise ValueError if an option of JSON_LISTS or JSON_OBJECTS has a value of another type."""
     for name in (*JSON_LISTS, *JSON_OBJECTS):
         text = getattr(args, name.replace("-", "_"))
         if text is None or (name in JSON_OBJECTS and text in NO_VALUE):
@@ -29,7 +29,7 @@ def check_json(args: argparse.Namespace) -> None:
         if name in JSON_OBJECTS and not isinstance(value, dict):
             raise ValueError(f"""--{name} takes a JSON object such as '{{"name": 1}}', not {text!r:.80}""")
         if name in JSON_LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            raise ValueError(f"""--{name} takes a JSON list of texts such as '["a", "b"]', not {text!r:.80}""")
+            raise ValueError(f"""--{name} takes a JSON list of strings such as '["a", "b"]', not {text!r:.80}""")
 
 
 def read_json(text: str) -> Any:
@@ -54,8 +54,8 @@ def named_adapters(words: Sequence[str]) -> list[tuple[str, str]]:
             pair = [value.get("name"), value.get("path")] if isinstance(value, dict) else []
         if not (pair and all(isinstance(text, str) and text for text in pair)):
             raise ValueError(
-                f'--lora-modules takes NAME=FOLDER, or {{"name": NAME, "path": FOLDER}} for a folder with a comma, '
-                f"not {word!r:.80}; neither may be empty"
+                f'--lora-modules takes NAME=FOLDER, or {{"name": "NAME", "path": "FOLDER"}} for a folder with a comma, '
+                f"not {word!r:.80}; give both a name and a folder"
             )
         found.append((pair[0], pair[1]))
     return found

@@ -45,6 +45,7 @@ class RequestCost:
 
     @cached_property
     def free_sequences(self) -> asyncio.Semaphore:
+        """Counts the sequences that the request may still start."""
         return asyncio.Semaphore(self.most_sequences)
 
     @cached_property
@@ -178,7 +179,7 @@ def bound_generation(engine_client: Any) -> None:
         cost = current_cost.get() or RequestCost(sampling_params.n)
         if sampling_params.n > cost.most_sequences:
             raise from_vllm("VLLMValidationError")(
-                f"n is {sampling_params.n}, a request may have {cost.most_sequences} answers at once (half of "
+                f"n is {sampling_params.n}, but a request may have at most {cost.most_sequences} answers (half of "
                 f"--max-num-seqs, but at least {LEAST_SEQUENCES}); lower it"
             )
         engine_client.renderer.validate_token_ids(prompt_ids(prompt))

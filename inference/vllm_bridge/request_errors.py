@@ -1,7 +1,7 @@
-"""Error responses of vLLM's routes to a caller's mistakes: the same for streams, and without paths of this machine.
+"""Errors of vLLM's routes that a caller causes: the same with and without a stream, and without paths of this machine.
 
-vLLM checks most fields of a request when the engine takes it. An unstreamed request then gets status 400; a streamed
-one has already got status 200, and an error event or, from /v1/responses, a broken stream.
+vLLM checks most fields of a request only when it passes the request to the engine. An unstreamed request then gets
+status 400. A streamed request already has status 200, and gets an error event or, from /v1/responses, a broken stream.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ async def all_events(reading: Awaitable[Any], events: list[Any], stream: Any) ->
 
 
 def report_unknown_models(model: str) -> None:
-    """Make vLLM answer a request for an unknown model with the message of `unknown_model`.
+    """Make vLLM answer a request for an unknown model with `unknown_model_message`.
 
     model: --model; without --served-model-name, it is the name of the base.
     """
@@ -103,13 +103,13 @@ def report_unknown_models(model: str) -> None:
     async def check_model(self: Any, request: Any) -> Any:
         refusal = await check(self, request)
         if refusal is not None and refusal.error.code == HTTPStatus.NOT_FOUND:
-            refusal.error.message = unknown_model(request.model, self.models, model)
+            refusal.error.message = unknown_model_message(request.model, self.models, model)
         return refusal
 
     serving._check_model = check_model
 
 
-def unknown_model(name: str, registry: Any, model: str) -> str:
+def unknown_model_message(name: str, registry: Any, model: str) -> str:
     """Return the message for a model that is not served; it has no path of this machine.
 
     registry: vLLM's models, with base_model_paths and lora_requests; model: see report_unknown_models.
@@ -121,5 +121,5 @@ def unknown_model(name: str, registry: Any, model: str) -> str:
 
 
 def report_missing_template() -> None:
-    """Replace the message of vLLM's exception for a model without a chat template, which names no remedy here."""
+    """Replace the message of vLLM's exception for a model without a chat template, whose remedy does not apply here."""
     from_vllm("ChatTemplateResolutionError").__str__ = lambda _: MISSING_TEMPLATE

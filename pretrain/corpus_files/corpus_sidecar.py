@@ -36,7 +36,10 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any]:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a corpus sidecar ({error}); copy or write the corpus again") from None
-    if fault := sidecar_fault(sidecar, SIDECAR):
+    fault = sidecar_fault(sidecar, SIDECAR)
+    if not fault and "path" in sidecar["tokenizer"]:
+        fault = sidecar_fault(sidecar["tokenizer"]["path"], str, "'path'")
+    if fault:
         raise ValueError(f"{path} is not a corpus sidecar ({fault}); copy or write the corpus again")
     return sidecar
 

@@ -108,9 +108,9 @@ def parameter_count(shape: Shape) -> int:
     return embeddings + linear_count(shape) + shape.layers * (biases + norms) + hidden
 
 
-def in_words(count: int) -> str:
+def format_count(count: int) -> str:
     """Return a count as text: `640`, `12.35 thousand`, `125.00 million`, `13.02 billion`."""
     for unit, name in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
-        if count >= max(0.999995 * unit, 1000):  # less does not round to 1000.00 of the smaller unit
+        if count >= max(0.999995 * unit, 1000):  # 999,995 would round to 1000.00 thousand
             return f"{count / unit:.2f} {name}"
     return str(count)

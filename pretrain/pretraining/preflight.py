@@ -38,12 +38,12 @@ def check_launch(args: PretrainingArguments) -> None:
         )
 
 
-def check_unfinished(output: Path) -> None:
-    """Raise ValueError if the output folder has a finished run; the message says how to continue it elsewhere."""
+def check_not_finished(output: Path) -> None:
+    """Raise ValueError if the output folder holds a finished run; the message says how to train it further."""
     if (output / "config.json").exists():
         options = f"--model_name_or_path {output} and a new --output_dir"
         if complete := list_complete(output):
-            options = f"a new --output_dir, --resume_from_checkpoint {complete[-1]} and more --max_steps"
+            options = f"a new --output_dir, --resume_from_checkpoint {complete[-1]} and a larger --max_steps"
         raise ValueError(f"{output} holds a finished run, so nothing was done; to train it further, give {options}")
 
 

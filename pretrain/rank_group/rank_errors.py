@@ -20,7 +20,7 @@ clean_up_at_stop: list[Callable[[], None]] = []  # functions that `stop_before_f
 
 
 def stop_before_first_step(number: int, *_: object) -> NoReturn:
-    """Signal handler until the first step: end child processes, clean up, print a line, and exit."""
+    """Handler of stop signals until the first step: end child processes, clean up, print a line, and exit."""
     for children in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # the thread or the child has ended
             for child in children.read_text().split():  # a compilation, or the conversion of a checkpoint

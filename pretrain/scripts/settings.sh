@@ -37,7 +37,7 @@ case "$PRECISION" in bf16 | fp16 | fp32) ;; *) fail "PRECISION=$PRECISION is not
 [ -f "$DATA.json" ] || fail "DATA=$DATA is not the prefix of a corpus: there is no $DATA.json"
 [ -f "$CONFIG" ] || fail "CONFIG=$CONFIG does not exist; name a file of pretrain/configs"
 [ ! -f "$OUT/config.json" ] || fail "OUT=$OUT holds a finished run, so nothing was done; to train it further, set a new OUT" \
-    "and more MAX_STEPS, and add --resume_from_checkpoint $OUT/checkpoint-N; or set MODEL=$OUT and a new OUT"
+    "and a larger MAX_STEPS, and add --resume_from_checkpoint $OUT/checkpoint-N; or set MODEL=$OUT and a new OUT"
 
 # --- the environment of the ranks -------------------------------------------------------------------------------------
 

@@ -40,8 +40,8 @@ REFUSED = {
     "ignore_data_skip": "a resumed run always begins with its next batch",
     "remove_unused_columns": "the items of the data loader have no columns",
 }  # fmt: skip
-# Options of uploads during a run, which both trainers refuse: a result is complete only after the run.
-HUB = (
+# Options for uploads during a run, which are refused, since a result is complete only after the run.
+HUB_OPTIONS = (
     "push_to_hub",
     *(f"hub_{end}" for end in ["model_id", "strategy", "token", "private_repo", "always_push", "revision"]),
 )
@@ -86,9 +86,9 @@ def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             continue
         if name in REFUSED:
             raise ValueError(f"--{name} has no effect here, as {REFUSED[name]}; remove it")
-        if name in HUB:
-            upload = f"after the run, upload the result: hf upload OWNER/NAME {given['output_dir']}"
-            raise ValueError(f"--{name}: nothing is uploaded during a run; remove it, and {upload}")
+        if name in HUB_OPTIONS:
+            upload = f"upload the result after the run: hf upload OWNER/NAME {given['output_dir']}"
+            raise ValueError(f"--{name}: nothing is uploaded during a run; remove the option, and {upload}")
         if name in NEEDED and not given[NEEDED[name]]:
             raise ValueError(f"--{name} has no effect without --{NEEDED[name]}; add it, or remove --{name}")
         if name in TRACKERS and not reported & {*TRACKERS[name], "all"}:

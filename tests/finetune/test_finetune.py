@@ -14,7 +14,7 @@ from instruction_data.named_templates import load_template
 from instruction_tuning.result_folder import sha256
 from resumable_checkpoints.complete_checkpoints import is_complete, step_of
 from safetensors.torch import load_file, save_file
-from sigterm import only_checkpoint, stop_by_sigterm
+from stopped_runs import only_checkpoint, stop_by_signal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuning_runs import SMALL, command
 
@@ -133,9 +133,7 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
     finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again))
     adapters = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "broken")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    with pytest.raises(
-        ValueError, match="finished run, so nothing was done; give --resume_from_checkpoint True and mo"
-    ):
+    with pytest.raises(ValueError, match="nothing was done; to train it further, give --resume_from_checkpoint True"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more))
     assert (
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again, "--max_steps", 11)) == 0
@@ -144,7 +142,7 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
         finetune.main(
             command(tiny_checkpoint, rows_file, tmp_path / "whole", *more, *again, "--seed", 2, "--lora_r", 8)
         )
-    with pytest.raises(ValueError, match="the checkpoint has 11 steps, the run only 2; give more --max_steps"):
+    with pytest.raises(ValueError, match="the checkpoint has 11 steps, the run only 2; give a larger --max_steps"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again, "--max_steps", "2"))
     with pytest.raises(ValueError, match="is not complete"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", "--resume_from_checkpoint", str(tmp_path)))
@@ -161,7 +159,7 @@ def test_ctrl_c_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weight
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     finetune.main(command(tiny_checkpoint, rows_file, whole, *more))
     given = command(tiny_checkpoint, rows_file, stopped, *more)
-    status, errors = stop_by_sigterm(
+    status, errors = stop_by_signal(
         "finetune/finetune.py", *given, "--dataloader_num_workers", 2, group=True, number=signal.SIGINT
     )
     assert status == 143 and "Traceback" not in errors, errors

@@ -47,10 +47,10 @@ def test_former_options_are_dropped_or_replaced_with_a_notice() -> None:
 @pytest.mark.parametrize(
     ("option", "text", "form"),
     [
-        ("--allowed-origins", "*", "list of texts"),
-        ("--allowed_origins", "7", "list of texts"),
-        ("--allowed-methods", "[1]", "list of texts"),
-        ("--allowed-headers", '{"a": 1}', "list of texts"),
+        ("--allowed-origins", "*", "list of strings"),
+        ("--allowed_origins", "7", "list of strings"),
+        ("--allowed-methods", "[1]", "list of strings"),
+        ("--allowed-headers", '{"a": 1}', "list of strings"),
         ("--hf-overrides", "x", "object"),
         ("--override-generation-config", '{"a":', "object"),
         ("--compilation-config", "[1]", "object"),
@@ -58,7 +58,7 @@ def test_former_options_are_dropped_or_replaced_with_a_notice() -> None:
         ("--speculative_config", "[" * 10**5, "object"),
     ],
 )
-def test_precheck_refuses_json_of_another_form(tiny_checkpoint: Path, option: str, text: str, form: str) -> None:
+def test_precheck_refuses_json_of_a_wrong_type(tiny_checkpoint: Path, option: str, text: str, form: str) -> None:
     with pytest.raises(ValueError, match=f"takes a JSON {form} such as .*, not ") as raised:
         precheck(["--model", str(tiny_checkpoint), option, text])
     assert str(raised.value).startswith(option.replace("_", "-"))
@@ -70,7 +70,7 @@ def test_precheck_accepts_json(tiny_checkpoint: Path) -> None:
 
 
 def test_json_options_are_those_of_vllms_parser() -> None:
-    """Every option that vLLM parses as JSON is checked, except those of which the value may also be another."""
+    """Every option that vLLM parses as JSON is checked, except those that also take other values."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

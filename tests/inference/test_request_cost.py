@@ -221,5 +221,5 @@ def test_request_of_many_prompts_leaves_room_for_others(server: Any) -> None:
 def test_more_answers_to_a_prompt_than_its_share_are_an_error(server: Any) -> None:
     status, answer = server.post("/v1/completions", {"prompt": "x", "n": 200, "max_tokens": 1})
     assert status == 400
-    assert "n is 200, a request may have " in answer["error"]["message"]
+    assert "n is 200, but a request may have " in answer["error"]["message"]
     assert server.post("/v1/completions", {"prompt": "x", "n": 16, "max_tokens": 1})[0] == 200

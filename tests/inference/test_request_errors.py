@@ -12,7 +12,7 @@ from vllm_bridge.request_errors import (
     MISSING_TEMPLATE,
     report_missing_template,
     started_stream,
-    unknown_model,
+    unknown_model_message,
     with_checked_stream,
 )
 from vllm_bridge.vllm_imports import from_vllm
@@ -30,7 +30,7 @@ ALL = tuple(PROMPTS)
 VLLM = ALL[:3]  # vLLM's routes
 OPENAI = ALL[:2]
 MISTAKES: list[tuple[tuple[str, ...], dict[str, Any], int, str]] = [
-    (OPENAI, {"n": 200}, 400, "n is 200, a request may have "),
+    (OPENAI, {"n": 200}, 400, "n is 200, but a request may have "),
     (OPENAI, {"n": 2, "temperature": 0}, 400, "n must be 1 when using greedy sampling"),
     (("/v1/completions",), {"logprobs": 300}, 400, "Requested sample logprobs of 300"),
     (("/v1/completions",), {"logprobs": 256, "max_tokens": 256}, 400, "is 65792, more than 65536"),
@@ -193,7 +193,7 @@ def test_unknown_model_is_answered_with_given_names(tmp_path: Path) -> None:
     def message(model: str, *names: str) -> str:
         paths = [SimpleNamespace(name=name) for name in names]
         registry = SimpleNamespace(base_model_paths=paths, lora_requests={"ie": None})
-        return unknown_model("none", registry, model).removeprefix("there is no model 'none'; served: ")
+        return unknown_model_message("none", registry, model).removeprefix("there is no model 'none'; served: ")
 
     assert message(str(tmp_path), "base", "alias") == "base, alias, ie"
     assert message("org/name", "org/name") == "org/name, ie"

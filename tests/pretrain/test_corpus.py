@@ -112,6 +112,7 @@ def edit(path: Path, old: str, new: str) -> None:
         (lambda f: edit(f["json"], '"vocab_size": 32000', '"vocab_size": "F16"'), "'vocab_size' is 'F16', not a whole"),
         (lambda f: edit(f["json"], '"start": 0', '"start": -1'), "a.json is not a corpus sidecar .'start' is -1"),
         (lambda f: edit(f["json"], '"sources": [', '"sources": [7, '), "item 1 of 'sources' is 7, not an object"),
+        (lambda f: edit(f["json"], '"vocab_size"', '"path": 7, "vocab_size"'), "'path' is 7, not text"),
         (lambda f: f["bin"].unlink(), "a.bin does not exist beside .*a.json; copy all files of the corpus"),
     ],
 )  # fmt: skip

@@ -123,7 +123,12 @@ def test_damaged_megatron_index_raises_error_with_the_reason(
 ) -> None:
     write_corpus(tmp_path / "a", DOCUMENTS, 800)
     index = (tmp_path / "a.idx").read_bytes()
-    for damaged, message in ((index[:-9], "truncated"), (index.replace(b"\x08", b"\x06", 1), "dtype code 6")):
+    for damaged, message in (
+        (index[:-9], "truncated"),
+        (index.replace(b"\x08", b"\x06", 1), "dtype code 6"),
+        (index[:-8] + (5).to_bytes(8, "little"), "first samples of the documents are not in order"),
+        (index[:-16] + index[-8:] + index[-16:-8], "first samples of the documents are not in order"),
+    ):
         (tmp_path / "a.idx").write_bytes(damaged)
         with pytest.raises(ValueError, match=message):
             import_corpus(tmp_path / "a", str(tiny_tokenizer), tmp_path / "b")

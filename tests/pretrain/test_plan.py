@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_memory import LiveMemory, drop_gradients
 from memory_estimate import model_shape, training_memory
-from memory_estimate.model_shape import Shape, in_words, parameter_count
+from memory_estimate.model_shape import Shape, format_count, parameter_count
 from memory_estimate.training_memory import GIB
 from packed_attention import segment_attention
 from packed_attention.segment_attention import Segment
@@ -209,7 +209,7 @@ def test_published_run_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_sc
 def test_counts_have_a_fitting_unit() -> None:
     counts = (999, 1000, 995_000, 999_994, 999_995, 13_015_864_320)
     words = ("999", "1.00 thousand", "995.00 thousand", "999.99 thousand", "1.00 million", "13.02 billion")
-    assert tuple(map(in_words, counts)) == words
+    assert tuple(map(format_count, counts)) == words
 
 
 @pytest.mark.parametrize("size", ["11", "15.7", "141"])

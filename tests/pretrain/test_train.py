@@ -20,7 +20,7 @@ from pretraining.pretraining_arguments import parse
 from pretraining_runs import options, train_here
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file, save_file
-from sigterm import only_checkpoint, stop_by_sigterm
+from stopped_runs import only_checkpoint, stop_by_signal
 from transformers import AutoModelForCausalLM
 
 
@@ -247,7 +247,6 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.3}))
     train_here(*options(base, small_corpus, whole, "--save_steps", 3))
-    resumed.mkdir()
     shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
     shutil.copytree(whole / "checkpoint-6", resumed / "checkpoint-5")
     (resumed / "checkpoint-5" / "optimizer.pt").unlink()
@@ -260,7 +259,7 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
     assert_same_run(whole, resumed)
     further = ("--resume_from_checkpoint", whole / "checkpoint-6", "--max_steps", 7)
     fact = f"{whole} holds a finished run, so nothing was done; to train it further, give "
-    message = f"{fact}a new --output_dir, --resume_from_checkpoint {whole / 'checkpoint-6'} and more --max_steps"
+    message = f"{fact}a new --output_dir, --resume_from_checkpoint {whole / 'checkpoint-6'} and a larger --max_steps"
     with pytest.raises(ValueError, match=re.escape(message)):
         train_here(*options(base, small_corpus, whole, *RESUME))
     train_here(*options(base, small_corpus, tmp_path / "further", *further))
@@ -280,7 +279,7 @@ def test_resumed_run_uses_the_rate_decay_and_schedule_of_its_command_line(
     train_here(*options(tiny_checkpoint, small_corpus, run, "--save_steps", 3))
     (run / "config.json").unlink()
     shutil.rmtree(run / "checkpoint-6")
-    with pytest.raises(ValueError, match="the checkpoint has 3 steps, the run only 2; give more --max_steps"):
+    with pytest.raises(ValueError, match="the checkpoint has 3 steps, the run only 2; give a larger --max_steps"):
         train_here(*options(tiny_checkpoint, small_corpus, run, *RESUME, "--max_steps", 2))
     changes = ["--learning_rate", "1e-9", "--weight_decay", 0.5, "--adam_beta1", 0.8, "--lr_scheduler_type", "linear"]
     train_here(*options(tiny_checkpoint, small_corpus, run, "--save_steps", 3, "--warmup_steps", 0, *RESUME, *changes))
@@ -367,9 +366,9 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train_here(*options(tiny_checkpoint, small_corpus, whole, *more))
     given = options(tiny_checkpoint, small_corpus, stopped, *more)
-    early = stop_by_sigterm("pretrain/train.py", *given, after=str(small_corpus))
+    early = stop_by_signal("pretrain/train.py", *given, after=str(small_corpus))
     assert early[0] == 143 and "\nstopped by SIGTERM before the first step, without a checkpoint" in f"\n{early[1]}"
-    status, errors = stop_by_sigterm("pretrain/train.py", *given, "--dataloader_num_workers", 2, group=True)
+    status, errors = stop_by_signal("pretrain/train.py", *given, "--dataloader_num_workers", 2, group=True)
     assert status == 143 and "Traceback" not in errors, errors
     assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)
     checkpoint = only_checkpoint(stopped)

@@ -175,7 +175,7 @@ def test_import_refuses_values_that_type_cannot_hold(make: Make, value: float, d
 
 
 def rewritten(source: Path, path: Path, **changes: Any) -> Path:
-    """Write a copy of a GGUF file with other metadata ("_" for "."); None removes a key."""
+    """Write a copy of a GGUF file with changed metadata ("__" in a name stands for "."); None removes a key."""
     reader = gguf.GGUFReader(source)
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     writer = gguf.GGUFWriter(path, changes.pop("general.architecture", "llama"))
@@ -200,6 +200,7 @@ def rewritten(source: Path, path: Path, **changes: Any) -> Path:
 
 METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"general__architecture": "mamba"}, "architecture 'mamba' is not supported; supported are llama"),
+    "split": ({"split__count": 3}, "is one of 3 files of a split model; merge them"),
     "experts": ({"llama__expert_count": 8}, "llama.expert_count = 8 is not supported"),
     "window": ({"llama__attention__sliding_window": 100}, "llama.attention.sliding_window = 100 is not supported"),
     "softcapping": ({"llama__attn_logit_softcapping": 30.0}, "llama.attn_logit_softcapping = 30.0 is not supported"),
@@ -209,11 +210,16 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "no layers": ({"llama__block_count": None}, "llama.block_count is missing"),
     "text for a number": ({"llama__block_count": "two"}, "llama.block_count is two, not a positive number"),
     "more layers": ({"llama__block_count": 3}, "tensor blk.2.attn_norm.weight is missing"),
+    "text as window": ({"llama__attention__sliding_window": "x"}, "attention.sliding_window = x is not supported"),
+    "table as key": ({"llama__rope__dimension_sections": [1, 2]}, "rope.dimension_sections = [1 2] is not supported"),
+    "table as type": ({"llama__rope__scaling__type": [1, 2]}, "rope.scaling.type '[1 2]' is not supported"),
     "huge": ({"llama__block_count": 2**31 - 1}, "llama.block_count is 2,147,483,647, but there are fewer tensors"),
     "fewer layers": ({"llama__block_count": 1}, "tensor blk.1.attn_norm.weight does not belong"),
     "width": ({"llama__feed_forward_length": 64}, "has the shape [96, 64], but the metadata require [64, 64]"),
     "epsilon": ({"llama__attention__layer_norm_rms_epsilon": -1.0}, "is -1.0, not a positive number"),
     "tokenizer": ({"tokenizer__ggml__model": "t5"}, "tokenizer 't5' is not supported"),
+    "table as tokenizer": ({"tokenizer__ggml__model": [1, 2]}, "tokenizer '[1 2]' is not supported"),
+    "table as switch": ({"tokenizer__ggml__add_bos_token": [1, 2]}, "add_bos_token is [1 2], not true or false"),
     "pre-tokenizer": (
         {"tokenizer__ggml__model": "gpt2", "tokenizer__ggml__pre": "dbrx"}, "pre-tokenizer 'dbrx' is not supported"
     ),
@@ -226,8 +232,8 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", METADATA)
 def test_import_refuses_metadata_that_config_cannot_express(make: Make, tmp_path: Path, case: str) -> None:
     changes, message = METADATA[case]
-    file = rewritten(exported(make()), tmp_path / "changed.gguf", **changes)
-    with pytest.raises(ValueError, match=f"changed.gguf.*{message}".replace("[", r"\[").replace("(", r"\(")) as error:
+    file = rewritten(exported(make()), tmp_path / "{changed}.gguf", **changes)
+    with pytest.raises(ValueError, match=f"changed}}.gguf.*{message}".replace("[", r"\[").replace("(", r"\(")) as error:
         imported(file)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "imported").exists()
@@ -254,7 +260,7 @@ def test_import_refuses_other_files(tmp_path: Path, run_tool: RunTool, content: 
 
 
 def test_import_of_a_damaged_header_is_a_value_error(make: Make, tmp_path: Path) -> None:
-    """Every truncation, and random changes of bytes in the header, either leave a readable file or are refused."""
+    """A file that is cut off, or has random changes in its header, is refused or is still readable."""
     file = exported(make(), "f16")
     content, draw = file.read_bytes(), random.Random(3)
     start = min(tensor.offset for tensor in gguf_header.read_gguf(file).tensors.values())

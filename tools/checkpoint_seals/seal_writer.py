@@ -33,7 +33,10 @@ def hashed_weights(folder: Path) -> tuple[dict[str, tensors.Tensor], dict[str, s
 
 
 def parent_entry(parent: Path) -> dict[str, str]:
-    """Return a parent's name and its weight fingerprint, from its seal if present, else computed; a file's BLAKE3."""
+    """Return the name of a parent with its fingerprint: the BLAKE3 of a file, or that of a folder's weights.
+
+    The fingerprint of a folder is read from its seal if it has one, else computed.
+    """
     if parent.is_file():
         return {"name": parent.name, "blake3": next(hash_files({parent.name: parent}, blake3, "hashing"))[1]}
     folder, seal = parent, parent / SEAL

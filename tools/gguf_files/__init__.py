@@ -1,1 +1,1 @@
-"""Convert checkpoints to GGUF files for llama.cpp. Read gguf_model.py first."""
+"""Convert checkpoints to GGUF files for llama.cpp and back. Read gguf_model.py first, then imported_model.py."""

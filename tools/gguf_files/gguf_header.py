@@ -1,8 +1,9 @@
-"""Read the metadata and tensor table of a GGUF file, checking every number in it against the size of the file.
+"""Read the metadata and the tensor table of a GGUF file; every size and offset is checked against the file's size.
 
-A file consists of the magic number, version, the numbers of tensors and of metadata entries, the entries (key, type,
-value), the tensor table (name, dimensions, type, offset), and the tensors, aligned. Format: docs/gguf.md of the ggml
-project, versions 2 and 3, little-endian. The gguf package's reader takes seconds for a tokenizer, and checks no number.
+A file consists of the magic number, the version, the numbers of tensors and metadata entries, the entries (key, type,
+value), the tensor table (name, dimensions, type, offset), and the aligned tensors. Format: docs/gguf.md of the ggml
+project, versions 2 and 3, little-endian. The reader of the gguf package takes seconds for a
+tokenizer, and does not check sizes.
 """
 
 import math
@@ -64,7 +65,7 @@ class UnsupportedError(ValueError):
 
 
 class HeaderReader:
-    """Read numbers and strings from a file; ValueError if the file ends before, or a number exceeds its limit."""
+    """Read numbers and strings from a file; ValueError if the file ends too early or a number exceeds its limit."""
 
     def __init__(self, source: BinaryIO, size: int) -> None:
         self.source, self.remaining = source, min(size, HEADER_LIMIT)
@@ -87,7 +88,7 @@ class HeaderReader:
         return np.frombuffer(content, dtype)[0].item()
 
     def count(self, limit: int, name: str, dtype: str = "<u8") -> int:
-        """Return the next number, which must not exceed `limit`; name: of what it counts, for the message."""
+        """Return the next number, which must not exceed `limit`; name: what it counts, for the message."""
         number = int(self.number(dtype))
         if number > limit:
             raise ValueError(f"it declares {number:,} {name}, more than {limit:,}")
@@ -109,7 +110,7 @@ class HeaderReader:
         return result
 
     def value(self) -> Any:
-        """Return the next value, which its type (uint32) precedes: number, bool, string, or an array of those."""
+        """Return the next value, a number, bool, string or an array of them, after its type (uint32)."""
         kind = self.number("<u4")
         if kind == STRING:
             return self.string()
@@ -129,8 +130,8 @@ class HeaderReader:
 def read_gguf(path: Path) -> GgufFile:
     """Return the header of a GGUF file.
 
-    Raises FileNotFoundError, or ValueError for a file of another kind, version or byte order, one that is cut off or
-    damaged, and the first tensor of an unsupported type.
+    Raises FileNotFoundError, or ValueError if it is not a GGUF file of a supported version and byte order, is cut off
+    or damaged, or has a tensor of an unsupported type.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; --gguf takes a GGUF file")
@@ -150,21 +151,21 @@ def read_gguf(path: Path) -> GgufFile:
             for _ in range(reader.count(ENTRIES_LIMIT, "metadata entries")):
                 key = reader.string()
                 if key in metadata:
-                    raise ValueError(f"the metadata has {key} twice")
+                    raise ValueError(f"the metadata has {key[:80]} twice")
                 metadata[key] = reader.value()
-            entries = [table_entry(reader) for _ in range(tensor_count)]
+            entries = [read_table_entry(reader) for _ in range(tensor_count)]
             position, alignment = source.tell(), metadata.get("general.alignment", 32)
             if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-                raise ValueError(f"general.alignment is {alignment!r}, not a power of two")
+                raise ValueError(f"general.alignment is {str(alignment)[:80]}, not a power of two")
             start = position + -position % alignment
-            tensors = [located(*entry, start=start, alignment=alignment, size=size) for entry in entries]
+            tensors = [locate_tensor(*entry, start=start, alignment=alignment, size=size) for entry in entries]
             check_table(tensors)
     return GgufFile(path, metadata, {tensor.name: tensor for tensor in tensors})
 
 
 @contextmanager
 def damage_reported(path: Path) -> Iterator[None]:
-    """Name the file in a ValueError of the block."""
+    """Add the file and a remedy to the message of a ValueError that is raised in the block."""
     try:
         yield
     except UnsupportedError as error:
@@ -175,7 +176,7 @@ def damage_reported(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is not a GGUF file that can be read: {error}; download it again") from None
 
 
-def table_entry(reader: HeaderReader) -> tuple[str, tuple[int, ...], int, int]:
+def read_table_entry(reader: HeaderReader) -> tuple[str, tuple[int, ...], int, int]:
     """Return the next entry of the tensor table: name, shape (rows first), type number, relative offset."""
     name = reader.string()
     dimensions = reader.count(DIMENSIONS_LIMIT, f"dimensions of {name[:80]}", "<u4")
@@ -183,13 +184,13 @@ def table_entry(reader: HeaderReader) -> tuple[str, tuple[int, ...], int, int]:
     return name, shape, reader.number("<u4"), reader.number("<u8")
 
 
-def located(
+def locate_tensor(
     name: str, shape: tuple[int, ...], type_number: int, relative: int, start: int, alignment: int, size: int
 ) -> StoredTensor:
     """Return a tensor with its place in the file.
 
-    start: position of the tensor data; size: of the file. Raises ValueError for an unsupported type, and a shape or
-    offset that does not fit.
+    relative: offset from `start`, the position of the tensor data; size: of the file. Raises ValueError for an
+    unsupported type, and a shape or offset that does not fit.
     """
     if type_number not in TYPE_NAMES:
         raise UnsupportedError(f"tensor {name[:80]} has the type {type_number}; supported: {', '.join(TENSOR_TYPES)}")

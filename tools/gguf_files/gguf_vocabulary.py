@@ -34,10 +34,10 @@ SPACE = "▁"
 class PreTokenizer:
     """One of llama.cpp's pre-tokenizers for byte-level BPE, as tokenizer.json describes it."""
 
-    steps: tuple[dict[str, Any], ...]
+    steps: tuple[dict[str, Any], ...]  # of the pre-tokenizer in tokenizer.json, without trim_offsets
     ignore_merges: bool = False
     normalizers: tuple[str, ...] = ()  # accepted; llama.cpp never normalises text
-    adds_bos: bool = False  # unless the file says otherwise
+    adds_bos: bool = False  # default of llama.cpp, without tokenizer.ggml.add_bos_token
 
 
 def split_at(pattern: str) -> tuple[dict[str, Any], ...]:
@@ -46,7 +46,7 @@ def split_at(pattern: str) -> tuple[dict[str, Any], ...]:
     return split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 
 
-GPT2_STEP = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # its own regular expression
+GPT2_STEP = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # splits like GPT-2
 PRE_TOKENIZERS = {
     "llama-bpe": PreTokenizer(split_at(PATTERN), ignore_merges=True, adds_bos=True),  # LLaMA 3
     # Qwen2, Qwen2.5, Qwen3; they apply NFC, so text that is not in NFC gets other ids in llama.cpp
@@ -163,7 +163,7 @@ def from_byte_level(path: Path) -> GgufVocabulary:
         raise ValueError(f"{path} was made from a SentencePiece model; copy its tokenizer.model into the same folder")
     outer = content.get("pre_tokenizer") or {}
     steps = [
-        {key: value for key, value in step.items() if key != "trim_offsets"}  # changes no ids
+        {key: value for key, value in step.items() if key != "trim_offsets"}  # without effect on ids
         for step in outer.get("pretokenizers") or [outer]
     ]
     name = next((name for name, known in PRE_TOKENIZERS.items() if list(known.steps) == steps), "")

@@ -37,7 +37,7 @@ def write_imported(
 ) -> str:
     """Write all files except run.json to a new folder, and seal it; return a summary.
 
-    shard_limit: the largest size of a shard in bytes. Raises ValueError if the tokenizer or a tensor is damaged.
+    shard_limit: largest size of a shard in bytes. Raises ValueError if the tokenizer or a tensor is damaged.
     """
     phrase = write_imported_tokenizer(tokenizer, folder, model.config["max_position_embeddings"])
     template = file.metadata.get("tokenizer.chat_template")

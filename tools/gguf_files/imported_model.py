@@ -58,8 +58,8 @@ READ_KEYS = {
     "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scaling.type",
     "rope.scaling.factor", "rope.scaling.original_context_length", "vocab_size",
 }  # fmt: skip
-NEUTRAL_KEYS = {"tensor_data_layout", "rope.scaling.finetuned"}  # they describe the file
-NEUTRAL_VALUES = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scale_linear": 1.0}  # else 0
+NEUTRAL_KEYS = {"tensor_data_layout", "rope.scaling.finetuned"}  # they do not change the computation
+NEUTRAL_VALUES = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scale_linear": 1.0}  # others: 0
 F16_LARGEST = 65504.0
 LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every released LLaMA 3
 
@@ -83,20 +83,24 @@ class ImportedModel:
 def read_imported_model(file: GgufFile, dtype: str) -> ImportedModel:
     """Return the checkpoint for a GGUF file. dtype: of its tensors: F32, F16 or BF16.
 
-    Raises ValueError for an unsupported architecture or setting, a missing or unexpected tensor, or one of another
-    shape than the metadata requires.
+    Raises ValueError for an unsupported architecture or setting, one file of a split model, and a tensor that is
+    missing, unexpected, or of another shape than the metadata requires.
     """
+    parts = file.metadata.get("split.count", 0)  # 0 in a merged file
+    if isinstance(parts, int) and parts > 1:
+        raise ValueError(f"{file.path} is one of {parts} files of a split model; merge them: llama-gguf-split --merge")
     architecture = file.metadata.get("general.architecture")
-    if architecture not in MODEL_CLASSES:
+    if not isinstance(architecture, str) or architecture not in MODEL_CLASSES:
         raise ValueError(
             f"{file.path}: the architecture {str(architecture)[:80]!r} is not supported; "
             f"supported are {', '.join(MODEL_CLASSES)}"
         )
     check_keys(file, architecture)
     sizes = dimensions(file, architecture)
-    layers = positive(file, f"{architecture}.block_count")
+    layers = positive_int(file, f"{architecture}.block_count")
     if layers > len(file.tensors):
-        raise ValueError(f"{file.path}: {architecture}.block_count is {layers:,}, but there are fewer tensors")
+        fact = f"{architecture}.block_count is {layers:,}, but there are fewer tensors"
+        raise ValueError(f"{file.path}: {fact}; download the file again")
     expected, settings = layer_tensors(file, architecture)
     names = dict(OUTSIDE)
     if tied := OUTPUT not in file.tensors:
@@ -110,7 +114,8 @@ def read_imported_model(file: GgufFile, dtype: str) -> ImportedModel:
         tensors.append(ImportedTensor(own, dtype, source.shape, source, sizes["head_dim"] if is_reordered else 0))
     for name in file.tensors:
         if name not in names and name != ROPE_DIVISORS:
-            raise ValueError(f"{file.path}: tensor {name[:80]} does not belong to a model of type {architecture}")
+            fact = f"tensor {name[:80]} does not belong to a {architecture} model"
+            raise ValueError(f"{file.path}: {fact}, so the file is not supported")
     config = model_config(file, architecture, sizes) | settings
     config |= {"num_hidden_layers": layers, "tie_word_embeddings": tied, "torch_dtype": TORCH_NAME[dtype]}
     return ImportedModel(config, tensors)
@@ -118,17 +123,20 @@ def read_imported_model(file: GgufFile, dtype: str) -> ImportedModel:
 
 def check_keys(file: GgufFile, architecture: str) -> None:
     """Raise ValueError for a metadata key that changes the computation and is not read here."""
+    context = positive_int(file, f"{architecture}.context_length")
     for key, value in file.metadata.items():
         name = key.removeprefix(f"{architecture}.")
-        if name == key or name in READ_KEYS or name in NEUTRAL_KEYS or value == NEUTRAL_VALUES.get(name, 0):
+        if name == key or name in READ_KEYS or name in NEUTRAL_KEYS:
             continue
-        if name == "attention.sliding_window" and value >= file.metadata.get(f"{architecture}.context_length", 0):
+        if isinstance(value, int | float) and value == NEUTRAL_VALUES.get(name, 0):
+            continue
+        if name == "attention.sliding_window" and isinstance(value, int) and value >= context:
             continue
         raise ValueError(f"{file.path}: {key[:80]} = {str(value)[:80]} is not supported; config.json cannot express it")
 
 
-def positive(file: GgufFile, key: str, default: int | None = None) -> int:
-    """Return a positive number of the metadata; ValueError if it is another value, or missing without a default."""
+def positive_int(file: GgufFile, key: str, default: int | None = None) -> int:
+    """Return a positive integer of the metadata; ValueError if it is another value, or missing without default."""
     value = file.metadata.get(key, default)
     if type(value) is not int or value < 1:
         fact = "is missing" if key not in file.metadata else f"is {str(value)[:80]}, not a positive number"
@@ -136,8 +144,8 @@ def positive(file: GgufFile, key: str, default: int | None = None) -> int:
     return value
 
 
-def real(file: GgufFile, key: str, default: float | None = None) -> float:
-    """Return a positive float of the metadata, with the fewest digits that give the same float32; raises likewise."""
+def positive_float(file: GgufFile, key: str, default: float | None = None) -> float:
+    """Return a positive number of the metadata with the fewest digits that give its float32; raises as positive_int."""
     value = file.metadata.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         fact = "is missing" if key not in file.metadata else f"is {str(value)[:80]}, not a positive number"
@@ -147,12 +155,12 @@ def real(file: GgufFile, key: str, default: float | None = None) -> float:
 
 def dimensions(file: GgufFile, architecture: str) -> dict[str, int]:
     """Return the dimensions that LAYER and OUTSIDE name; ValueError if they contradict each other."""
-    hidden = positive(file, f"{architecture}.embedding_length")
-    heads = positive(file, f"{architecture}.attention.head_count")
-    kv_heads = positive(file, f"{architecture}.attention.head_count_kv", heads)
-    head_dim = positive(file, f"{architecture}.attention.key_length", hidden // heads)
-    value_dim = positive(file, f"{architecture}.attention.value_length", head_dim)
-    rotated = positive(file, f"{architecture}.rope.dimension_count", head_dim)
+    hidden = positive_int(file, f"{architecture}.embedding_length")
+    heads = positive_int(file, f"{architecture}.attention.head_count")
+    kv_heads = positive_int(file, f"{architecture}.attention.head_count_kv", heads)
+    head_dim = positive_int(file, f"{architecture}.attention.key_length", hidden // heads)
+    value_dim = positive_int(file, f"{architecture}.attention.value_length", head_dim)
+    rotated = positive_int(file, f"{architecture}.rope.dimension_count", head_dim)
     if heads % kv_heads or head_dim % 2 or not head_dim == value_dim == rotated:
         raise ValueError(
             f"{file.path}: {heads} heads, {kv_heads} key-value heads, key_length {head_dim}, value_length {value_dim} "
@@ -161,7 +169,7 @@ def dimensions(file: GgufFile, architecture: str) -> dict[str, int]:
     embedding = file.tensors.get("token_embd.weight")
     return {
         "hidden": hidden, "head_dim": head_dim, "queries": heads * head_dim, "keys": kv_heads * head_dim,
-        "inner": positive(file, f"{architecture}.feed_forward_length"),
+        "inner": positive_int(file, f"{architecture}.feed_forward_length"),
         "vocabulary": embedding.shape[0] if embedding else 0,
     }  # fmt: skip
 
@@ -196,7 +204,8 @@ def model_config(file: GgufFile, architecture: str, sizes: dict[str, int]) -> di
     The rotary settings appear twice: transformers 5 reads `rope_parameters`, earlier versions and other programs
     `rope_theta` and `rope_scaling`.
     """
-    theta, scaling = real(file, f"{architecture}.rope.freq_base", 10000.0), rope_scaling(file, architecture, sizes)
+    theta = positive_float(file, f"{architecture}.rope.freq_base", 10000.0)
+    scaling = rope_scaling(file, architecture, sizes)
     return {
         "architectures": [MODEL_CLASSES[architecture]],
         "model_type": architecture,
@@ -206,10 +215,10 @@ def model_config(file: GgufFile, architecture: str, sizes: dict[str, int]) -> di
         "hidden_size": sizes["hidden"],
         "initializer_range": 0.02,
         "intermediate_size": sizes["inner"],
-        "max_position_embeddings": positive(file, f"{architecture}.context_length"),
+        "max_position_embeddings": positive_int(file, f"{architecture}.context_length"),
         "num_attention_heads": sizes["queries"] // sizes["head_dim"],
         "num_key_value_heads": sizes["keys"] // sizes["head_dim"],
-        "rms_norm_eps": real(file, f"{architecture}.attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": positive_float(file, f"{architecture}.attention.layer_norm_rms_epsilon"),
         "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": theta},
         "rope_scaling": scaling,
         "rope_theta": theta,
@@ -223,25 +232,25 @@ def rope_scaling(file: GgufFile, architecture: str, sizes: dict[str, int]) -> di
     """Return transformers' `rope_scaling`; None without scaling. ValueError for a type that is not supported."""
     key = f"{architecture}.rope.scaling"
     kind = file.metadata.get(f"{key}.type", "none")
-    if kind not in ("none", "linear", "yarn"):
+    if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
         raise ValueError(f"{file.path}: {key}.type {str(kind)[:80]!r} is not supported; only linear and yarn are")
     if ROPE_DIVISORS in file.tensors:
         if kind != "none":
             raise ValueError(f"{file.path}: {key}.type {kind} together with {ROPE_DIVISORS} is not supported")
-        return llama3_scaling(file, real(file, f"{architecture}.rope.freq_base", 10000.0), sizes["head_dim"])
+        return llama3_scaling(file, positive_float(file, f"{architecture}.rope.freq_base", 10000.0), sizes["head_dim"])
     if kind == "none":
         return None
-    scaling = {"rope_type": kind, "factor": real(file, f"{key}.factor")}
+    scaling = {"rope_type": kind, "factor": positive_float(file, f"{key}.factor")}
     if kind == "yarn":
-        scaling["original_max_position_embeddings"] = positive(file, f"{key}.original_context_length")
+        scaling["original_max_position_embeddings"] = positive_int(file, f"{key}.original_context_length")
     return scaling
 
 
 def llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any] | None:
-    """Return the parameters of LLaMA 3.1's scaling whose divisors the file has; None if all are 1.
+    """Return the parameters of LLaMA 3.1's rotary scaling that give the divisors in the file; None if all are 1.
 
     The file has only the divisors: 1 for wavelengths below original / high_freq_factor, the factor above
-    original / low_freq_factor, and a smooth transition between. ValueError if no original context fits.
+    original / low_freq_factor, and a smooth transition in between. Raises ValueError if no original context gives them.
     """
     tensor = checked_tensor(file, ROPE_DIVISORS, (head_dim // 2,))
     bits = Tensor(tensor.name, "F32", tensor.shape, file.path, FileIO(file.path), tensor.offset)
@@ -259,7 +268,7 @@ def llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any
         if np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
             bands = {**LLAMA3_BANDS, "original_max_position_embeddings": original}
             return {"rope_type": "llama3", "factor": float(factor), **bands}
-    raise ValueError(f"{file.path}: {ROPE_DIVISORS} are not the divisors of LLaMA 3's scaling, which is supported")
+    raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} is not that of LLaMA 3's scaling; others are not supported")
 
 
 def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Iterator[np.ndarray]:
@@ -289,7 +298,7 @@ def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Ite
             check_range(values, written)
             bits = from_float32(values, tensor.dtype)
         check_finite(bits, written)
-        if tensor.head_dim:  # to the two halves of each head: rows 0, 2, 4, …, then 1, 3, 5, …
+        if tensor.head_dim:  # the order of each head's rows becomes 0, 2, 4, …, 1, 3, 5, …
             bits = bits.reshape(-1, tensor.head_dim // 2, 2, columns if is_matrix else 1).swapaxes(1, 2)
         return np.ascontiguousarray(bits).reshape(-1)
 

@@ -35,8 +35,8 @@ class ImportedTokenizer:
     tokens: list[str]  # without unused ones at the end
     types: list[int]
     roles: dict[str, int]  # bos, eos, unk, pad, eot, eom -> id
-    adds: tuple[bool, bool]  # whether BOS and EOS are added to a text
-    tables: dict[str, Any]  # the other metadata, without KEY
+    adds: tuple[bool, bool]  # whether BOS is added before a text, and EOS after it
+    tables: dict[str, Any]  # the metadata below KEY, by name without KEY
 
     @property
     def token_ids(self) -> dict[str, Any]:
@@ -46,6 +46,11 @@ class ImportedTokenizer:
         return {f"{role}_token_id": value for role, value in ids.items() if value not in (None, [])}
 
 
+def damage_error(file: GgufFile, fact: str) -> ValueError:
+    """Return the error for tables that contradict each other."""
+    return ValueError(f"{file.path} is damaged: {fact}; download it again")
+
+
 def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
     """Return the tokenizer of a GGUF file. rows: of the embedding.
 
@@ -53,7 +58,7 @@ def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
     """
     tables = {key.removeprefix(f"{KEY}."): value for key, value in file.metadata.items() if key.startswith(KEY)}
     model, pre = tables.get("model"), str(tables.get("pre"))
-    if model not in ("llama", "gpt2"):
+    if not isinstance(model, str) or model not in ("llama", "gpt2"):
         raise ValueError(
             f"{file.path}: the tokenizer {str(model)[:80]!r} is not supported; supported are llama (SentencePiece BPE) "
             "and gpt2 (byte-level BPE)"
@@ -63,12 +68,11 @@ def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
             f"{file.path}: the pre-tokenizer {pre[:80]!r} is not supported; supported are {', '.join(PRE_TOKENIZERS)}"
         )
     tokens, types = tables.get("tokens"), tables.get("token_type")
-    damaged = f"{file.path} is damaged: {{}}; download it again"
     if not isinstance(tokens, list) or not isinstance(types, np.ndarray) or not len(tokens) == len(types) == rows:
-        raise ValueError(damaged.format(f"tokens and token_type are not tables of {rows:,} tokens"))
+        raise damage_error(file, f"tokens and token_type are not tables of {rows:,} tokens")
     kinds = [int(kind) for kind in types]
     if any(kind not in TYPES for kind in kinds):
-        raise ValueError(damaged.format("token_type has a value other than 1 to 6"))
+        raise damage_error(file, "token_type has a value other than 1 to 6")
     used = max((index for index, kind in enumerate(kinds) if kind != UNUSED), default=-1) + 1
     roles = dict(SENTENCEPIECE_ROLES) if model == "llama" else {}
     for role, key in ROLES.items():
@@ -76,12 +80,16 @@ def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
             roles[role] = tables[key]
     for role, index in roles.items():
         if type(index) is not int or index not in range(used):
-            raise ValueError(damaged.format(f"{ROLES[role]} is {str(index)[:80]}, not the id of a token"))
+            raise damage_error(file, f"{ROLES[role]} is {str(index)[:80]}, not the id of a token")
     if len(set(tokens[:used])) != used:
-        raise ValueError(damaged.format("a token is listed twice"))
-    adds_bos = bool(tables.get("add_bos_token", model == "llama" or PRE_TOKENIZERS[pre].adds_bos))
-    adds = adds_bos and "bos" in roles, bool(tables.get("add_eos_token")) and "eos" in roles
-    return ImportedTokenizer(file.path, model, tokens[:used], kinds[:used], roles, adds, tables)
+        raise damage_error(file, "a token is listed twice")
+    defaults = {"bos": model == "llama" or PRE_TOKENIZERS[pre].adds_bos, "eos": False}
+    adds = {role: tables.get(f"add_{role}_token", default) for role, default in defaults.items()}
+    for role, value in adds.items():
+        if not isinstance(value, bool):
+            raise damage_error(file, f"add_{role}_token is {str(value)[:80]}, not true or false")
+    added = adds["bos"] and "bos" in roles, adds["eos"] and "eos" in roles
+    return ImportedTokenizer(file.path, model, tokens[:used], kinds[:used], roles, added, tables)
 
 
 def write_imported_tokenizer(tokenizer: ImportedTokenizer, folder: Path, context: int) -> str:
@@ -96,7 +104,8 @@ def write_imported_tokenizer(tokenizer: ImportedTokenizer, folder: Path, context
         model, phrase = byte_level_tokenizer(tokenizer), f"byte-level BPE like {tokenizer.tables['pre']}"
     for index, token in enumerate(tokenizer.tokens):
         if tokenizer.types[index] != UNUSED and model.token_to_id(token) != index:
-            raise ValueError(f"{tokenizer.path}: token {token[:80]!r} would not get its id {index}; not supported")
+            fact = f"token {token[:80]!r} would not get its id {index}"
+            raise ValueError(f"{tokenizer.path}: {fact}, so the tokenizer is not supported")
     model.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     roles = {
@@ -142,12 +151,12 @@ def byte_level_tokenizer(tokenizer: ImportedTokenizer) -> Any:
     merges = tokenizer.tables.get("merges")
     if not isinstance(merges, list):
         raise ValueError(f"{tokenizer.path} has no merges; download it again")
-    # Added tokens after all others stay outside of the model, as transformers stores them
-    first_added = max((i for i, kind in enumerate(tokenizer.types) if kind not in (CONTROL, USER_DEFINED)), default=-1)
+    # Added tokens at the end of the table are not in the model's vocabulary, as in files that transformers writes
+    last_plain = max((i for i, kind in enumerate(tokenizer.types) if kind not in (CONTROL, USER_DEFINED)), default=-1)
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": kind.ignore_merges,
-        "vocab": {token: index for index, token in enumerate(tokenizer.tokens[: first_added + 1])},
+        "vocab": {token: index for index, token in enumerate(tokenizer.tokens[: last_plain + 1])},
         "merges": [merge.split(" ", 1) for merge in merges],
     }  # fmt: skip
     steps = [{"trim_offsets": True} | step if step["type"] == "ByteLevel" else step for step in kind.steps]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from checkpoint_io.checkpoint_folders import read_json
-from memory_estimate.model_shape import Shape, in_words, parameter_count, read_shape
+from memory_estimate.model_shape import Shape, format_count, parameter_count, read_shape
 from memory_estimate.training_memory import GIB, MEMORY_SHARE, host_bytes
 
 from memory_advice.gpu_uses import (
@@ -73,7 +73,7 @@ def memory_table(folder: str, card: float) -> str:
     conversation = min(CONVERSATION, shape.context)
     host = host_bytes(OFFLOAD_CONFIG, parameters, GPUS_PER_NODE, 1) / GIB
     lines = [
-        f"{folder}: {in_words(parameters)} parameters, context of {shape.context:,} tokens, "
+        f"{folder}: {format_count(parameters)} parameters, context of {shape.context:,} tokens, "
         f"{per_token / 2**10:,.0f} KiB of KV cache a token",
         "",
         *lines,

@@ -1,4 +1,4 @@
-"""Send SIGTERM or another signal to a training run, for the tests of both trainers."""
+"""Training runs that a signal stops, for the tests of both trainers."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 from conftest import REPOSITORY
 
 
-def stop_by_sigterm(
+def stop_by_signal(
     script: str, *options: object, after: str = "step ", group: bool = False, number: int = signal.SIGTERM
 ) -> tuple[int, str]:  # fmt: skip
     """Run a script and send it a signal after a line that begins with `after`; return exit status and stderr.
