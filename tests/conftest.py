@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_model import cached_gguf
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -156,6 +157,20 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pa
             str(tiny_tokenizer), str(folder), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
             intermediate_size=128, max_position_embeddings=512,
         )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_gguf() -> Path:
+    """The GGUF file of a real model; the test is skipped if the package index does not have it."""
+    return cached_gguf()
+
+
+@pytest.fixture(scope="session")
+def real_model(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory, run_script: RunScript) -> Path:
+    """The checkpoint folder that is imported from `real_gguf`; tests must not write into it."""
+    folder = tmp_path_factory.mktemp("real") / "smollm2"
+    run_script("tools/import_gguf.py", "--gguf", real_gguf, "--output", folder)
     return folder
 
 
