@@ -171,6 +171,12 @@ def test_all_stages_read_the_same_rows(tmp_path: Path, name: str) -> None:
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
+def test_output_that_is_not_text_is_no_answer() -> None:
+    row = {"instruction": "Name a city.", "output": [None]}
+    assert row_error(row, answers=True) and not row_error(row, answers=False)
+    assert messages_of(row)[-1] == {"role": "assistant", "content": ""}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

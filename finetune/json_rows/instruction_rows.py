@@ -99,14 +99,16 @@ def messages_error(messages: object, answers: bool) -> str:
 def messages_of(row: InstructionRow) -> list[Message]:
     """Return the conversation of a row; an {"instruction"} row becomes one user and one assistant message.
 
-    Its `system` and `history` come before these.
+    Its `system` and `history` come before these. The answer is "" if the row has none, or one that is not text, which
+    `row_error` accepts if no answers are required.
     """
     if row.get("messages") is None:
         before = [{"role": "system", "content": row["system"]}] if row.get("system") else []
         for question, answer in row.get("history") or ():
             before += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         asked = {"role": "user", "content": row["instruction"], "input": row.get("input") or ""}
-        return [*before, asked, {"role": "assistant", "content": row.get("output") or ""}]
+        answer = row.get("output")
+        return [*before, asked, {"role": "assistant", "content": answer if isinstance(answer, str) else ""}]
     keys = ("role", "content", "input")
     return [{key: message[key] for key in keys if message.get(key) is not None} for message in row["messages"]]
 

@@ -125,10 +125,12 @@ def try_cases(
         shutil.copytree(inputs, folder)
         damage(folder)
         report = run_case(command, words, fork_server, folder, accepted)
-        shutil.rmtree(folder.parent)  # with ../missing/x
         if report:
-            print(report)
-            reports.append(report)
+            kept = shutil.move(folder.parent, place / f"fault-{len(reports)}")
+            reports.append(f"{report}\n    files: {kept}")
+            print(reports[-1])
+        else:
+            shutil.rmtree(folder.parent)  # with ../missing/x
         count += 1
         if time.monotonic() > end:
             break

@@ -174,6 +174,18 @@ def test_import_refuses_values_that_type_cannot_hold(make: Make, value: float, d
     assert not (file.parent / "imported").exists()
 
 
+def test_import_refuses_an_infinite_scale_in_one_line(make: Make, recwarn: pytest.WarningsRecorder) -> None:
+    file = exported(make(initializer_range=0.05), "q8_0")
+    tensor = gguf_header.read_gguf(file).tensors["blk.1.ffn_up.weight"]
+    content = bytearray(file.read_bytes())
+    content[tensor.offset : tensor.offset + 3] = np.float16(np.inf).tobytes() + b"\0"
+    file.write_bytes(content)
+    recwarn.clear()
+    with pytest.raises(ValueError, match=r"tensor blk\.1\.ffn_up\.weight holds NaN or infinity"):
+        imported(file)
+    assert not recwarn.list
+
+
 def rewritten(source: Path, path: Path, **changes: Any) -> Path:
     """Write a copy of a GGUF file with changed metadata ("__" in a name stands for "."); None removes a key."""
     reader = gguf.GGUFReader(source)

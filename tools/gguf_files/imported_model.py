@@ -286,6 +286,7 @@ def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Ite
     content = Tensor(stored.name, "U8", (stored.nbytes,), file.path, source, stored.offset)
     written = Tensor(stored.name, tensor.dtype, tensor.shape, file.path, source)  # for the message of `check_finite`
 
+    @np.errstate(over="ignore", invalid="ignore")  # numpy would warn of damaged scales; check_finite reports them
     def convert(first: int) -> np.ndarray:
         packed = content.read(first * row_bytes, min(first + step, rows) * row_bytes)
         if stored.kind == tensor.dtype:
