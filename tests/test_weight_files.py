@@ -219,6 +219,16 @@ def test_tools_refuse_a_tensor_that_index_and_shards_place_differently(sets: Set
         read_weights(sets.folder)
 
 
+@pytest.mark.parametrize(("key", "number"), [("num_hidden_layers", 2**62), ("n_layer", 1e30)])
+def test_all_stages_refuse_an_impossible_number_of_layers(sets: Sets, key: str, number: float) -> None:
+    """transformers would build layers until the memory is full."""
+    sets.add("single")
+    config = json.loads((sets.folder / "config.json").read_text())
+    (sets.folder / "config.json").write_text(json.dumps(config | {key: number}))
+    with pytest.raises(ValueError, match=rf"config\.json is damaged \({key} is \S+, more than 10,000\)"):
+        weight_files(sets.folder)
+
+
 def test_tools_refuse_a_vocabulary_size_that_the_embeddings_contradict(sets: Sets) -> None:
     """Like transformers, which reports matrices of another shape."""
     sets.add("single")

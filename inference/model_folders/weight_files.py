@@ -17,6 +17,8 @@ NO_WEIGHTS = ("training_args.bin", "optimizer.bin")  # .bin files that vLLM does
 # Prefix of weight files in Mistral's own layout; published folders have them besides model*.safetensors.
 CONSOLIDATED = "consolidated"
 LFS_POINTER = b"version https://git-lfs"  # first bytes of the text file that `git clone` without Git LFS leaves
+LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # of config.json
+MOST_LAYERS = 10_000  # the deepest published models have a few hundred; libraries build all layers before they fail
 ZIP = b"PK\3\4"  # first bytes of .bin files since PyTorch 1.6
 
 
@@ -24,9 +26,10 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the files, in sorted order, that transformers and vLLM read a model's weights from; [] without weights.
 
     Raises FileNotFoundError if a shard is missing or outside the folder. Raises ValueError if a file or the index is
-    damaged, if the two libraries read different files, or if the folder also has an adapter, which transformers adds to
-    the model and vLLM does not.
+    damaged, if config.json has an impossible number of layers, if the two libraries read different files, or if the
+    folder also has an adapter, which transformers adds to the model and vLLM does not.
     """
+    check_layers(folder)
     for name in SETS:
         index = folder / f"{name}.index.json"
         listed = listed_files(index)
@@ -51,6 +54,19 @@ def weight_files(folder: Path) -> list[Path]:
             check_weight_file(folder / file)
         return [folder / file for file in files]
     return []
+
+
+def check_layers(folder: Path) -> None:
+    """Raise ValueError if config.json has more than MOST_LAYERS layers."""
+    config = read_object(folder / "config.json")
+    text = config.get("text_config")  # of a model with images
+    for content in (config, text if isinstance(text, dict) else {}):
+        for key in LAYER_KEYS:
+            if isinstance(content.get(key), int | float) and content[key] > MOST_LAYERS:
+                raise ValueError(
+                    f"{folder}/config.json is damaged ({key} is {content[key]}, more than {MOST_LAYERS:,}); "
+                    "download it again"
+                )
 
 
 def listed_files(index: Path) -> list[str]:
