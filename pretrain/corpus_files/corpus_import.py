@@ -128,8 +128,8 @@ def import_corpus(
     ends = np.cumsum(corpus.lengths, dtype=np.int64)
     if (corpus.starts != ends - corpus.lengths).any() or (corpus.lengths < 1).any():
         raise ValueError(f"{prefix}.idx: samples overlap, leave gaps or are empty; copy the corpus again")
-    bounds = corpus.documents
-    if bounds is not None and bounds.size and (bounds[0] < 0 or bounds[-1] > len(ends) or (np.diff(bounds) < 0).any()):
+    first = np.zeros(0, np.int64) if corpus.documents is None else corpus.documents
+    if (first < 0).any() or (first > len(ends)).any() or (first[1:] < first[:-1]).any():
         raise ValueError(f"{prefix}.idx: the first samples of the documents are not in order; copy the corpus again")
     if ends[-1] != len(corpus.ids):
         raise ValueError(

@@ -127,6 +127,7 @@ def test_damaged_megatron_index_raises_error_with_the_reason(
         (index[:-9], "truncated"),
         (index.replace(b"\x08", b"\x06", 1), "dtype code 6"),
         (index[:-8] + (5).to_bytes(8, "little"), "first samples of the documents are not in order"),
+        (index[:-24] + bytes(7) + b"\x7f" + bytes(7) + b"\x80" + index[-8:], "first samples of the documents"),
         (index[:-16] + index[-8:] + index[-16:-8], "first samples of the documents are not in order"),
     ):
         (tmp_path / "a.idx").write_bytes(damaged)
