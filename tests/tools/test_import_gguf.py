@@ -1,16 +1,17 @@
 """tools/import_gguf.py: importing inverts exporting, bit for bit; damaged and unsupported files are refused."""
 
 import json
+import os
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import export_gguf
 import import_gguf
 import numpy as np
 import pytest
 import torch
-from gguf_files import gguf_header
+from gguf_files import gguf_header, imported_folder
 from in_process import RunTool
 from llama_cpp_server import FAMILIES, Make, edit, write_byte_level_tokenizer
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from tokenizer_files.tokenizer_check import HARD_TEXTS
 
 gguf = pytest.importorskip("gguf")
 
+TOKENS = "tokenizer.ggml.tokens"
 SCRIPT = "tools/import_gguf.py"
 TEXTS = [*HARD_TEXTS, "½ Ⅷ 12345", "a  b\n\n\nc", "<|eot_id|> x", "don't I'LL"]
 
@@ -174,8 +176,18 @@ def test_import_refuses_values_that_type_cannot_hold(make: Make, value: float, d
     assert not (file.parent / "imported").exists()
 
 
-def rewritten(source: Path, path: Path, **changes: Any) -> Path:
-    """Write a copy of a GGUF file with changed metadata ("__" in a name stands for "."); None removes a key."""
+class Typed(NamedTuple):
+    """A value of the metadata with its type, if that does not follow from the value."""
+
+    value: Any
+    kind: Any
+
+
+def rewritten(source: Path, path: Path, divisors: np.ndarray | None = None, **changes: Any) -> Path:
+    """Write a copy of a GGUF file with changed metadata ("__" in a name stands for "."); None removes a key.
+
+    divisors: values of a further tensor rope_freqs.weight.
+    """
     reader = gguf.GGUFReader(source)
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     writer = gguf.GGUFWriter(path, changes.pop("general.architecture", "llama"))
@@ -187,10 +199,14 @@ def rewritten(source: Path, path: Path, **changes: Any) -> Path:
     for key, (value, kind, sub) in content.items():
         writer.add_key_value(key, value, kind, sub)
     for key, value in changes.items():
-        if value is not None:
+        if isinstance(value, Typed):
+            writer.add_key_value(key, *value)
+        elif value is not None:
             writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    if divisors is not None:
+        writer.add_tensor("rope_freqs.weight", divisors)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -198,6 +214,8 @@ def rewritten(source: Path, path: Path, **changes: Any) -> Path:
     return path
 
 
+FLOAT64_ONLY = Typed(1e300, gguf.GGUFValueType.FLOAT64)  # more than a float32 can be
+LONG = Typed(1 << 31, gguf.GGUFValueType.UINT32)
 METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"general__architecture": "mamba"}, "architecture 'mamba' is not supported; supported are llama"),
     "split": ({"split__count": 3}, "is one of 3 files of a split model; merge them"),
@@ -216,7 +234,7 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "huge": ({"llama__block_count": 2**31 - 1}, "llama.block_count is 2,147,483,647, but there are fewer tensors"),
     "fewer layers": ({"llama__block_count": 1}, "tensor blk.1.attn_norm.weight does not belong"),
     "width": ({"llama__feed_forward_length": 64}, "has the shape [96, 64], but the metadata require [64, 64]"),
-    "epsilon": ({"llama__attention__layer_norm_rms_epsilon": -1.0}, "is -1.0, not a positive number"),
+    "epsilon": ({"llama__attention__layer_norm_rms_epsilon": -1.0}, "is -1.0, not a positive float32"),
     "tokenizer": ({"tokenizer__ggml__model": "t5"}, "tokenizer 't5' is not supported"),
     "table as tokenizer": ({"tokenizer__ggml__model": [1, 2]}, "tokenizer '[1 2]' is not supported"),
     "table as switch": ({"tokenizer__ggml__add_bos_token": [1, 2]}, "add_bos_token is [1 2], not true or false"),
@@ -225,6 +243,18 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "fewer tokens": ({"tokenizer__ggml__tokens": ["a", "b"]}, "are not tables of 800 tokens"),
     "bos": ({"tokenizer__ggml__bos_token_id": 800}, "bos_token_id is 800, not the id of a token"),
+    "range": ({"llama__context_length": LONG}, "context_length is 2147483648, not a positive number up to 2,147,"),
+    "float range": ({"llama__rope__freq_base": FLOAT64_ONLY}, "llama.rope.freq_base is 1e.300, not a positive float32"),
+    "factor of 0": (
+        {"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 0.0}, "factor is 0.0, not a positive"
+    ),
+    "adapter": ({"general__type": "adapter"}, "holds the type 'adapter', not a model; use the model's own file"),
+    "float types": ({"tokenizer__ggml__token_type": [1.5] * 800}, "token_type has a value other than 1 to 6"),
+    "bool types": ({"tokenizer__ggml__token_type": [True] * 800}, "token_type has a value other than 1 to 6"),
+    "integer scores": ({"tokenizer__ggml__scores": [1] * 800}, "has no scores for its tokens"),
+    "table as prefix": ({"tokenizer__ggml__add_space_prefix": [1, 2]}, "add_space_prefix is [1 2], not true or false"),
+    "text as prefix": ({"tokenizer__ggml__add_space_prefix": "no"}, "add_space_prefix is no, not true or false"),
+    "template": ({"tokenizer__chat_template": [1, 2]}, "tokenizer.chat_template is [1 2], not text"),
     "alignment": ({"general__alignment": 48}, "general.alignment is 48, not a power of two"),
 }  # fmt: skip
 
@@ -285,13 +315,79 @@ def test_import_options_are_checked(make: Make, tmp_path: Path, run_tool: RunToo
         (("--gguf", tmp_path / "none.gguf"), "none.gguf does not exist; --gguf takes a GGUF file"),
         (("--gguf", file, "--dtype", "int8"), "--dtype int8 is unknown; use one of float16, bfloat16, float32"),
         (("--gguf", file, "--max_shard_size", "no"), "'no' is not a size for a shard"),
-        (("--gguf", file.parent / "model"), "model does not exist; --gguf takes a GGUF file"),
+        (("--gguf", file.parent / "model"), "model is a folder; --gguf takes a GGUF file"),
+        (("--gguf", "/dev/zero"), "/dev/zero is a device or pipe; --gguf takes a GGUF file"),
     ):
         done = run_tool(SCRIPT, *options, "--output", tmp_path / "out", status=2)
         assert message in done.stderr
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     assert "out" in run_tool(SCRIPT, "--gguf", file, "--output", tmp_path / "out", status=2).stderr
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_import_refuses_rotary_divisors_that_are_no_numbers(make: Make, tmp_path: Path, value: float) -> None:
+    file = rewritten(exported(make()), tmp_path / "changed.gguf", np.full(8, value, np.float32))
+    with pytest.raises(ValueError, match=r"changed\.gguf: tensor rope_freqs\.weight holds NaN, infinity or"):
+        imported(file)
+
+
+@pytest.mark.parametrize("bos", ["<s x>", "<s:1>", "x:7", "$A", "<s>\n"])
+def test_import_adds_bos_and_eos_of_any_spelling(make: Make, tmp_path: Path, bos: str) -> None:
+    from transformers import AutoTokenizer
+
+    model = make()
+    source = exported(model)
+    tokens = [bos if token == "<s>" else token for token in gguf_header.read_gguf(source).metadata[TOKENS]]
+    changes: dict[str, Any] = {TOKENS: tokens, "tokenizer__ggml__add_eos_token": True}
+    folder = imported(rewritten(source, tmp_path / "changed.gguf", **changes))
+    tokenizer, plain = (AutoTokenizer.from_pretrained(path) for path in (folder, model))
+    ids, other = plain("ab").input_ids[1:], plain("c").input_ids[1:]
+    assert tokenizer("ab").input_ids == [1, *ids, 2]
+    assert tokenizer("ab", "c").input_ids == [1, *ids, 2, 1, *other, 2]
+
+
+def test_import_uses_the_first_of_equal_merges(make: Make, tmp_path: Path) -> None:
+    """As llama.cpp does; the library tokenizers uses the last."""
+    from transformers import AutoTokenizer
+
+    source = make()
+    write_byte_level_tokenizer(source, "gpt-2")
+    file = exported(source)
+    merges = gguf_header.read_gguf(file).metadata["tokenizer.ggml.merges"]
+    folder = imported(rewritten(file, tmp_path / "changed.gguf", tokenizer__ggml__merges=[*merges, *merges[::-1]]))
+    one, other = (AutoTokenizer.from_pretrained(path) for path in (source, folder))
+    assert all(other(text).input_ids == one(text).input_ids for text in TEXTS)
+
+
+def test_import_names_the_chat_templates_that_it_leaves_out(make: Make, tmp_path: Path, run_tool: RunTool) -> None:
+    changes: dict[str, Any] = {"tokenizer__chat_template": "{{ x }}", "tokenizer__chat_template__tool_use": "{{ y }}"}
+    file = rewritten(exported(make()), tmp_path / "changed.gguf", **changes)
+    done = run_tool(SCRIPT, "--gguf", file, "--output", tmp_path / "out")
+    assert done.stdout.endswith("; without the further chat templates tool_use\n")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ x }}"
+
+
+def test_import_refuses_a_file_that_changes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = exported(make())
+    write = imported_folder.write_shards
+
+    def write_and_change(*arguments: Any) -> Any:
+        os.utime(file)
+        return write(*arguments)
+
+    monkeypatch.setattr(imported_folder, "write_shards", write_and_change)
+    with pytest.raises(ValueError, match=r"model\.gguf was changed while it was read; run the command again"):
+        imported(file)
+    assert not (file.parent / "imported").exists()
+
+
+def test_import_reads_version_2(make: Make) -> None:
+    file = exported(make())
+    content = file.read_bytes()
+    assert content[4:8] == b"\3\0\0\0"
+    file.write_bytes(content[:4] + b"\2" + content[5:])
+    assert (imported(file) / "checkpoint.json").is_file()
 
 
 def test_import_in_shards_is_the_same_checkpoint(make: Make, tmp_path: Path, run_tool: RunTool) -> None:
