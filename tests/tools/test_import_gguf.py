@@ -348,7 +348,6 @@ def test_import_adds_bos_and_eos_of_any_spelling(make: Make, tmp_path: Path, bos
 
 
 def test_import_uses_the_first_of_equal_merges(make: Make, tmp_path: Path) -> None:
-    """As llama.cpp does; the library tokenizers uses the last."""
     from transformers import AutoTokenizer
 
     source = make()
@@ -358,6 +357,9 @@ def test_import_uses_the_first_of_equal_merges(make: Make, tmp_path: Path) -> No
     folder = imported(rewritten(file, tmp_path / "changed.gguf", tokenizer__ggml__merges=[*merges, *merges[::-1]]))
     one, other = (AutoTokenizer.from_pretrained(path) for path in (source, folder))
     assert all(other(text).input_ids == one(text).input_ids for text in TEXTS)
+    changed = rewritten(file, tmp_path / "one.gguf", tokenizer__ggml__merges=["ab", *merges])
+    with pytest.raises(ValueError, match=r"one\.gguf has no merges of two tokens each"):
+        import_gguf.main(str(changed), str(tmp_path / "one"))
 
 
 def test_import_names_the_chat_templates_that_it_leaves_out(make: Make, tmp_path: Path, run_tool: RunTool) -> None:

@@ -143,8 +143,8 @@ def byte_level_tokenizer(tokenizer: ImportedTokenizer) -> Any:
 
     kind, added = PRE_TOKENIZERS[tokenizer.tables["pre"]], added_tokens(tokenizer)
     merges = tokenizer.tables.get("merges")
-    if not isinstance(merges, list):
-        raise ValueError(f"{tokenizer.path} has no merges; download it again")
+    if not isinstance(merges, list) or not all(" " in merge for merge in merges):
+        raise ValueError(f"{tokenizer.path} has no merges of two tokens each; download it again")
     # Added tokens at the end of the table are not in the model's vocabulary, as in files that transformers writes
     last_plain = max((i for i, kind in enumerate(tokenizer.types) if kind not in (CONTROL, USER_DEFINED)), default=-1)
     model = {
