@@ -256,6 +256,7 @@ def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str])
     with pytest.raises(RuntimeError):
         exit_status(raised(RuntimeError("a bug")))
     assert one_line(KeyError()) == "KeyError"
+    assert one_line(ValueError("a\x1b[31m\a é 山\r\n\x85b\udc80")) == r"a\x1b[31m\x07 é 山 b\udc80"
     full = "cannot be read or written (No space left on device); make room, or check the disk"
     assert one_line(OSError(errno.ENOSPC, "No space left on device")) == f"a file {full}"
     assert one_line(OSError(errno.ENOSPC, "No space left on device", "a.json")) == f"a.json {full}"

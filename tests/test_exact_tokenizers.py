@@ -170,6 +170,17 @@ def test_role_that_two_files_give_to_different_tokens_is_decided_as_transformers
     assert AutoTokenizer.from_pretrained(folder).eos_token == exact.eos_token
 
 
+def test_bos_and_eos_of_any_spelling_are_added(make_folder: MakeFolder) -> None:
+    folder = make_folder(
+        "tokenizer.model",
+        added_tokens={"x:7 $A": 800, "$B": 801},
+        tokenizer_config=ROLES | {"bos_token": "x:7 $A", "eos_token": "$B", "add_eos_token": True},
+    )
+    tokenizer = AutoTokenizer.from_pretrained(exact_tokenizer_folder(folder))
+    ids, other = (tokenizer(text, add_special_tokens=False).input_ids for text in ("ab", "c"))
+    assert tokenizer("ab", "c").input_ids == [800, *ids, 801, 800, *other, 801]
+
+
 def write_refused(folder: Path) -> bool:
     """Return whether a refused folder was changed."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

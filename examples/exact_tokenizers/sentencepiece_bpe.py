@@ -6,11 +6,13 @@ piece (ties: left id, then right id). Converters that order merges differently p
 Input format: sentencepiece_model.proto of the SentencePiece project.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # ModelProto.SentencePiece.Type
 
@@ -66,11 +68,24 @@ def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]
     return [(pieces[left][0], pieces[right][0]) for _, left, right in sorted(ranked)]
 
 
-def bos_template(bos: str, bos_id: int) -> Any:
-    """Return a post-processor that adds BOS before a text, and before both texts of a pair."""
-    return processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, bos_id)]
-    )
+def special_token_template(before: Mapping[str, int], after: Mapping[str, int]) -> Any:
+    """Return a post-processor that adds tokens (text -> id) before and after a text, and both texts of a pair.
+
+    It is written as JSON: TemplateProcessing misreads a token with a space, a colon or a dollar sign.
+    """
+
+    def around(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        tokens = [[{"SpecialToken": {"id": text, "type_id": type_id}} for text in side] for side in (before, after)]
+        return [*tokens[0], {"Sequence": {"id": sequence, "type_id": type_id}}, *tokens[1]]
+
+    template = {
+        "type": "TemplateProcessing", "single": around("A", 0), "pair": around("A", 0) + around("B", 1),
+        "special_tokens": {
+            text: {"id": text, "ids": [index], "tokens": [text]} for text, index in {**before, **after}.items()
+        },
+    }  # fmt: skip
+    content = json.loads(Tokenizer(models.BPE()).to_str()) | {"post_processor": template}
+    return Tokenizer.from_str(json.dumps(content)).post_processor
 
 
 def build_fast_tokenizer(proto: Any) -> Tokenizer:
@@ -94,7 +109,7 @@ def build_fast_tokenizer(proto: Any) -> Tokenizer:
     for special, kind in ((True, (UNKNOWN, CONTROL)), (False, (USER_DEFINED,))):
         tokenizer.add_tokens([AddedToken(p, special=special, normalized=False) for p, _, k in pieces if k in kind])
     if trainer.bos_id >= 0:
-        tokenizer.post_processor = bos_template(pieces[trainer.bos_id][0], trainer.bos_id)
+        tokenizer.post_processor = special_token_template({pieces[trainer.bos_id][0]: trainer.bos_id}, {})
     return tokenizer
 
 

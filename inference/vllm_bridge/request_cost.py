@@ -174,6 +174,7 @@ def bound_generation(engine_client: Any) -> None:
     processor = engine_client.output_processor
     most_tokens = PREFILL_SHARE * engine_client.vllm_config.scheduler_config.max_num_batched_tokens
     overflow = from_vllm("QueueOverflowError"), from_vllm("MaxQueuedTokensError")
+    dead = from_vllm("EngineDeadError")
 
     async def bound_and_generate(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
         cost = current_cost.get() or RequestCost(sampling_params.n)
@@ -200,6 +201,8 @@ def bound_generation(engine_client: Any) -> None:
                     except overflow:  # raised before the first output
                         if not has_waited:
                             raise
+                    except dead:  # one object for all requests, whose traceback would grow with each of them
+                        raise dead() from None
                 await asyncio.sleep(OVERFLOW_PAUSE)
 
     engine_client.generate = bound_and_generate

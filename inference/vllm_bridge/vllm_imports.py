@@ -12,6 +12,7 @@ MODULES = {
     "CPUWorker": "vllm.v1.worker.cpu_worker",
     "ChatTemplateResolutionError": "vllm.renderers.chat_utils",
     "CompletionRequest": "vllm.entrypoints.openai.completion.protocol",
+    "EngineDeadError": "vllm.v1.engine.exceptions",
     "ErrorResponse": "vllm.entrypoints.serve.engine.protocol",
     "FlexibleArgumentParser": "vllm.utils.argparse_utils",
     "LoRAConfig": "vllm.config.lora",

@@ -304,16 +304,14 @@ def read_tokenizer(file: Path) -> "Tokenizer":
 
 def set_bos_and_eos(tokenizer: "Tokenizer", roles: Mapping[str, str], config: Mapping[str, Any]) -> None:
     """Make the tokenizer add BOS before a text (unless add_bos_token is false) and EOS after it (if add_eos_token)."""
-    from tokenizers import processors
+    from exact_tokenizers.sentencepiece_bpe import special_token_template
 
     before = [roles["bos_token"]] if config.get("add_bos_token") is not False and "bos_token" in roles else []
     after = [roles["eos_token"]] if config.get("add_eos_token") and "eos_token" in roles else []
     if "bos_token" not in roles and not after:
         return
-    special_tokens = [(text, tokenizer.token_to_id(text)) for text in dict.fromkeys([*before, *after])]
-    single = [*before, "$A", *after]
-    pair = single + [f"{text}:1" for text in [*before, "$B", *after]]
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special_tokens)
+    sides: list[dict[str, Any]] = [{text: tokenizer.token_to_id(text) for text in side} for side in (before, after)]
+    tokenizer.post_processor = special_token_template(*sides)
 
 
 def token_text(token: Any) -> str:

@@ -41,9 +41,13 @@ class BuildError(ValueError):
 def user_errors_in_turn() -> Iterator[None]:
     """Delay ValueError and OSError on all ranks but rank 0, so that the command prints its error line once.
 
-    SIGTERM calls `stop_before_first_step`, until the trainer handles it. Also serves as a decorator.
+    SIGTERM and SIGHUP, unless the process ignores it, call `stop_before_first_step` until the trainer handles them.
+    Also serves as a decorator.
     """
-    before = signal.signal(signal.SIGTERM, stop_before_first_step)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        if before[number] is not signal.SIG_IGN:  # nohup
+            signal.signal(number, stop_before_first_step)
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
@@ -54,4 +58,5 @@ def user_errors_in_turn() -> Iterator[None]:
             time.sleep(GRACE * (2 if int(os.environ.get("LOCAL_RANK", "0")) else 1))
         raise cause from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

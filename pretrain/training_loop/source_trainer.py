@@ -310,8 +310,9 @@ class SourceTrainer(Trainer):
             traceback.clear_frames(error.__traceback__)  # ends the loader's workers, for which Python would wait
             raise
         finally:
-            for number, handler in (before | {signal.SIGTERM: signal.SIG_DFL}).items():
-                signal.signal(number, handler)
+            for number, handler in before.items():
+                at_once = signal.SIG_DFL if handler is stop_before_first_step else handler
+                signal.signal(number, at_once)
         if self.has_nonfinite_weights():
             raise self._nonfinite_error("weights are not finite after")
         if self.stopped and self.args.should_save:

@@ -125,6 +125,29 @@ class Engine:
         yield request_id
 
 
+def test_requests_of_a_dead_engine_get_errors_of_their_own() -> None:
+    """vLLM raises one object for all of them: with hundreds of requests, its traceback filled hundreds of MB of log."""
+    from vllm.sampling_params import SamplingParams
+
+    shared = from_vllm("EngineDeadError")()
+
+    class DeadEngine(Engine):
+        async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[str]:
+            raise shared
+            yield ""
+
+    engine = DeadEngine()
+    bound_generation(engine)
+
+    async def read() -> int:
+        with pytest.raises(type(shared)) as error:
+            await anext(engine.generate({}, SamplingParams(), "x"))
+        return len(error.traceback)
+
+    lengths = [asyncio.run(read()) for _ in range(3)]
+    assert lengths[0] == lengths[2]
+
+
 def test_prompt_that_waits_for_a_full_queue_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.sampling_params import SamplingParams
 

@@ -362,12 +362,12 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
     """The signal also reaches the workers of the data loader; before the first step, there is nothing to save."""
-    more = ("--save_strategy", "no", "--max_steps", 30)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    more, whole, stopped = ("--save_strategy", "no", "--max_steps", 30), tmp_path / "whole", tmp_path / "stopped"
     train_here(*options(tiny_checkpoint, small_corpus, whole, *more))
     given = options(tiny_checkpoint, small_corpus, stopped, *more)
-    early = stop_by_signal("pretrain/train.py", *given, after=str(small_corpus))
-    assert early[0] == 143 and "\nstopped by SIGTERM before the first step, without a checkpoint" in f"\n{early[1]}"
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        status, errors = stop_by_signal("pretrain/train.py", *given, after=str(small_corpus), number=number)
+        assert status == 128 + number and f"stopped by {number.name} before the first step, without a" in errors
     status, errors = stop_by_signal("pretrain/train.py", *given, "--dataloader_num_workers", 2, group=True)
     assert status == 143 and "Traceback" not in errors, errors
     assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)

@@ -27,7 +27,7 @@ if interrupts.is_command():
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message without line breaks, or the name of its class if it has no message.
+    """Return an error's message without line breaks and control characters, or the name of its class if it is empty.
 
     From pydantic's validation errors, only the messages are used, not the inputs and links. The errors of a full or
     failing disk often name no file.
@@ -37,7 +37,8 @@ def one_line(error: BaseException) -> str:
         return f"{place} cannot be read or written ({error.strerror}); make room, or check the disk"
     errors = getattr(error, "errors", None)
     text = "; ".join(str(each["msg"]) for each in errors()) if callable(errors) else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    line = " ".join(text.split()) or type(error).__name__
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)  # escape sequences of terminals
 
 
 def unknown_option(written: str, known: Collection[str]) -> ValueError:

@@ -58,6 +58,18 @@ class GgufFile:
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
+    state: tuple[int, int]  # size and modification time when the header was read
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError if the file was changed after its header was read."""
+        if file_state(self.path) != self.state:
+            raise ValueError(f"{self.path} was changed while it was read; run the command again")
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Return a file's size and modification time in nanoseconds."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 class UnsupportedError(ValueError):
@@ -133,9 +145,11 @@ def read_gguf(path: Path) -> GgufFile:
     Raises FileNotFoundError, or ValueError if it is not a GGUF file of a supported version and byte order, is cut off
     or damaged, or has a tensor of an unsupported type.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device or pipe'}; --gguf takes a GGUF file")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; --gguf takes a GGUF file")
-    size = path.stat().st_size
+    state = size, _ = file_state(path)
     with path.open("rb", READ_AT_ONCE) as source:
         reader = HeaderReader(source, size)
         with damage_reported(path):
@@ -160,7 +174,7 @@ def read_gguf(path: Path) -> GgufFile:
             start = position + -position % alignment
             tensors = [locate_tensor(*entry, start=start, alignment=alignment, size=size) for entry in entries]
             check_table(tensors)
-    return GgufFile(path, metadata, {tensor.name: tensor for tensor in tensors})
+    return GgufFile(path, metadata, {tensor.name: tensor for tensor in tensors}, state)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from checkpoint_seals.seal_writer import write_seal
 
 from gguf_files.gguf_header import GgufFile
 from gguf_files.imported_model import ImportedModel, tensor_chunks
-from gguf_files.imported_tokenizer import ImportedTokenizer, write_imported_tokenizer
+from gguf_files.imported_tokenizer import ImportedTokenizer, damage_error, write_imported_tokenizer
 
+CHAT_TEMPLATE = "tokenizer.chat_template"  # keys below it: further templates, by name
 DTYPES = {name: dtype for dtype, name in TORCH_NAME.items()}  # PyTorch's name -> safetensors' name
 
 
@@ -39,9 +40,11 @@ def write_imported(
 
     shard_limit: largest size of a shard in bytes. Raises ValueError if the tokenizer or a tensor is damaged.
     """
+    template = file.metadata.get(CHAT_TEMPLATE, "")
+    if not isinstance(template, str):
+        raise damage_error(file, f"{CHAT_TEMPLATE} is {str(template)[:80]}, not text")
     phrase = write_imported_tokenizer(tokenizer, folder, model.config["max_position_embeddings"])
-    template = file.metadata.get("tokenizer.chat_template")
-    if isinstance(template, str) and template:
+    if template:
         (folder / TEMPLATE).write_text(template, encoding="utf-8")
     ids = tokenizer.token_ids
     write_json(folder / "config.json", dict(sorted((model.config | ids).items())))
@@ -53,11 +56,16 @@ def write_imported(
         )
     verify_written(folder, hashes)
     write_seal(folder, [file.path])
+    file.check_unchanged()
+    prefix = f"{CHAT_TEMPLATE}."
+    named = sorted(key.removeprefix(prefix) for key in file.metadata if key.startswith(prefix))
+    templates = "" if template else "; no chat template"
+    templates += f"; without the further chat templates {', '.join(named)}" if named else ""
     kinds = Counter(tensor.source.kind for tensor in model.tensors)
     counts = ", ".join(f"{count} {kind.lower()}" for kind, count in kinds.most_common())
     parameters = sum(tensor.elements for tensor in model.tensors)
     return (
         f"{model.config['architectures'][0]}, {parameters:,} parameters in {model.config['torch_dtype']}, "
         f"{len(tensors)} tensors ({counts}), context {model.config['max_position_embeddings']}; "
-        f"{len(tokenizer.tokens):,} tokens, {phrase}" + ("" if template else "; no chat template")
+        f"{len(tokenizer.tokens):,} tokens, {phrase}{templates}"
     )

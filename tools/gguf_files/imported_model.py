@@ -51,6 +51,7 @@ OUTSIDE = {
     "output_norm.weight": ("model.norm.weight", "hidden"),
     "output.weight": ("lm_head.weight", "vocabulary hidden"),
 }
+REMEDY = "download the file again"
 OUTPUT, ROPE_DIVISORS = "output.weight", "rope_freqs.weight"
 READ_KEYS = {
     "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
@@ -61,6 +62,8 @@ READ_KEYS = {
 NEUTRAL_KEYS = {"tensor_data_layout", "rope.scaling.finetuned"}  # they do not change the computation
 NEUTRAL_VALUES = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scale_linear": 1.0}  # others: 0
 F16_LARGEST = 65504.0
+FLOAT_SMALLEST, FLOAT_LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
+INT_LIMIT = (1 << 31) - 1  # of llama.cpp
 LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every released LLaMA 3
 
 
@@ -89,6 +92,9 @@ def read_imported_model(file: GgufFile, dtype: str) -> ImportedModel:
     parts = file.metadata.get("split.count", 0)  # 0 in a merged file
     if isinstance(parts, int) and parts > 1:
         raise ValueError(f"{file.path} is one of {parts} files of a split model; merge them: llama-gguf-split --merge")
+    content = file.metadata.get("general.type", "model")
+    if content != "model":  # a LoRA adapter, an image encoder, …
+        raise ValueError(f"{file.path} holds the type {str(content)[:80]!r}, not a model; use the model's own file")
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in MODEL_CLASSES:
         raise ValueError(
@@ -138,8 +144,9 @@ def check_keys(file: GgufFile, architecture: str) -> None:
 def positive_int(file: GgufFile, key: str, default: int | None = None) -> int:
     """Return a positive integer of the metadata; ValueError if it is another value, or missing without default."""
     value = file.metadata.get(key, default)
-    if type(value) is not int or value < 1:
-        fact = "is missing" if key not in file.metadata else f"is {str(value)[:80]}, not a positive number"
+    if type(value) is not int or not 0 < value <= INT_LIMIT:
+        fact = f"is {str(value)[:80]}, not a positive number up to {INT_LIMIT:,}"
+        fact = fact if key in file.metadata else "is missing"
         raise ValueError(f"{file.path}: {key} {fact}; use a file that llama.cpp's converter wrote for this model")
     return value
 
@@ -147,8 +154,8 @@ def positive_int(file: GgufFile, key: str, default: int | None = None) -> int:
 def positive_float(file: GgufFile, key: str, default: float | None = None) -> float:
     """Return a positive number of the metadata with the fewest digits that give its float32; raises as positive_int."""
     value = file.metadata.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        fact = "is missing" if key not in file.metadata else f"is {str(value)[:80]}, not a positive number"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not FLOAT_SMALLEST <= value <= FLOAT_LARGEST:
+        fact = "is missing" if key not in file.metadata else f"is {str(value)[:80]}, not a positive float32"
         raise ValueError(f"{file.path}: {key} {fact}; use a file that llama.cpp's converter wrote for this model")
     return float(str(np.float32(value)))
 
@@ -255,8 +262,10 @@ def llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any
     tensor = checked_tensor(file, ROPE_DIVISORS, (head_dim // 2,))
     bits = Tensor(tensor.name, "F32", tensor.shape, file.path, FileIO(file.path), tensor.offset)
     if tensor.kind != "F32":
-        raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} is {tensor.kind}, not F32; download the file again")
+        raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} is {tensor.kind}, not F32; {REMEDY}")
     divisors = to_float32(bits.read(), "F32").astype(np.float64)
+    if not np.isfinite(divisors).all() or divisors.min() <= 0:
+        raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} holds NaN, infinity or no positive number; {REMEDY}")
     factor = float(str(np.float32(divisors.max())))
     factor = round(factor) if abs(factor - round(factor)) < 1e-4 else factor
     if np.allclose(divisors, 1):

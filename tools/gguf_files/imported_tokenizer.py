@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from checkpoint_io.checkpoint_folders import write_json
-from exact_tokenizers.sentencepiece_bpe import CONTROL, UNUSED, USER_DEFINED
+from exact_tokenizers.sentencepiece_bpe import CONTROL, UNUSED, USER_DEFINED, special_token_template
 
 from gguf_files.gguf_header import GgufFile
 from gguf_files.gguf_vocabulary import PRE_TOKENIZERS, SPACE
@@ -70,8 +70,8 @@ def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
     tokens, types = tables.get("tokens"), tables.get("token_type")
     if not isinstance(tokens, list) or not isinstance(types, np.ndarray) or not len(tokens) == len(types) == rows:
         raise damage_error(file, f"tokens and token_type are not tables of {rows:,} tokens")
-    kinds = [int(kind) for kind in types]
-    if any(kind not in TYPES for kind in kinds):
+    kinds = types.tolist()  # true and 1.0 are in TYPES, too
+    if types.dtype.kind not in "iu" or any(kind not in TYPES for kind in kinds):
         raise damage_error(file, "token_type has a value other than 1 to 6")
     used = max((index for index, kind in enumerate(kinds) if kind != UNUSED), default=-1) + 1
     roles = dict(SENTENCEPIECE_ROLES) if model == "llama" else {}
@@ -85,9 +85,10 @@ def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
         raise damage_error(file, "a token is listed twice")
     defaults = {"bos": model == "llama" or PRE_TOKENIZERS[pre].adds_bos, "eos": False}
     adds = {role: tables.get(f"add_{role}_token", default) for role, default in defaults.items()}
-    for role, value in adds.items():
+    switches = {f"add_{role}_token": value for role, value in adds.items()}
+    for name, value in {**switches, "add_space_prefix": tables.get("add_space_prefix", True)}.items():
         if not isinstance(value, bool):
-            raise damage_error(file, f"add_{role}_token is {str(value)[:80]}, not true or false")
+            raise damage_error(file, f"{name} is {str(value)[:80]}, not true or false")
     added = adds["bos"] and "bos" in roles, adds["eos"] and "eos" in roles
     return ImportedTokenizer(file.path, model, tokens[:used], kinds[:used], roles, added, tables)
 
@@ -129,18 +130,11 @@ def added_tokens(tokenizer: ImportedTokenizer) -> list[dict[str, Any]]:
 
 def post_processor(tokenizer: ImportedTokenizer) -> Any:
     """Return the post-processor that adds BOS and EOS; None if neither is added."""
-    from tokenizers import processors
-
-    texts = {role: tokenizer.tokens[tokenizer.roles[role]] for role in ("bos", "eos") if role in tokenizer.roles}
-    before = f"{texts['bos']} " if tokenizer.adds[0] else ""
-    after = f" {texts['eos']}" if tokenizer.adds[1] else ""
-    if not before and not after:
-        return None
-    second = f"{before[:-1]}:1 " if before else ""
-    return processors.TemplateProcessing(
-        single=f"{before}$A{after}", pair=f"{before}$A{after} {second}$B:1{after and after + ':1'}",
-        special_tokens=[(text, tokenizer.roles[role]) for role, text in texts.items()],
-    )  # fmt: skip
+    before, after = (
+        {tokenizer.tokens[tokenizer.roles[role]]: tokenizer.roles[role]} if added else {}
+        for role, added in zip(("bos", "eos"), tokenizer.adds, strict=True)
+    )
+    return special_token_template(before, after) if before or after else None
 
 
 def byte_level_tokenizer(tokenizer: ImportedTokenizer) -> Any:
@@ -149,15 +143,15 @@ def byte_level_tokenizer(tokenizer: ImportedTokenizer) -> Any:
 
     kind, added = PRE_TOKENIZERS[tokenizer.tables["pre"]], added_tokens(tokenizer)
     merges = tokenizer.tables.get("merges")
-    if not isinstance(merges, list):
-        raise ValueError(f"{tokenizer.path} has no merges; download it again")
+    if not isinstance(merges, list) or not all(" " in merge for merge in merges):
+        raise ValueError(f"{tokenizer.path} has no merges of two tokens each; download it again")
     # Added tokens at the end of the table are not in the model's vocabulary, as in files that transformers writes
     last_plain = max((i for i, kind in enumerate(tokenizer.types) if kind not in (CONTROL, USER_DEFINED)), default=-1)
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": kind.ignore_merges,
         "vocab": {token: index for index, token in enumerate(tokenizer.tokens[: last_plain + 1])},
-        "merges": [merge.split(" ", 1) for merge in merges],
+        "merges": [merge.split(" ", 1) for merge in dict.fromkeys(merges)],  # llama.cpp uses the first of equal ones
     }  # fmt: skip
     steps = [{"trim_offsets": True} | step if step["type"] == "ByteLevel" else step for step in kind.steps]
     content = {
@@ -186,8 +180,9 @@ def sentencepiece_tokenizer(tokenizer: ImportedTokenizer, folder: Path) -> tuple
     from sentencepiece import sentencepiece_model_pb2
     from tokenizer_files import tokenizer_check
 
-    scores = tokenizer.tables.get("scores")
-    if not isinstance(scores, np.ndarray) or len(scores) < len(tokenizer.tokens) or not np.isfinite(scores).all():
+    scores: Any = tokenizer.tables.get("scores")
+    is_float32 = isinstance(scores, np.ndarray) and scores.dtype == np.float32
+    if not is_float32 or len(scores) < len(tokenizer.tokens) or not np.isfinite(scores).all():
         raise ValueError(f"{tokenizer.path} has no scores for its tokens; download it again")
     messages: Any = sentencepiece_model_pb2  # its classes are created at import
     proto = messages.ModelProto()
@@ -196,7 +191,7 @@ def sentencepiece_tokenizer(tokenizer: ImportedTokenizer, folder: Path) -> tuple
     trainer.unk_id, trainer.bos_id, trainer.eos_id = (tokenizer.roles[role] for role in ("unk", "bos", "eos"))
     trainer.pad_id = tokenizer.roles.get("pad", -1)
     normalizer.name, normalizer.remove_extra_whitespaces = "identity", False
-    normalizer.add_dummy_prefix = bool(tokenizer.tables.get("add_space_prefix", True))
+    normalizer.add_dummy_prefix = tokenizer.tables.get("add_space_prefix", True)
     for token, kind, score in zip(tokenizer.tokens, tokenizer.types, scores, strict=False):
         piece = token.replace(" ", SPACE) if kind == USER_DEFINED else token
         proto.pieces.add(piece=piece, score=float(score), type=kind)
@@ -207,6 +202,9 @@ def sentencepiece_tokenizer(tokenizer: ImportedTokenizer, folder: Path) -> tuple
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{tokenizer.path}: SentencePiece cannot read its tokens ({str(error)[:200]})") from None
     result = sentencepiece_bpe.build_fast_tokenizer(sentencepiece_bpe.read_sentencepiece_model(path))
-    compared = tokenizer_check.check_equal_ids(result, reference, tokenizer_check.comparison_texts())
+    try:
+        compared = tokenizer_check.check_equal_ids(result, reference, tokenizer_check.comparison_texts())
+    except ValueError as error:
+        raise ValueError(f"{tokenizer.path}: {error}") from None
     result.post_processor = post_processor(tokenizer)
     return result, compared

@@ -118,7 +118,7 @@ def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> Conver
     specials = special_tokens(release)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     bos, first = specials[0], len(tokens)
-    tokenizer.post_processor = sentencepiece_bpe.bos_template(bos, first)
+    tokenizer.post_processor = sentencepiece_bpe.special_token_template({bos: first}, {})
     ends = [first + position for position in CHAT_ENDS[release]]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "bos_token": bos,
