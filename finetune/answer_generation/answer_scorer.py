@@ -10,6 +10,8 @@ from packed_attention.segment_attention import NAME, attention_of, padded_attent
 
 from answer_generation.batched_generation import generate_answers
 
+BATCHES = 4  # generated between two looks for a stop signal
+
 
 class AnswerScorer:
     """Scores the answers of a model in training to the held-out examples; call it with the trainer.
@@ -30,20 +32,28 @@ class AnswerScorer:
             )
 
     def __call__(self, trainer: Any) -> dict[str, float]:
-        """Return `scores_by_name` of all examples; all ranks must call it, with the model in evaluation mode."""
+        """Return `scores_by_name` of all examples, {} after a stop signal.
+
+        All ranks must call it, with the model in evaluation mode.
+        """
         rank, ranks = trainer.args.process_index, trainer.args.world_size
         mine = range(rank, len(self.prompts), ranks)
         padded = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks must generate equally often
         attention = attention_of(trainer.base_model)
+        order = sorted(padded, key=lambda index: -len(self.prompts[index]))
         if attention == NAME:
             trainer.base_model.set_attn_implementation(padded_attention(trainer.base_model))
+        model, answers = trainer.accelerator.unwrap_model(trainer.model), list[str]()
         with trainer.compute_loss_context_manager():
-            answers = generate_answers(
-                trainer.accelerator.unwrap_model(trainer.model), self.encoder,
-                [self.prompts[index] for index in padded], self.batch_size, self.max_new_tokens,
-            )  # fmt: skip
+            for start in range(0, len(order), size := self.batch_size * BATCHES):
+                if trainer.is_stopping():
+                    break
+                prompts = [self.prompts[index] for index in order[start : start + size]]
+                answers += generate_answers(model, self.encoder, prompts, self.batch_size, self.max_new_tokens)
         trainer.base_model.set_attn_implementation(attention)
-        answered = dict(gather_object(list(zip(mine, answers, strict=False))))
+        answered = dict(gather_object(list(zip(order, answers, strict=False))))
+        if len(answered) < len(self.prompts):
+            return {}
         return scores_by_name([(answered[index], gold) for index, gold in enumerate(self.gold)])
 
 

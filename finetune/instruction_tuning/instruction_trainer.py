@@ -149,6 +149,8 @@ class InstructionTrainer(SourceTrainer):
         for start in range(0, len(members), chunk):
             share = rank_share(examples, members[start : start + chunk], layout, args.process_index, args.world_size)
             for micro_batch in share["micro_batches"]:
+                if self.is_stopping():
+                    return
                 batch = send_to_device(micro_batch, args.device)
                 losses, targets, sources = self.token_losses(self.model_wrapped, batch)
                 meter.add(losses, targets.ne(IGNORED), sources)

@@ -216,23 +216,45 @@ class SourceTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return the mean held-out loss per token, total and by source; it does not depend on batch size or ranks."""
+        """Return the mean held-out loss per token, total and by source; it does not depend on batch size or ranks.
+
+        A stop signal ends the evaluation after the current batch, without metrics; see `skip_evaluation`.
+        """
         begun, training = time.perf_counter(), self.model_wrapped.training
         meter = LossMeter(self.meter.names, self.args.device)
         self.model_wrapped.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             self.measure_held_out(meter)
+        if self.is_stopping():
+            return self.skip_evaluation(training)
         losses = meter.take()
         metrics = {"loss": losses.mean}
         if len(losses.by_source) > 1:
             metrics |= {f"loss_{name}": loss for name, loss in losses.by_source.items()}
         metrics |= self.held_out_metrics(losses)
+        if self.is_stopping():
+            return self.skip_evaluation(training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.model_wrapped.train(training)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._logged_at += time.perf_counter() - begun  # evaluation does not count as training time
         return metrics
+
+    def is_stopping(self) -> bool:
+        """Return whether a rank received a stop signal; all ranks call it at the same batch."""
+        return bool(sum_over_ranks(torch.tensor(int(self.stop_requested), device=self.args.device)) > 0)
+
+    def skip_evaluation(self, training: bool) -> dict[str, float]:
+        """Print a notice; return NaN for the metric that chooses the best checkpoint, so that this step is not chosen.
+
+        training: the mode that the model returns to.
+        """
+        self.model_wrapped.train(training)
+        if self.args.should_save:
+            print(f"notice: a signal ended the evaluation after step {self.state.global_step}", file=sys.stderr)
+        name = self.args.metric_for_best_model
+        return {f"eval_{name.removeprefix('eval_')}": math.nan} if name else {}
 
     def check_step(self, control: Any) -> None:
         """Stop all ranks if one received a signal; skip saving on all ranks if one has a non-finite loss or weight.

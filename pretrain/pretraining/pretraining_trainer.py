@@ -171,6 +171,8 @@ class PretrainingTrainer(SourceTrainer):
         numbers = range(args.process_index, -(-len(batches) // args.world_size) * args.world_size, args.world_size)
         loader = self._loader(self.held_out, [batches[number % len(batches)] for number in numbers])
         for number, batch in zip(numbers, loader, strict=True):
+            if self.is_stopping():
+                break
             inputs = send_to_device(batch, args.device)
             sources, labels = inputs.pop("sources"), inputs["labels"]
             losses = token_losses(self._logits(self.model_wrapped, inputs), labels)

@@ -1,6 +1,8 @@
 """--eval_generate: answers to held-out examples are scored in training; the best checkpoint is the result."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,25 @@ def test_best_checkpoint_by_f1_is_the_result(
     best, result = (load_file(tmp_path / "out" / name / "adapter_model.safetensors") for name in ("checkpoint-2", "."))
     assert all(torch.equal(best[name], result[name]) for name in best)
     assert "the weights of step 2, the best by f1" in capsys.readouterr().out
+
+
+def test_signal_while_answers_are_generated_ends_the_evaluation(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    calls: list[int] = []
+
+    def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
+        calls.append(len(prompts))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return [PERSON] * len(prompts)
+
+    monkeypatch.setattr(answer_scorer, "generate_answers", answers)
+    monkeypatch.setattr(answer_scorer, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])
+    more: tuple[object, ...] = ("--eval_generate", "--val_set_size", 9, "--batch_size", 8, "--max_steps", 5)
+    more += ("--eval_strategy", "steps", "--eval_steps", 2, "--per_device_eval_batch_size", 1)
+    assert finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "out", *more)) == 143
+    assert calls == [4]
+    captured = capsys.readouterr()
+    assert "notice: a signal ended the evaluation after step 2\n" in captured.err
+    assert "stopped by SIGTERM after step 3, with a checkpoint" in captured.err

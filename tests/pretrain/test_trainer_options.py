@@ -107,6 +107,29 @@ def test_log_has_losses_that_are_not_finite_unless_they_are_filtered(
     assert [isfinite(entry["loss"]) for entry in trainer.state.log_history[:3]] == [True, hidden, True]
 
 
+def test_signal_during_an_evaluation_ends_it_after_the_batch(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run stops after the next step; a launcher that ends it after 30 s would lose it otherwise."""
+    more = f"{HELD_OUT} --eval_strategy steps --eval_steps 2 --per_device_eval_batch_size 1 --save_strategy no"
+    given = options(tiny_checkpoint, small_corpus, tmp_path / "out", *more.split(), "--metric_for_best_model", "loss")
+    trainer, meters = make_trainer(*given), list[Any]()
+    add_losses = trainer._add_losses
+
+    def add_and_stop(meter: Any, *arguments: Any, **more: Any) -> None:
+        add_losses(meter, *arguments, **more)
+        if meter is not trainer.meter:
+            meters.append(meter)
+            trainer.stop_requested = True
+
+    trainer._add_losses = add_and_stop
+    trainer.train_until_stopped(None)
+    assert len(meters) == 1 and trainer.stopped
+    assert [step_of(folder) for folder in list_complete(tmp_path / "out")] == [3]
+    assert not any("eval_loss" in entry for entry in trainer.state.log_history)
+    assert "notice: a signal ended the evaluation after step 2\n" in capsys.readouterr().err
+
+
 def stopping(trainer: Any, at: int) -> Callable[..., Any]:
     """Return a training step that requests a stop in this step, like the signal's handler."""
     step = trainer.training_step
