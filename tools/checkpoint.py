@@ -17,10 +17,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from checkpoint_io.checkpoint_folders import existing_folder, read_json
+from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.tensors import read_weights
 from checkpoint_seals.published_recovery import verify_published
-from checkpoint_seals.seal_check import SEAL, verify_seal
+from checkpoint_seals.seal_check import SEAL, read_seal, verify_seal
 from checkpoint_seals.seal_writer import ALL_FILES, hashed_weights, kind_of, write_seal
 from checkpoint_seals.weight_comparison import compare_weights
 from memory_advice.memory_table import memory_table
@@ -78,9 +78,9 @@ def show(folder: str) -> None:
     if not (path / SEAL).is_file():
         print("seal        none")
         return
-    sealed = read_json(path / SEAL)
+    sealed = read_seal(path)
     print(f"seal        {'the same weights' if sealed.get('weights') == weights else 'OTHER WEIGHTS: run verify'}")
-    for parent in sealed.get("parents", []):
+    for parent in sealed["parents"]:
         print(f"parent      {parent['name']} {parent.get('weights') or parent.get('blake3')}")
 
 

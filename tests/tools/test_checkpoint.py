@@ -117,6 +117,22 @@ def test_verify_names_changed_missing_and_unsealed_files(folder: Path, run_tool:
         assert part in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("files", 7), ("files", {"config.json": 7}), ("files", {"config.json": {"blake3": "x"}}),
+        ("files", {"config.json": {"blake3": 1, "size": 2}}), ("parents", {}), ("parents", [7]), ("tensors", [1]),
+    ],
+)  # fmt: skip
+def test_damaged_seal_is_one_line(folder: Path, run_tool: RunTool, key: str, value: object) -> None:
+    write_seal(folder, [])
+    seal = folder / "checkpoint.json"
+    seal.write_text(json.dumps(json.loads(seal.read_text()) | {key: value}))
+    for command in ("verify", "show"):
+        done = run_tool(SCRIPT, command, folder, status=2)
+        assert done.stderr.count("\n") == 1 and "checkpoint.json" in done.stderr
+
+
 def test_kind_is_inferred_from_files(folder: Path, tmp_path: Path) -> None:
     assert kind_of(folder) == "full"
     (folder / "config.json").write_text('{"quantization_config": {"bits": 4}}')

@@ -45,6 +45,23 @@ def hash_files(files: Mapping[str, Path], algorithm: Any, label: str) -> Iterato
             bar.update(size)
 
 
+def read_seal(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's seal; raises ValueError if a part of it has another form."""
+    sealed = read_json(folder / SEAL)
+    table, parents = sealed.get("files"), sealed.setdefault("parents", [])
+    if not isinstance(table, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("blake3"), str) and type(entry.get("size")) is int
+        for entry in table.values()
+    ):
+        raise ValueError(f"{folder / SEAL} has no list of files with hashes; seal the original folder again")
+    has_parents = isinstance(parents, list) and all(
+        isinstance(parent, dict) and isinstance(parent.get("name"), str) for parent in parents
+    )
+    if not has_parents or not isinstance(sealed.setdefault("tensors", {}), dict):
+        raise ValueError(f"{folder / SEAL} is damaged (parents or tensors); seal the original folder again")
+    return sealed
+
+
 def verify_seal(folder: Path, weights: bool = True) -> int:
     """Verify a folder's seal; return the number of sealed files, 0 without a seal.
 
@@ -53,10 +70,8 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
     """
     if not (folder / SEAL).is_file():
         return 0
-    sealed = read_json(folder / SEAL)
-    table = sealed.get("files")
-    if not isinstance(table, dict) or not all("blake3" in entry for entry in table.values()):
-        raise ValueError(f"{folder / SEAL} has no list of files with hashes; seal the original folder again")
+    sealed = read_seal(folder)
+    table = sealed["files"]
     files = sealed_files(folder)
     for name, entry in table.items():  # sizes first: they reveal most damage without reading
         if name not in files:
@@ -70,7 +85,7 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
     checked = {name: files[name] for name in table if weights or Path(name).suffix not in WEIGHTS}
     for name, value in hash_files(checked, blake3, f"verifying {folder.name}"):
         if value != table[name]["blake3"]:
-            change = changed_tensor(files[name], sealed.get("tensors", {})) or "other bytes"
+            change = changed_tensor(files[name], sealed["tensors"]) or "other bytes"
             raise ValueError(f"{folder / name} differs from its seal ({change}); download it again")
     return len(table)
 

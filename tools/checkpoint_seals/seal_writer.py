@@ -10,7 +10,7 @@ from model_folders.diff_recognition import DIFF_RECORD
 from partial_folders import resume_journal
 from partial_folders.atomic_outputs import fsync_path
 
-from checkpoint_seals.seal_check import SEAL, hash_files, sealed_files
+from checkpoint_seals.seal_check import SEAL, hash_files, read_seal, sealed_files
 
 ALL_FILES = (*tensors.MODEL_FILES, *tensors.ADAPTER_FILES, *tensors.DIFF_FILES)
 
@@ -40,8 +40,8 @@ def parent_entry(parent: Path) -> dict[str, str]:
     if parent.is_file():
         return {"name": parent.name, "blake3": next(hash_files({parent.name: parent}, blake3, "hashing"))[1]}
     folder, seal = parent, parent / SEAL
-    weights = read_json(seal).get("weights") if seal.is_file() else hashed_weights(folder)[2]
-    return {"name": folder.resolve().name, "weights": str(weights)}
+    weights = read_seal(folder).get("weights") if seal.is_file() else None
+    return {"name": folder.resolve().name, "weights": str(weights or hashed_weights(folder)[2])}
 
 
 def write_seal(folder: Path, parents: Sequence[Path]) -> str:
