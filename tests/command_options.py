@@ -71,6 +71,8 @@ def argparse_type(action: Any) -> Any:
         return Literal[tuple(map(str, action.choices))]
     if action.nargs == 0:
         return bool
+    if action.nargs == "?":  # the value may be missing
+        return str | bool
     return action.type or str
 
 

@@ -300,6 +300,7 @@ def test_quantised_model_keeps_own_code_and_own_output_matrix(
     [
         ("config.json", '"hidden_size": 64', '"hidden_size": "F16"', "Field 'hidden_size' expected int, got str"),
         ("tokenizer_config.json", '"bos_token": "<s>"', '"bos_token": []', "Special token bos_token has to be"),
+        ("tokenizer_config.json", '"model_max_length": 1', '"model_max_length": true, "x": 1', "is True, not a number"),
         ("tokenizer.json", '"id": 0,', '"id": 1e30,', "invalid type: floating point `1e.30`, expected u32"),
     ],
 )

@@ -21,7 +21,6 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
             the other settings of its tokenizer are kept.
         check_path: additional text to compare on: .jsonl with a `text` key, or one text per line.
     """
-    import sentencepiece
     from exact_tokenizers import sentencepiece_bpe
     from tokenizer_files import tokenizer_check
 
@@ -30,7 +29,7 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
         tokenizer_model = str(Path(tokenizer_model, "tokenizer.model"))
     proto = sentencepiece_bpe.read_sentencepiece_model(tokenizer_model)
     tokenizer = sentencepiece_bpe.build_fast_tokenizer(proto)
-    reference = sentencepiece.SentencePieceProcessor(model_file=tokenizer_model)
+    reference = sentencepiece_bpe.load_sentencepiece(tokenizer_model)
     texts = tokenizer_check.comparison_texts(check_path)
     compared = tokenizer_check.check_equal_ids(tokenizer, reference, texts)
     written = tokenizer_check.write_tokenizer_files(Path(output_dir), Path(tokenizer_model))

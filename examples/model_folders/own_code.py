@@ -31,7 +31,11 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
         settings["ignore_mismatched_sizes"] = True
     try:
         with without_load_report() if options.get("output_loading_info") else nullcontext():
-            return auto_class.from_pretrained(folder, **settings)
+            loaded = auto_class.from_pretrained(folder, **settings)
+        length = getattr(loaded, "model_max_length", 0)  # of a tokenizer, which compares it at its first call
+        if isinstance(length, bool) or not isinstance(length, int | float):
+            raise TypeError(f"model_max_length is {length!r:.80}, not a number")
+        return loaded
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise

@@ -53,6 +53,17 @@ def read_sentencepiece_model(path: str | Path) -> Any:
     return proto
 
 
+def load_sentencepiece(path: str | Path) -> Any:
+    """Return SentencePiece's own processor of a tokenizer.model; ValueError if SentencePiece refuses the file."""
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged ({reason}); use the original tokenizer.model") from None
+
+
 def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
     """Return all splits of normal pieces into two normal pieces, by descending score, left id, right id.
 

@@ -11,10 +11,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from partial_folders.cache_entries import ensure_cache_entry
 
@@ -33,6 +33,31 @@ QWEN = "qwen"  # transformers reads any tokenizer.json of these model types and 
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 
 
+Place = TypeVar("Place", Path, str | Path)
+Options = ParamSpec("Options")
+Result = TypeVar("Result")
+
+
+def reports_damage(
+    function: Callable[Concatenate[Place, Options], Result],
+) -> Callable[Concatenate[Place, Options], Result]:
+    """Decorate a function that reads the tokenizer files of a folder, its first argument.
+
+    A value of a type that the function does not expect becomes a ValueError with one line.
+    """
+
+    @wraps(function)
+    def read(folder: Place, *args: Options.args, **options: Options.kwargs) -> Result:
+        try:
+            return function(folder, *args, **options)
+        except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{folder}: its tokenizer files are damaged ({reason}); download them again") from error
+
+    return read
+
+
+@reports_damage
 def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) -> Path:
     """Return a folder from which AutoTokenizer loads the tokenizer of a checkpoint folder exactly.
 
@@ -65,6 +90,7 @@ def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) 
     return target
 
 
+@reports_damage
 def write_exact_tokenizer(folder: Path) -> bool:
     """Write an exact tokenizer into a folder that transformers would read inexactly; return True if files were written.
 
@@ -97,6 +123,7 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+@reports_damage
 def is_read_inexactly(folder: Path) -> bool:
     """Return whether transformers would read the tokenizer of a folder inexactly, without its own code if it has any.
 
@@ -157,6 +184,7 @@ def is_rank_table(model: Path) -> bool:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* 0\r?\n", file.readline(100)) is not None
 
 
+@reports_damage
 def exact_tokenizer_files(folder: Path, keep_own_code: bool = True) -> dict[str, str]:
     """Return the contents of tokenizer.json and tokenizer_config.json for a folder that transformers reads inexactly.
 

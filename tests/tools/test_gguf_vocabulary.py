@@ -11,6 +11,7 @@ import export_gguf
 import pytest
 from conftest import REPOSITORY, small_texts
 from exact_tokenizers.sentencepiece_bpe import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gguf_files.gguf_vocabulary import read_vocabulary
 from in_process import RunTool
 from llama_cpp_server import TEMPLATE, Make, Serve, byte_level_tokenizer, edit, ids_of, keys, write_byte_level_tokenizer
 from tokenizer_files.tokenizer_check import HARD_TEXTS
@@ -214,3 +215,15 @@ def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path) -> No
         refused(folder, message)
     path.unlink()
     refused(folder, "has no tokenizer.model and no tokenizer.json", FileNotFoundError)
+
+
+@pytest.mark.parametrize("key", ["id", "content"])
+def test_damaged_added_token_is_one_line(make: Make, tmp_path: Path, key: str) -> None:
+    folder = make()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append({"id": 3, "content": "x", "special": True} | {key: ["F16"]})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"\A[^\n]*model: its tokenizer files are damaged \([^\n]*; download them again\Z"
+    ):
+        read_vocabulary(folder, 800)

@@ -12,6 +12,7 @@ from exact_tokenizers.tokenizer_folders import (
     named_tokens,
     read_object,
     read_tokenizer,
+    reports_damage,
     stored_tokens,
     token_text,
 )
@@ -29,6 +30,7 @@ def check_tokenizer_size(tokens: int, rows: int, tokenizer: Path, config: Path) 
         )
 
 
+@reports_damage
 def tokenizer_size(folder: Path) -> int:
     """Return the highest token id of the tokenizer files in a folder, plus 1.
 
@@ -41,6 +43,7 @@ def tokenizer_size(folder: Path) -> int:
     return max([-1, *pieces.values()]) + 1 + len(missing)
 
 
+@reports_damage
 def token_table(folder: Path) -> dict[str, int]:
     """Return piece -> id of the tokenizer files in a folder, with added tokens; ValueError if a file is damaged."""
     added = stored_tokens(folder, read_object(folder / "tokenizer_config.json"))
@@ -49,16 +52,13 @@ def token_table(folder: Path) -> dict[str, int]:
 
 def stored_pieces(folder: Path) -> dict[str, int]:
     """Return piece -> id of the first tokenizer file that a folder has; {} for the tables of tiktoken."""
-    import sentencepiece
+    from exact_tokenizers.sentencepiece_bpe import load_sentencepiece
 
     stored, model, listed = (folder / name for name in ("tokenizer.json", "tokenizer.model", "vocab.txt"))
     if stored.is_file():
         return read_tokenizer(stored).get_vocab(with_added_tokens=True)
     if model.is_file() and not is_rank_table(model):
-        try:
-            processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{model} is damaged ({' '.join(str(error).split())}); download it again") from None
+        processor = load_sentencepiece(model)
         return {processor.id_to_piece(index): index for index in range(processor.get_piece_size())}
     if listed.is_file():
         return {piece: index for index, piece in enumerate(listed.read_text(encoding="utf-8").splitlines())}

@@ -22,7 +22,7 @@ from exact_tokenizers.sentencepiece_bpe import (  # GGUF uses SentencePiece's to
     read_sentencepiece_model,
 )
 from exact_tokenizers.special_ids import corrected_ids
-from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, named_tokens
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, named_tokens, reports_damage
 from model_folders.own_code import OwnCodeError, from_folder
 from tokenizer_files.llama_tokenizer import PATTERN
 
@@ -84,6 +84,7 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+@reports_damage
 def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
     """Return the tokenizer of a checkpoint folder, padded to the `rows` of its embedding.
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import sentencepiece
 from exact_tokenizers import sentencepiece_bpe
 from exact_tokenizers.tokenizer_folders import is_rank_table
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -70,7 +69,7 @@ def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> ConvertedT
         config=sentencepiece_bpe.tokenizer_config(proto),
         bos=proto.trainer_spec.bos_id,
         eos=proto.trainer_spec.eos_id,
-        reference=sentencepiece.SentencePieceProcessor(model_file=str(path)),
+        reference=sentencepiece_bpe.load_sentencepiece(path),
         reference_name="SentencePiece",
     )
 
