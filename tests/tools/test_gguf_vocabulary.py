@@ -217,11 +217,10 @@ def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path) -> No
     refused(folder, "has no tokenizer.model and no tokenizer.json", FileNotFoundError)
 
 
-@pytest.mark.parametrize("key", ["id", "content"])
-def test_damaged_added_token_is_one_line(make: Make, tmp_path: Path, key: str) -> None:
+def test_damaged_added_token_is_one_line(make: Make) -> None:
     folder = make()
     content = json.loads((folder / "tokenizer.json").read_text())
-    content["added_tokens"].append({"id": 3, "content": "x", "special": True} | {key: ["F16"]})
+    content["added_tokens"].append({"id": "F16", "content": "x", "special": True})
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(
         ValueError, match=r"\A[^\n]*model: its tokenizer files are damaged \([^\n]*; download them again\Z"
