@@ -111,6 +111,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_params(f, dim="64"),
         "params.json: dim='64' is not supported by LLaMA text models (Input should be a valid integer)",
     ),
+    "name that is not Unicode": (
+        lambda f: change_params(f, **{"\ud800": 2}),
+        "params.json: an entry is not supported by LLaMA text models (Input should be a valid string",
+    ),
+    "endless layers": (lambda f: change_params(f, n_layers=2**62), "is damaged (n_layers is 4611686018427387904, more"),
     "half a head": (lambda f: change_params(f, n_heads=1), "1 key-value heads cannot be split among 2 files"),
     "odd heads": (lambda f: change_params(f, n_heads=5), "dim 64, n_heads 5 and n_kv_heads 5 contradict each other"),
     "target in use": (lambda f: (f.parent / "out").touch(), "out exists already"),
