@@ -51,7 +51,7 @@ def signalled(
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
         )  # fmt: skip
     try:
-        while not ready(before := log.read_text()):
+        while not ready(before := log.read_text()) or (before and not before.endswith("\n")):  # half a line
             assert process.poll() is None, before
             time.sleep(0.02)
         os.killpg(process.pid, number)

@@ -30,13 +30,15 @@ TEXTS = [f"Of all that was said in the year {year}, this is the part that I have
 
 
 class Task:
-    """Appends to a file for each rank; may fail at one rank."""
+    """Appends to a file for each rank; may fail at one rank, with an error once the first rank is recorded as finished."""
 
     def __init__(self, folder: Path, wrong: int = -1, by: str = "") -> None:
         self.folder, self.wrong, self.by = folder, wrong, by
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         if rank == self.wrong and self.by == "error":
+            while not (self.folder / "logs/completions/00000").exists():
+                time.sleep(0.01)
             raise ValueError("a line is wrong; correct it")
         if rank == self.wrong and self.by == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
