@@ -30,7 +30,7 @@ TEXTS = [f"Of all that was said in the year {year}, this is the part that I have
 
 
 class Task:
-    """Appends to a file for each rank; may fail at one rank, with an error once the first rank is recorded as finished."""
+    """Appends to a file for each rank; may fail at one rank. An error waits until rank 0 is recorded as finished."""
 
     def __init__(self, folder: Path, wrong: int = -1, by: str = "") -> None:
         self.folder, self.wrong, self.by = folder, wrong, by
