@@ -13,6 +13,7 @@ from chat_models import byte_level
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from conftest import small_texts
 from corpus_tokenizer.document_encoder import load_encoder
+from exact_tokenizers.sentencepiece_bpe import read_sentencepiece_model
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, write_exact_tokenizer
 from gguf_files.gguf_vocabulary import read_vocabulary
 from tokenizer_files.tokenizer_check import HARD_TEXTS
@@ -286,3 +287,22 @@ def test_tokenizer_model_without_pieces_is_named(make_folder: MakeFolder, conten
 def test_demos_accept_a_folder_with_tokenizer_model_alone(make_folder: MakeFolder) -> None:
     folder = str(make_folder("tokenizer.model"))
     assert tokenizer_folder(folder) == folder
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [("unk_id", -1, "a special id is"), ("bos_id", 800, "a special id is"), ("", 0, "a piece is not UTF-8")],
+)
+def test_damaged_tokenizer_model_is_one_line(
+    tiny_tokenizer: Path, tmp_path: Path, field: str, value: int, reason: str
+) -> None:
+    path = tmp_path / "tokenizer.model"
+    proto = read_sentencepiece_model(tiny_tokenizer / "tokenizer.model")
+    if field:
+        setattr(proto.trainer_spec, field, value)
+    content = proto.SerializeToString()
+    path.write_bytes(content if field else content.replace("山".encode(), b"\xe5\xb1\xff", 1))
+    with pytest.raises(
+        ValueError, match=rf"tokenizer.model is damaged \({reason}[^\n]*; use the original tokenizer.model"
+    ):
+        read_sentencepiece_model(path)

@@ -37,7 +37,12 @@ def read_sentencepiece_model(path: str | Path) -> Any:
             f"{path} is not a SentencePiece model ({'it has no pieces' if content else reason}); use the original "
             "tokenizer.model"
         )
+    if not all(isinstance(piece.piece, str) for piece in proto.pieces):  # protobuf returns bytes
+        raise ValueError(f"{path} is damaged (a piece is not UTF-8); use the original tokenizer.model")
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    ids = (trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id)
+    if trainer.unk_id < 0 or max(ids) >= len(proto.pieces):
+        raise ValueError(f"{path} is damaged (a special id is not that of a piece); use the original tokenizer.model")
     unsupported = {
         "model_type is not BPE": trainer.model_type != trainer.BPE,
         "byte_fallback is off": not trainer.byte_fallback,
