@@ -65,8 +65,8 @@ def load_sentencepiece(path: str | Path) -> Any:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged ({reason}); use the original tokenizer.model") from None
+        reason = " ".join(str(error).split()) if Path(path).stat().st_size else "the file is empty"
+        raise ValueError(f"{path} is not a SentencePiece model ({reason}); use the original tokenizer.model") from None
 
 
 def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:

@@ -34,15 +34,9 @@ class SentencePieceEngine:
     name = "sentencepiece"
 
     def __init__(self, path: Path) -> None:
-        import sentencepiece
+        from exact_tokenizers.sentencepiece_bpe import load_sentencepiece
 
-        try:
-            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1] if path.stat().st_size else "the file is empty"
-            raise ValueError(
-                f"{path} is not a SentencePiece model ({reason}); get the original tokenizer.model"
-            ) from None
+        self.model = load_sentencepiece(path)
         pieces = [self.model.id_to_piece(i) for i in range(len(self.model))]
         self.table = {piece: i for i, piece in enumerate(pieces)}
         values = [int(piece[3:5], 16) if self.model.is_byte(i) else -1 for i, piece in enumerate(pieces)]

@@ -87,12 +87,6 @@ def test_import_converts_every_quantised_type(make: Make, tmp_path: Path, kind: 
     assert np.array_equal(after["lm_head.weight"].numpy(), values["output.weight"])
 
 
-def test_type_table_is_that_of_ggml() -> None:
-    for number, name in gguf_header.TYPE_NAMES.items():
-        quant = gguf.GGMLQuantizationType(number)
-        assert (quant.name, gguf.GGML_QUANT_SIZES[quant]) == (name, gguf_header.TENSOR_TYPES[name])
-
-
 def test_import_seals_the_folder_with_the_file_as_parent(make: Make, run_tool: RunTool) -> None:
     from blake3 import blake3
 

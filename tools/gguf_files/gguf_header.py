@@ -7,7 +7,6 @@ tokenizer, and does not check sizes.
 """
 
 import math
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,16 +27,10 @@ STRING_LIMIT = 1 << 24  # bytes
 HEADER_LIMIT = 1 << 28  # bytes
 DIMENSIONS_LIMIT = 4  # of ggml
 READ_AT_ONCE = 1 << 20  # bytes
-# Types that can be imported: name -> (weights per block, bytes per block). Source: ggml's block_* structs.
-TENSOR_TYPES = {
-    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22),
-    "Q5_1": (32, 24), "Q8_0": (32, 34), "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144),
-    "Q5_K": (256, 176), "Q6_K": (256, 210), "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
-}  # fmt: skip
-TYPE_NAMES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
-    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16",
-}  # fmt: skip
+TENSOR_TYPES = (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
+    "IQ4_XS",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class StoredTensor:
     """A tensor of a GGUF file."""
 
     name: str
-    kind: str  # a key of TENSOR_TYPES
+    kind: str  # one of TENSOR_TYPES
     shape: tuple[int, ...]  # rows first, as in PyTorch
     offset: int  # of the first byte in the file
     nbytes: int
@@ -108,18 +101,10 @@ class HeaderReader:
 
     def string(self) -> str:
         """Return the next string: its length (uint64), then UTF-8."""
-        return self.take(self.count(STRING_LIMIT, "bytes of a string")).decode()
-
-    def strings(self, count: int) -> list[str]:
-        """Return the next `count` strings; faster than `string` for tokens and merges."""
-        take, length = self.take, struct.Struct("<Q").unpack
-        result = []
-        for _ in range(count):
-            (size,) = length(take(8))
-            if size > STRING_LIMIT:
-                raise ValueError(f"it declares {size:,} bytes of a string, more than {STRING_LIMIT:,}")
-            result.append(take(size).decode())
-        return result
+        size = int.from_bytes(self.take(8), "little")  # `number` would take most of the time of a vocabulary
+        if size > STRING_LIMIT:
+            raise ValueError(f"it declares {size:,} bytes of a string, more than {STRING_LIMIT:,}")
+        return self.take(size).decode()
 
     def value(self) -> Any:
         """Return the next value, a number, bool, string or an array of them, after its type (uint32)."""
@@ -132,7 +117,7 @@ class HeaderReader:
             raise ValueError(f"a value has the type {kind}, which is unknown")
         kind, count = self.number("<u4"), self.count(ITEMS_LIMIT, "items of an array")
         if kind == STRING:
-            return self.strings(count)
+            return [self.string() for _ in range(count)]
         if kind not in SCALARS:
             raise ValueError(f"an array has items of type {kind}, which is not supported")
         dtype = np.dtype(SCALARS[kind])
@@ -206,10 +191,12 @@ def locate_tensor(
     relative: offset from `start`, the position of the tensor data; size: of the file. Raises ValueError for an
     unsupported type, and a shape or offset that does not fit.
     """
-    if type_number not in TYPE_NAMES:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    kind = {each.value: each.name for each in GGMLQuantizationType}.get(type_number, "")
+    if kind not in TENSOR_TYPES:
         raise UnsupportedError(f"tensor {name[:80]} has the type {type_number}; supported: {', '.join(TENSOR_TYPES)}")
-    kind = TYPE_NAMES[type_number]
-    block, block_bytes = TENSOR_TYPES[kind]
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]  # weights and bytes of a block
     if not shape or 0 in shape or shape[-1] % block:
         raise ValueError(f"tensor {name[:80]} has the shape {list(shape)}, which type {kind} cannot have")
     nbytes = math.prod(shape) // block * block_bytes

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from checkpoint_io.bit_patterns import from_float32, to_float32
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, check_finite
+from checkpoint_io.tensors import CHUNK, ITEMSIZE, TORCH_NAME, Spec, Tensor, check_finite
 
-from gguf_files.gguf_header import TENSOR_TYPES, GgufFile, StoredTensor
+from gguf_files.gguf_header import GgufFile, StoredTensor
 
 MODEL_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # Matrices and norms of a layer: llama.cpp's name -> (transformers' name, dimensions)
@@ -302,7 +302,7 @@ def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Ite
             bits = packed.view(f"<u{tensor.itemsize}")
         else:
             if stored.kind in TORCH_NAME:
-                values = to_float32(packed.view(f"<u{TENSOR_TYPES[stored.kind][1]}"), stored.kind)
+                values = to_float32(packed.view(f"<u{ITEMSIZE[stored.kind]}"), stored.kind)
             else:
                 values = quants.dequantize(packed.reshape(-1, row_bytes), GGMLQuantizationType[stored.kind]).reshape(-1)
             check_range(values, written)

@@ -175,7 +175,6 @@ def sentencepiece_tokenizer(tokenizer: ImportedTokenizer, folder: Path) -> tuple
 
     Raises ValueError if SentencePiece cannot read the tables, or the ids of a text differ.
     """
-    import sentencepiece
     from exact_tokenizers import sentencepiece_bpe
     from sentencepiece import sentencepiece_model_pb2
     from tokenizer_files import tokenizer_check
@@ -198,11 +197,8 @@ def sentencepiece_tokenizer(tokenizer: ImportedTokenizer, folder: Path) -> tuple
     path = folder / "tokenizer.model"
     path.write_bytes(proto.SerializeToString())
     try:
-        reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"{tokenizer.path}: SentencePiece cannot read its tokens ({str(error)[:200]})") from None
-    result = sentencepiece_bpe.build_fast_tokenizer(sentencepiece_bpe.read_sentencepiece_model(path))
-    try:
+        reference = sentencepiece_bpe.load_sentencepiece(path)
+        result = sentencepiece_bpe.build_fast_tokenizer(sentencepiece_bpe.read_sentencepiece_model(path))
         compared = tokenizer_check.check_equal_ids(result, reference, tokenizer_check.comparison_texts())
     except ValueError as error:
         raise ValueError(f"{tokenizer.path}: {error}") from None
