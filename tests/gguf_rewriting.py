@@ -1,5 +1,6 @@
 """Export, import and change GGUF files, for the tests of tools/import_gguf.py."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,26 +28,15 @@ def write_types(path: Path, source: Path, kind: str) -> dict[str, np.ndarray]:
     """Write a copy of a GGUF file whose matrices have random blocks of a type; return their float32 values."""
     quant, draw = gguf.GGMLQuantizationType[kind], np.random.default_rng(5)
     block, size = gguf.GGML_QUANT_SIZES[quant]
-    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(path, "llama")
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            sub = field.types[1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub)
-    values = {}
-    for tensor in reader.tensors:
-        if len(tensor.shape) == 1:
-            writer.add_tensor(tensor.name, np.array(tensor.data))
-            continue
-        rows, columns = (int(n) for n in reversed(tensor.shape))
-        blocks = draw.integers(0, 256, (rows, columns // block, size), np.uint8)
-        blocks[blocks & 0x7C == 0x7C] &= 0x7B  # no byte can be the exponent of an infinite float16
-        data = blocks.reshape(rows, -1)
-        values[tensor.name] = gguf.quants.dequantize(data, quant)
-        writer.add_tensor(tensor.name, data, raw_dtype=quant)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    values, tensors = {}, {}
+    for tensor in gguf.GGUFReader(source).tensors:
+        if len(tensor.shape) == 2:
+            rows, columns = (int(n) for n in reversed(tensor.shape))
+            blocks = draw.integers(0, 256, (rows, columns // block, size), np.uint8)
+            blocks[blocks & 0x7C == 0x7C] &= 0x7B  # no byte can be the exponent of an infinite float16
+            data = blocks.reshape(rows, -1)
+            values[tensor.name], tensors[tensor.name] = gguf.quants.dequantize(data, quant), (data, quant)
+    rewritten(source, path, tensors)
     return values
 
 
@@ -57,10 +47,12 @@ class Typed(NamedTuple):
     kind: Any
 
 
-def rewritten(source: Path, path: Path, divisors: np.ndarray | None = None, **changes: Any) -> Path:
+def rewritten(
+    source: Path, path: Path, tensors: Mapping[str, tuple[np.ndarray, Any]] | None = None, **changes: Any
+) -> Path:
     """Write a copy of a GGUF file with changed metadata ("__" in a name stands for "."); None removes a key.
 
-    divisors: values of a further tensor rope_freqs.weight.
+    tensors: name -> (data, type) of tensors that are added or replaced.
     """
     reader = gguf.GGUFReader(source)
     changes = {key.replace("__", "."): value for key, value in changes.items()}
@@ -77,10 +69,9 @@ def rewritten(source: Path, path: Path, divisors: np.ndarray | None = None, **ch
             writer.add_key_value(key, *value)
         elif value is not None:
             writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-    if divisors is not None:
-        writer.add_tensor("rope_freqs.weight", divisors)
+    stored = {tensor.name: (np.array(tensor.data), tensor.tensor_type) for tensor in reader.tensors}
+    for name, (data, quant) in (stored | dict(tensors or {})).items():
+        writer.add_tensor(name, data, raw_dtype=quant)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -161,7 +161,8 @@ def test_import_options_are_checked(make: Make, tmp_path: Path, run_tool: RunToo
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
 def test_import_refuses_rotary_divisors_that_are_no_numbers(make: Make, tmp_path: Path, value: float) -> None:
-    file = rewritten(exported(make()), tmp_path / "changed.gguf", np.full(8, value, np.float32))
+    divisors = np.full(8, value, np.float32), gguf.GGMLQuantizationType.F32
+    file = rewritten(exported(make()), tmp_path / "changed.gguf", {"rope_freqs.weight": divisors})
     with pytest.raises(ValueError, match=r"changed\.gguf: tensor rope_freqs\.weight holds NaN, infinity or"):
         imported(file)
 
