@@ -19,7 +19,7 @@ the answer, and the usual length of a sentence ("text_characters"), at which a s
 from command_line.fire_commands import run
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -59,15 +59,11 @@ def examples_and_requests(
     return examples, requests, built[0][1]
 
 
-def check_outputs(output: str, requests: str, inputs: Iterable[str]) -> Path:
+def check_outputs(output: str, requests: str, inputs: Sequence[str]) -> Path:
     """Return the path of extraction.json beside the output; raises ValueError if two files have the same path."""
     extraction = Path(output).with_name("extraction.json")
-    check_output(output, inputs)
-    named = [("output", output)]
-    if requests:
-        check_output(requests, inputs)
-        named.append(("requests", requests))
-    for option, path in named:
+    for option, path in ({"output": output} | ({"requests": requests} if requests else {})).items():
+        check_output(path, inputs, option)
         if Path(path).resolve() == extraction.resolve():
             raise ValueError(f"{path} is written beside the examples; give --{option} another name")
     if requests and Path(requests).resolve() == Path(output).resolve():
