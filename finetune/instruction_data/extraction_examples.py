@@ -53,6 +53,19 @@ def build_examples(
     )
 
 
+def extraction_request(
+    annotation: Annotation, task: str, question: ExtractionQuestion, example: dict[str, str]
+) -> dict[str, Any]:
+    """Return an example as a request body of the server's /extract, with the correct answer under "output"."""
+    return {
+        "task": task,
+        "schema": question.types,
+        "text": annotation.sentence,
+        "language": annotation.language,
+        "output": example["output"],
+    }
+
+
 def most_common(counts: Counter[str], shown: int = 4) -> str:
     """Return the largest counts as text: "person 12, place 3, …"."""
     text = ", ".join(f"{name} {count}" for name, count in counts.most_common(shown))

@@ -99,7 +99,10 @@ def make_questions(
         annotated = dict.fromkeys(item.label for annotation in members for item in annotation.items)
         names = list(annotated) if types is None else types.get(language)
         if not names:
-            raise ValueError(f"no types are known for the sentences in {language}; give --types with a list for them")
+            raise ValueError(
+                f"no types are known for the sentences in {language}; give --types with a list for them, or their "
+                "--language if it is another"
+            )
         if language not in wording:
             raise ValueError(
                 f"the wording has no instruction for {task} in {language}; add it to the file, or remove --wording"
@@ -111,11 +114,15 @@ def make_questions(
                 f"the type {unclear!r} contains a comma, which separates the types of an instruction; rename it in "
                 "--annotations and --types"
             )
-        # str.format would fail on braces in the wording or in the types.
-        instruction = text.replace("{schema}", SEPARATORS[language].join(names))
+        instruction = write_instruction(text, names, language)
         usual_length = median_low(len(annotation.sentence) for annotation in members)
         questions[language] = ExtractionQuestion(text, instruction, names, usual_length)
     return questions
+
+
+def write_instruction(wording: str, types: list[str], language: str) -> str:
+    """Return the wording with the types in place of {schema}; str.format would fail on braces in either."""
+    return wording.replace("{schema}", SEPARATORS[language].join(types))
 
 
 def updated_extraction(path: Path, task: str, questions: dict[str, ExtractionQuestion]) -> dict[str, Any]:

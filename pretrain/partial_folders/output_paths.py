@@ -35,16 +35,16 @@ def file_path(target: str | Path, replace: bool = False) -> Path:
     return path
 
 
-def check_output(output: str | Path, inputs: Iterable[str]) -> None:
-    """Check the file of --output, which may exist already, before a command reads its input files.
+def check_output(output: str | Path, inputs: Iterable[str], option: str = "output") -> None:
+    """Check the file of --output or another option, which may exist already, before a command reads its input files.
 
     Raises FileNotFoundError if its folder does not exist, ValueError if it is an input file, or as `file_path`.
     """
     path = file_path(output, replace=True)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} does not exist; create the folder of --output {output} first")
+        raise FileNotFoundError(f"{path.parent} does not exist; create the folder of --{option} {output} first")
     if any(path.resolve() == Path(name).resolve() for name in inputs if name):
-        raise ValueError(f"{output} is an input file; give --output another name")
+        raise ValueError(f"{output} is an input file; give --{option} another name")
 
 
 def real_path(target: str | Path) -> Path:

@@ -10,6 +10,8 @@ import pytest
 from conftest import RunScript
 from demo_pages import extraction_prompts
 from demo_world import world_builder
+from extraction.extraction_form import extraction_prompt
+from extraction.extraction_schema import check_schema
 from extraction_metrics.answer_scores import AnswerItem, parse_answer
 from instruction_data import annotations
 from instruction_data.extraction_wording import WORDING
@@ -310,6 +312,13 @@ def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, 
         ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; create the folder"),
         ({"output": "in.jsonl"}, "in.jsonl is an input file; give --output another name"),
         ({"output": "extraction.json"}, "give --output another name"),
+        ({"requests": "extraction.json"}, "give --requests another name"),
+        ({"requests": "rows.jsonl"}, "--output and --requests are both rows.jsonl; give --requests another name"),
+        ({"requests": "in.jsonl"}, "in.jsonl is an input file; give --requests another name"),
+        ({"requests": "no/folder/x.jsonl"}, "no/folder does not exist; create the folder of --requests"),
+        ({"format": "conll"}, "in.jsonl:1 has the tag"),
+        ({"order_augmentation": 0}, "--order_augmentation 0 is out of range; give 1 to 16"),
+        ({"order_augmentation": 17}, "--order_augmentation 17 is out of range; give 1 to 16"),
     ],
 )
 def test_error_for_invalid_option_names_it(
@@ -319,6 +328,44 @@ def test_error_for_invalid_option_names_it(
     write_json(tmp_path / "in.jsonl", ANN)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         ie_build.main(**{"annotations": "in.jsonl", "output": "rows.jsonl", **changed})
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("task", ["ner", "re"])
+@pytest.mark.parametrize("orders", [1, 2])
+def test_requests_are_accepted_by_the_server_and_ask_for_the_examples(
+    tmp_path: Path, task: Literal["ner", "re"], orders: int
+) -> None:
+    rows = build_rows(
+        tmp_path, ANN, LI_MING, types=TYPES, task=task, requests=str(tmp_path / "requests.jsonl"),
+        order_augmentation=orders,
+    )  # fmt: skip
+    requests = read(tmp_path / "requests.jsonl")
+    assert [request["language"] for request in requests] == ["en"] * orders + ["zh"] * orders
+    for row, request in zip(rows, requests, strict=True):
+        assert request.pop("output") == row["output"]
+        assert request.pop("order", None) == row.get("order")
+        prompt = extraction_prompt(
+            task, check_schema(task, request["schema"]), request["text"], request["language"],
+            {"tasks": extraction(tmp_path)},
+        )  # fmt: skip
+        assert (prompt.instruction, request["text"]) == (row["instruction"], row["input"])
+        assert request.keys() == {"task", "schema", "text", "language"}
+        assert request["task"] == task
+
+
+def test_requests_are_not_written_without_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        if path.name.startswith("requests"):
+            raise OSError("no space left on device")
+        return writing(path, text, **options)
+
+    source = write_json(tmp_path / "in.jsonl", ANN)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        ie_build.main(str(source), str(tmp_path / "rows.jsonl"), requests=str(tmp_path / "requests.jsonl"))
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 

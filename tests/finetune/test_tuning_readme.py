@@ -12,6 +12,7 @@ import ie_eval
 import ie_run
 import pytest
 from conftest import REPOSITORY
+from crossner_files import crossner_columns
 from test_readme import MARK, commands
 
 import finetune
@@ -27,7 +28,11 @@ def test_readme_commands_from_annotations_to_a_score(
     """In one process, with fewer steps and answers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    Path("crossner").symlink_to(shared_data / "crossner")
+    folder = Path("CrossNER/ner_data/ai")
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        entries = json.loads((shared_data / f"crossner/ai/{split}.json").read_text())
+        (folder / f"{split}.txt").write_text("\n".join(crossner_columns(entries)), encoding="utf-8")
     Path("quickstart").mkdir()
     shutil.copytree(tiny_checkpoint, "quickstart/recovered")
     config = Path("quickstart/recovered/config.json")
@@ -37,6 +42,9 @@ def test_readme_commands_from_annotations_to_a_score(
         words = shlex.split(line)
         if words[0] == "mkdir":
             Path(words[-1]).mkdir()
+            continue
+        if words[0] == "echo":
+            Path(words[-1]).write_text(words[1])
             continue
         name = Path(words[1]).stem
         given = words[2:] + SHORTER.get(name, [])

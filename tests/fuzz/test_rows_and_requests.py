@@ -23,6 +23,7 @@ from extraction_metrics.scored_files import answer_pairs
 from fastapi import HTTPException
 from fuzzing import run_for, share_of_seconds
 from hypothesis import strategies as st
+from instruction_data.annotation_formats import read_annotation_file
 from instruction_data.annotations import read_annotations, read_types
 from instruction_data.extraction_examples import build_examples
 from instruction_data.extraction_wording import make_questions, read_wording
@@ -201,6 +202,24 @@ def annotations_holds(rows: list[dict[str, Any]], types: Any) -> None:
             assert {(label, name) for label, names in answer.items() for name in names} == items
 
 
+COLUMN = st.sampled_from([
+    "Ann", "李", "O", "B-p", "I-p", "E-q", "S-p", "M-", "0", "1", "['N']", "['r', 's']", "[0]", "[1, 0]", "[",
+    "#", "#doc", "",
+]) | st.text("ab O'[-\u3000\x00", max_size=4)  # fmt: skip
+COLUMN_LINES = st.lists(st.lists(COLUMN, max_size=5), max_size=6)
+
+
+def columns_holds(lines: list[list[str]], separator: str, form: str, task: str) -> None:
+    """Names of a file in columns are in their sentences, or a line says what to correct."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.txt")
+        path.write_text("".join(separator.join(columns) + "\n" for columns in lines), encoding="utf-8")
+        read = value_or_error(lambda path: read_annotation_file(path, task, "auto", form), str(path))
+    for annotation in read[0] if read else []:
+        assert annotation.sentence.strip()
+        assert all(name in annotation.sentence for item in annotation.items for name in item.names)
+
+
 def write_lines(path: Path, rows: list[Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
@@ -291,6 +310,10 @@ PROPERTIES: dict[Callable[..., None], list[st.SearchStrategy[Any]]] = {
     scored_files_holds: [st.lists(PREDICTION, min_size=1, max_size=3)],
     annotations_holds: [
         st.lists(ANNOTATION, min_size=1, max_size=3), json_values() | st.lists(st.sampled_from(["p", "q", "q,r"]))
+    ],
+    columns_holds: [
+        COLUMN_LINES, st.sampled_from(["\t", " "]), st.sampled_from(["auto", "conll", "conll04"]),
+        st.sampled_from(["ner", "re"]),
     ],
     body_holds: [json_values(), st.integers(0, 30)],
     parameters_holds: [PARAMETER, st.integers(1, 100)],

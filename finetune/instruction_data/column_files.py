@@ -1,0 +1,288 @@
+"""Read sentences from files with one token per line: CoNLL columns, and CoNLL04 with relations.
+
+CoNLL columns (read_conll): the first column is the token, the last one its tag; columns are separated by tabs if the
+line has a tab, else by spaces. A blank line ends a sentence. Lines with -DOCSTART-, and comments before a sentence
+("# …" without a tag at the end), are skipped.
+
+    Ann    B-person
+    Lee    I-person
+    left   O
+
+CoNLL04 (read_conll04): a line "#doc N" begins a document; the other lines have five columns, separated by tabs: the
+token's index, the token, its tag, a list of relations and a list of as many token indices. A relation stands at the
+last token of its subject and points to the last token of its object; 'N' means none.
+
+    #doc 5
+    0    Ann    B-Peop    ['N']          [0]
+    1    Lee    I-Peop    ['Live_In']    [3]
+    2    in     O         ['N']          [2]
+    3    Oslo   B-Loc     ['N']          [3]
+
+Tags are "O", or a prefix, "-" and a type, in BIO, IOB1, BIOES or BMES. A span begins and ends where the scorer of the
+CoNLL shared tasks (conlleval) begins and ends it, also if the tags are inconsistent.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from json_rows.json_stream import TextWindow, encoding_error
+from text_language.language_detection import language_of
+
+from instruction_data.annotations import AnnotatedItem, Annotation
+
+TAG = re.compile(r"O|([BIESM])-(.*\S)")
+DOCUMENT = re.compile(r"#doc\b")
+# Python lists as printed. Each alternative begins with another character, so matching is linear.
+NAME_LIST = re.compile(r"""\[\s*(?:'[^'\\]+'|"[^"\\]+")(?:\s*,\s*(?:'[^'\\]+'|"[^"\\]+"))*\s*\]""")
+NAME = re.compile(r"""'([^'\\]+)'|"([^"\\]+)\"""")
+INDEX_LIST = re.compile(r"\[\s*[0-9]{1,9}(?:\s*,\s*[0-9]{1,9})*\s*\]")
+NO_RELATION = "N"
+SPACES = re.compile(" +")
+LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{2}")
+
+
+class Tag(NamedTuple):
+    """prefix: O, B, I, E or S, where M (of BMES) is read as I; label: the type, "" for O."""
+
+    prefix: str
+    label: str
+
+
+OUTSIDE = Tag("O", "")
+
+
+class Span(NamedTuple):
+    """The tokens first … last of an entity."""
+
+    label: str
+    first: int
+    last: int
+
+
+class TokenRelation(NamedTuple):
+    """A relation at the token `subject` that points to the token `target`; line: its line in the file."""
+
+    label: str
+    subject: int
+    target: int
+    line: int
+
+
+@dataclass
+class TaggedSentence:
+    """The tokens of a sentence with their tags and relations; line: the line of the first token."""
+
+    line: int = 0
+    tokens: list[str] = field(default_factory=list)
+    tags: list[Tag] = field(default_factory=list)
+    relations: list[TokenRelation] = field(default_factory=list)
+
+
+def parse_tag(text: str) -> Tag | None:
+    """Return a tag, or None if the text is not one."""
+    match = TAG.fullmatch(text)
+    if match is None:
+        return None
+    return Tag("I" if match[1] == "M" else match[1], match[2]) if match[1] else OUTSIDE
+
+
+def continues(previous: Tag, tag: Tag) -> bool:
+    """Return whether a tag continues the span of the previous tag, by conlleval's rules."""
+    return previous.prefix in "BI" and tag.prefix in "IE" and previous.label == tag.label
+
+
+def entity_spans(tags: Sequence[Tag]) -> list[Span]:
+    """Return the spans of a sentence: a tag other than O begins a span unless it continues the one before."""
+    spans: list[Span] = []
+    for at, (previous, tag) in enumerate(pairwise([OUTSIDE, *tags])):
+        if continues(previous, tag):
+            spans[-1] = spans[-1]._replace(last=at)
+        elif tag.prefix != "O":
+            spans.append(Span(tag.label, at, at))
+    return spans
+
+
+@dataclass
+class TagCounts:
+    """Counts the tags of a file that do not fit the tags beside them; which ones these are depends on the scheme.
+
+    With an E or S in the file (BIOES, BMES): I and E without a span before them, B and I whose span does not continue.
+    Else with a B that does not follow a span of its type (BIO): I without a span before it. Else (IOB1): none.
+    """
+
+    has_ends: bool = False
+    has_separate_begins: bool = False
+    unfit_with_ends: int = 0
+    unfit_without_ends: int = 0
+
+    def add(self, tags: Sequence[Tag]) -> None:
+        """Count the tags of a sentence."""
+        for previous, tag, following in zip([OUTSIDE, *tags], tags, [*tags[1:], OUTSIDE], strict=False):
+            begins = tag.prefix in "IE" and not continues(previous, tag)
+            unfinished = tag.prefix in "BI" and not continues(tag, following)
+            self.has_ends |= tag.prefix in "ES"
+            self.has_separate_begins |= tag.prefix == "B" and previous.label != tag.label
+            self.unfit_with_ends += begins or unfinished
+            self.unfit_without_ends += begins
+
+    def inconsistent(self) -> int:
+        """Return the number of inconsistent tags under the scheme of the file."""
+        if self.has_ends:
+            return self.unfit_with_ends
+        return self.unfit_without_ends if self.has_separate_begins else 0
+
+
+def join_tokens(tokens: Sequence[str], language: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return the sentence of the tokens, and [start, end) of each token in it, in characters.
+
+    Tokens are joined with a space. In a Chinese sentence (`language` zh), there is a space only between two tokens that
+    each have a word of two or more Latin letters: "他在", "New", "York" gives "他在New York", and the single letters of
+    files with one character per line are joined to words.
+    """
+    parts: list[str] = []
+    offsets = []
+    length, was_word = 0, False
+    for number, token in enumerate(tokens):
+        is_word = LATIN_WORD.search(token) is not None
+        if number and (language != "zh" or (was_word and is_word)):
+            parts.append(" ")
+            length += 1
+        parts.append(token)
+        offsets.append((length, length + len(token)))
+        length, was_word = length + len(token), is_word
+    return "".join(parts), offsets
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, line) of a text file, with the encodings and compressions of row files.
+
+    Raises ValueError with file and line if a line is damaged or not UTF-8.
+    """
+    with path.open("rb") as file:
+        window = TextWindow(file, path)
+        while window.read_line():
+            if error := encoding_error(window.text):
+                raise ValueError(f"{path}:{window.line} {error}")
+            yield window.line, window.text.rstrip("\r\n")
+            window.advance(len(window.text))
+
+
+def split_columns(line: str) -> list[str]:
+    """Return the columns of a line: separated by tabs if it has one, else by spaces."""
+    line = line.strip(" \t\ufeff")
+    return [column.strip(" ") for column in line.split("\t")] if "\t" in line else SPACES.split(line)
+
+
+def is_comment(columns: Sequence[str]) -> bool:
+    """Return whether a line is a comment: "#" is its first word, and its last word is not a tag."""
+    return columns[0].split(" ")[0] == "#" and parse_tag(columns[-1]) is None
+
+
+def read_conll(path: Path) -> Iterator[TaggedSentence]:
+    """Yield the sentences of a file with CoNLL columns; raises ValueError with file and line."""
+    sentence = TaggedSentence()
+    for number, line in numbered_lines(path):
+        columns = split_columns(line)
+        is_boundary = columns[0] in ("", "-DOCSTART-")
+        if is_boundary and sentence.tokens:
+            yield sentence
+            sentence = TaggedSentence()
+        if is_boundary or (not sentence.tokens and is_comment(columns)):
+            continue
+        if len(columns) < 2:
+            raise ValueError(
+                f"{path}:{number} has one column ({columns[0][:40]!r}); write the token first and its tag last, "
+                "separated by spaces or a tab"
+            )
+        sentence.line = sentence.line or number
+        sentence.tokens.append(columns[0])
+        sentence.tags.append(checked_tag(path, number, columns[-1]))
+    if sentence.tokens:
+        yield sentence
+
+
+def checked_tag(path: Path, number: int, text: str) -> Tag:
+    """Return the tag of a line; raises ValueError if it is not one."""
+    tag = parse_tag(text)
+    if tag is None:
+        raise ValueError(
+            f"{path}:{number} has the tag {text[:40]!r}; write O, or B-, I-, E-, S- or M- and a type, in the last "
+            "column (CoNLL04: the third)"
+        )
+    return tag
+
+
+def read_conll04(path: Path) -> Iterator[TaggedSentence]:
+    """Yield the documents of a CoNLL04 file as sentences; raises ValueError with file and line."""
+    sentence = TaggedSentence()
+    for number, line in numbered_lines(path):
+        columns = split_columns(line)
+        if not columns[0] or DOCUMENT.match(columns[0]):
+            if sentence.tokens:
+                yield sentence
+                sentence = TaggedSentence()
+            continue
+        if len(columns) != 5 or not columns[1]:
+            fact = "no token" if len(columns) == 5 else f"{len(columns)} columns, not five"
+            raise ValueError(f"{path}:{number} has {fact}; separate index, token, tag, relations and indices by tabs")
+        if columns[0] != str(len(sentence.tokens)):
+            raise ValueError(
+                f"{path}:{number} has the index {columns[0][:20]!r}; number the tokens of a document from 0 (here "
+                f"{len(sentence.tokens)}), and begin each document with a line '#doc N'"
+            )
+        sentence.line = sentence.line or number
+        sentence.relations += parse_relations(path, number, len(sentence.tokens), columns[3], columns[4])
+        sentence.tokens.append(columns[1])
+        sentence.tags.append(checked_tag(path, number, columns[2]))
+    if sentence.tokens:
+        yield sentence
+
+
+def parse_relations(path: Path, number: int, subject: int, relations: str, targets: str) -> list[TokenRelation]:
+    """Return the relations at the token `subject` from its last two columns; raises ValueError."""
+    if not NAME_LIST.fullmatch(relations) or not INDEX_LIST.fullmatch(targets):
+        raise ValueError(
+            f"{path}:{number} has {relations[:40]!r} and {targets[:40]!r}; write a list of relations and a list of "
+            "token indices, such as ['Live_In'] and [3]"
+        )
+    names = [single or double for single, double in NAME.findall(relations)]
+    indices = [int(index) for index in targets.strip("[]").split(",")]
+    if len(names) != len(indices):
+        raise ValueError(
+            f"{path}:{number} has {len(names)} relations and {len(indices)} token indices; write one index for each"
+        )
+    pairs = zip(names, indices, strict=True)
+    return [TokenRelation(name, subject, index, number) for name, index in pairs if name != NO_RELATION]
+
+
+READERS: dict[str, Callable[[Path], Iterator[TaggedSentence]]] = {"conll": read_conll, "conll04": read_conll04}
+
+
+def annotate(path: Path, sentence: TaggedSentence, task: str, language: str) -> Annotation:
+    """Return the annotation of a sentence for `task`; names are exact substrings of the sentence.
+
+    language: of the sentence, or "auto" to detect it. Raises ValueError if a relation is not between the last tokens of
+    two entities, or if the sentence is blank.
+    """
+    if language == "auto":
+        language = language_of(" ".join(sentence.tokens))
+    text, offsets = join_tokens(sentence.tokens, language)
+    if not text.strip():
+        raise ValueError(f"{path}:{sentence.line} begins a sentence without text; remove it")
+    spans = entity_spans(sentence.tags)
+    names = {span.last: text[offsets[span.first][0] : offsets[span.last][1]] for span in spans}
+    if task == "ner":
+        return Annotation(text, language, [AnnotatedItem(span.label, (names[span.last],)) for span in spans])
+    items = []
+    for relation in sentence.relations:
+        for index in (relation.subject, relation.target):
+            if index not in names:
+                place = f"{path}:{relation.line} has the relation {relation.label!r} with the token index {index}"
+                fact = "is not the last token of an entity" if index < len(offsets) else "is beyond the last token"
+                raise ValueError(f"{place}, which {fact}; write it at and with the last tokens of two entities")
+        items.append(AnnotatedItem(relation.label, (names[relation.subject], names[relation.target])))
+    return Annotation(text, language, items)

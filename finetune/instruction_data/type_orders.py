@@ -1,0 +1,61 @@
+"""Ask for the types of an instruction in several random orders, so that a model does not learn one order by heart.
+
+The orders are drawn once for each task and language, and order k of every sentence is the same. So examples of one
+order have the same instruction: packed examples compute this common prefix once (example_packing/shared_prefixes.py),
+servers cache it, and the examples of order k are a complete set, which differs from that of order l in the order only.
+"""
+
+import random
+from collections.abc import Sequence
+from math import factorial
+
+from instruction_data.extraction_wording import ExtractionQuestion, write_instruction
+
+MOST_ORDERS = 16  # each order is one more prefix for the examples of a step to share
+
+
+def random_orders(types: Sequence[str], count: int, seed: str) -> list[list[str]]:
+    """Return `count` random permutations of distinct types.
+
+    They are distinct as far as there are that many permutations; then they are repeated. The first of a larger `count`
+    are those of a smaller one.
+    """
+    draw = random.Random(seed)  # text seeds give the same numbers in every version of Python
+    wanted = min(count, factorial(min(len(types), MOST_ORDERS)))
+    orders: dict[tuple[str, ...], None] = {}
+    while len(orders) < wanted:
+        orders[tuple(draw.sample(types, len(types)))] = None
+    return [list(list(orders)[number % wanted]) for number in range(count)]
+
+
+def reordered_questions(
+    questions: dict[str, ExtractionQuestion], task: str, count: int, seed: int
+) -> list[dict[str, ExtractionQuestion]]:
+    """Return the questions (language -> question) in each of `count` orders of the types; count 1: as they are.
+
+    Raises ValueError if count is not 1 to MOST_ORDERS, or if a wording does not name the types.
+    """
+    if not 1 <= count <= MOST_ORDERS:
+        raise ValueError(f"--order_augmentation {count} is out of range; give 1 to {MOST_ORDERS}")
+    if count == 1:
+        return [questions]
+    for language, question in questions.items():
+        if "{schema}" not in question.wording:
+            raise ValueError(
+                f"the wording for {task} in {language} does not name the types ({{schema}}), so they have no order; "
+                "remove --order_augmentation or --wording"
+            )
+    orders = {
+        language: random_orders(question.types, count, f"{seed} {task} {language}")
+        for language, question in questions.items()
+    }
+    return [
+        {
+            language: question._replace(
+                instruction=write_instruction(question.wording, orders[language][number], language),
+                types=orders[language][number],
+            )
+            for language, question in questions.items()
+        }
+        for number in range(count)
+    ]
