@@ -37,6 +37,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from instruction_tuning.tuning_arguments import TuningArguments
 
+CAST_INPUT = "cast_input_dtype_enabled"  # PEFT reads it with getattr and declares it nowhere
 PISSA_START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
 
 
@@ -119,7 +120,7 @@ def add_adapter(model: Any, args: TuningArguments) -> Any:
                 weight.data = weight.data.float()
         for module in tuned.modules():
             if isinstance(module, BaseTunerLayer) and (args.bf16 or args.fp16):
-                module.cast_input_dtype_enabled = False
+                setattr(module, CAST_INPUT, False)
     save_adapter_only(tuned)
     return tuned
 

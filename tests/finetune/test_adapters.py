@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import QUANTISED, RunScript, needs_bitsandbytes
 from instruction_data.named_templates import load_template
-from instruction_tuning.adapters import load_model_to_tune, save_adapter_only, save_pissa_start
+from instruction_tuning.adapters import CAST_INPUT, load_model_to_tune, save_adapter_only, save_pissa_start
 from instruction_tuning.tuning_arguments import parse
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -159,9 +159,9 @@ def test_adapter_in_half_precision_computes_the_same_without_a_conversion_to_flo
         trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / f"out-{cast}", *options)
         layers = [module for module in trainer.model.modules() if isinstance(module, BaseTunerLayer)]
         assert layers
-        assert not any(layer.cast_input_dtype_enabled for layer in layers)
+        assert not any(getattr(layer, CAST_INPUT) for layer in layers)
         for layer in layers:
-            layer.cast_input_dtype_enabled = cast
+            setattr(layer, CAST_INPUT, cast)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == losses[1]

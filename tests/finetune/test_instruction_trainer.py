@@ -219,11 +219,11 @@ def test_bfloat16_attention_on_a_cpu_equals_float32_within_rounding(tokens: int,
     total = 11 + 2 * tokens
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, total, 16).bfloat16() for heads in (2, 1, 1))
-    found = []
+    found: list[list[Any]] = []
     for dtype in (torch.float32, torch.bfloat16):
-        given = [tensor.to(dtype).detach().requires_grad_() for tensor in (query, key, value)]
+        q, k, v = given = [tensor.to(dtype).detach().requires_grad_() for tensor in (query, key, value)]
         output, _ = segment_attention.attend_by_segment(
-            module, *given, None, scaling=0.25, segments=segments, sliding_window=window
+            module, q, k, v, None, scaling=0.25, segments=segments, sliding_window=window
         )
         output.float().square().sum().backward()
         assert output.shape == (1, total, 2, 16)
