@@ -44,7 +44,7 @@ class AnswerScorer:
         if attention == NAME:
             trainer.base_model.set_attn_implementation(padded_attention(trainer.base_model))
         model, answers = trainer.accelerator.unwrap_model(trainer.model), list[str]()
-        with trainer.compute_loss_context_manager():
+        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             for start in range(0, len(order), size := self.batch_size * BATCHES):
                 if trainer.is_stopping():
                     break

@@ -5,12 +5,14 @@ Methods: LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) and PEFT's vari
 (Meng et al. 2024, https://arxiv.org/abs/2404.02948), LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354; in the
 trainer), and QLoRA on a quantised base (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
 
-Besides documented options, two attributes are changed (tests/finetune/test_adapters.py checks both):
+Besides documented options, three attributes are changed (tests/finetune/test_adapters.py checks both):
 
 | attribute | function | reason |
 | --- | --- | --- |
 | `PeftModel.save_pretrained` | save_adapter_only | Trainer calls it without save_embedding_layers; by default it then |
 | | | also stores the base's embedding or output matrix if the adapter targets it |
+| `BaseTunerLayer.cast_input_dtype_enabled` | add_adapter | under autocast, PEFT would convert the input of each |
+| | | adapter to float32, and autocast back to half precision |
 | `Linear4bit.support_avx512bf16_for_cpu` | keep_training_layout | in evaluation mode on a CPU, bitsandbytes packs |
 | | | 4-bit weights into a layout without a backward pass |
 """
@@ -26,6 +28,7 @@ from adapter_loading.checkpoint_loading import load_base
 from model_folders.own_code import from_folder
 from packed_attention import segment_attention
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from training_loop.run_folders import tying_options
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -34,6 +37,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from instruction_tuning.tuning_arguments import TuningArguments
 
+CAST_INPUT = "cast_input_dtype_enabled"  # PEFT reads it with getattr and declares it nowhere
 PISSA_START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
 
 
@@ -114,6 +118,9 @@ def add_adapter(model: Any, args: TuningArguments) -> Any:
         for weight in tuned.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
+        for module in tuned.modules():
+            if isinstance(module, BaseTunerLayer) and (args.bf16 or args.fp16):
+                setattr(module, CAST_INPUT, False)
     save_adapter_only(tuned)
     return tuned
 

@@ -6,10 +6,14 @@ With a backend that ignores segments, samples attend to each other, and neither 
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from packed_attention.segment_attention import NAME, Segment, attention_arguments
 
 HALF = 8  # tokens of a segment
+# Largest difference that counts as rounding, as a share of the difference that a missing prefix makes. In bfloat16,
+# rounding makes 5 % in a LLaMA of 30 layers with random ids (and 48 % with the ids 1 to 5, which are control tokens).
+ROUNDING = 0.2
 
 
 def keeps_segments_apart(model: Any, implementation: str, device: torch.device) -> bool:
@@ -18,7 +22,7 @@ def keeps_segments_apart(model: Any, implementation: str, device: torch.device) 
     All ranks call it, as ZeRO-3 requires.
     """
     two = [Segment(HALF), Segment(HALF)]
-    one, other = (_logits(model, implementation, device, two, modulus) for modulus in (3, 4))
+    one, other = (_logits(model, implementation, device, two, seed) for seed in (1, 2))
     return torch.equal(one, other)
 
 
@@ -26,19 +30,23 @@ def shares_prefixes(model: Any, implementation: str, device: torch.device) -> bo
     """Return whether a segment's logits are equal, within rounding, if its first tokens become a shared prefix."""
     if implementation != NAME:
         return False
-    whole = _logits(model, implementation, device, [Segment(2 * HALF)]).float()
-    cut = _logits(model, implementation, device, [Segment(HALF), Segment(HALF, parent=0)]).float()
-    return torch.allclose(whole, cut, atol=1e-2 * whole.std().item(), rtol=1e-2)
+    layouts = [Segment(2 * HALF)], [Segment(HALF), Segment(HALF, parent=0)], [Segment(HALF), Segment(HALF)]
+    whole, cut, without = (_logits(model, implementation, device, segments).float() for segments in layouts)
+    return bool((cut - whole).norm() <= ROUNDING * (without - whole).norm())
 
 
 def _logits(
-    model: Any, implementation: str, device: torch.device, segments: list[Segment], modulus: int = 3
+    model: Any, implementation: str, device: torch.device, segments: list[Segment], seed: int = 1
 ) -> torch.Tensor:
     """Return the logits of the second half of two equal sequences with these segments, (2, HALF, vocabulary).
 
-    modulus: determines the ids of the first half, which are position % modulus + 1.
+    The ids are random; seed: of the first half.
     """
-    first, second = torch.arange(HALF) % modulus + 1, torch.arange(HALF) % 5 + 1
+    unwrapped = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    vocabulary = unwrapped.config.get_text_config().vocab_size
+    first, second = (
+        torch.randint(vocabulary, (HALF,), generator=torch.Generator().manual_seed(number)) for number in (seed, 0)
+    )
     starts = [0 if segment.parent is None else segments[segment.parent].length for segment in segments]
     positions = [torch.arange(start, start + segment.length) for start, segment in zip(starts, segments, strict=True)]
     training = model.training

@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import QUANTISED, RunScript, needs_bitsandbytes
 from instruction_data.named_templates import load_template
-from instruction_tuning.adapters import load_model_to_tune, save_adapter_only, save_pissa_start
+from instruction_tuning.adapters import CAST_INPUT, load_model_to_tune, save_adapter_only, save_pissa_start
 from instruction_tuning.tuning_arguments import parse
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuning_runs import command, trainer_of
@@ -145,3 +146,22 @@ def test_resumed_pissa_run_ends_with_the_same_adapter(tmp_path: Path, tiny_check
     finetune.main(again)
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, broken))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_adapter_in_half_precision_computes_the_same_without_a_conversion_to_float32(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.chat_template = load_template("alpaca")
+    losses = []
+    for cast in (False, True):
+        options = ("--batch_size", 8, "--max_steps", 3, "--bf16", True)
+        trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / f"out-{cast}", *options)
+        layers = [module for module in trainer.model.modules() if isinstance(module, BaseTunerLayer)]
+        assert layers
+        assert not any(getattr(layer, CAST_INPUT) for layer in layers)
+        for layer in layers:
+            setattr(layer, CAST_INPUT, cast)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1]

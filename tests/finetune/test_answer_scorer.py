@@ -62,6 +62,7 @@ def test_best_checkpoint_by_f1_is_the_result(
     monkeypatch.setattr(answer_scorer, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])
     more: tuple[object, ...] = ("--eval_generate", "--val_set_size", 9, "--batch_size", 8, "--max_steps", 3)
     more += ("--eval_strategy", "steps", "--eval_steps", 1, "--mix", "first=2,second=1", "--lora_dropout", 0)
+    more += ("--bf16", True)  # answers are generated under autocast, as training is
     finetune.main(command(tiny_checkpoint, f"first={rows_file},second={other}", tmp_path / "out", *more))
     log = [json.loads(line) for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()]
     assert [entry["eval_f1"] for entry in log if "eval_f1" in entry] == [0, 1, 0]

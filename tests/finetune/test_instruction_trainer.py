@@ -187,3 +187,47 @@ def test_saved_adapter_is_complete_and_reloads_to_the_same_logits(
     save_file(tensors | {first: torch.zeros_like(tensors[first])}, file)
     with pytest.raises(ValueError, match=f"{first} .* is zero after training"):
         check_adapter_file(file)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("attends", [True, False])
+def test_prefixes_are_shared_if_the_attention_of_the_model_reads_them(
+    tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, precision: str, attends: bool
+) -> None:
+    """Rounding in bfloat16, which grows with the layers, is no reason to compute every prefix again."""
+    config = AutoConfig.from_pretrained(tiny_checkpoint, num_hidden_layers=30)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    options = ("--batch_size", 8, "--max_steps", 1, "--bf16", precision == "bf16")
+    trainer = trainer_of(tmp_path / "base", tokenizer, rows_file, tmp_path / "out", *options)
+    for layer in trainer.base_model.model.layers if not attends else ():
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *given, f=forward, segments, **more: f(
+            *given, segments=[[Segment(segment.length) for segment in sequence] for sequence in segments], **more
+        )
+    trainer.train()
+    assert (trainer.layout.packed, trainer.layout.share_prefixes) == (True, attends)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("tokens", [20, segment_attention.EAGER_TOKENS])
+def test_bfloat16_attention_on_a_cpu_equals_float32_within_rounding(tokens: int, window: int | None) -> None:
+    """Short segments take transformers' eager attention, longer ones SDPA."""
+    module = LlamaAttention(LlamaConfig(**SIZES, num_key_value_heads=1), layer_idx=0)
+    segments = [[Segment(11), Segment(tokens, parent=0), Segment(tokens)]]
+    total = 11 + 2 * tokens
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, total, 16).bfloat16() for heads in (2, 1, 1))
+    found: list[list[Any]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = given = [tensor.to(dtype).detach().requires_grad_() for tensor in (query, key, value)]
+        output, _ = segment_attention.attend_by_segment(
+            module, q, k, v, None, scaling=0.25, segments=segments, sliding_window=window
+        )
+        output.float().square().sum().backward()
+        assert output.shape == (1, total, 2, 16)
+        found.append([output, *(tensor.grad for tensor in given)])
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.bfloat16
+        assert (rounded.float() - exact).norm() < 0.01 * exact.norm()
