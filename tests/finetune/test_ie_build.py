@@ -10,7 +10,7 @@ import pytest
 from conftest import RunScript
 from demo_pages import extraction_prompts
 from demo_world import world_builder
-from extraction_metrics.answer_scores import AnswerItem, parse_answer
+from extraction_metrics.answer_items import AnswerItem, parse_answer
 from instruction_data import annotations
 from instruction_data.extraction_wording import WORDING
 from text_language.language_detection import language_of
