@@ -50,7 +50,8 @@ class AnswerScorer:
                 if trainer.is_stopping():
                     break
                 prompts = [self.prompts[index] for index in order[start : start + size]]
-                answers += generate_answers(model, self.encoder, prompts, self.batch_size, self.max_new_tokens)
+                generated = generate_answers(model, self.encoder, prompts, self.batch_size, self.max_new_tokens)
+                answers += [answer.text for answer in generated]
         trainer.base_model.set_attn_implementation(attention)
         answered = dict(gather_object(list(zip(order, answers, strict=False))))
         if len(answered) < len(self.prompts):
