@@ -3,7 +3,8 @@
     python finetune/ie_run.py --base_model checkpoints/ie --data_path heldout.jsonl --output predictions.jsonl
     python finetune/ie_run.py --base_model B --lora_weights adapters/ie --data_path D --output P --batch_size 64 --fp16
 
-The output has the rows in the order of the file, each with the answer under "prediction"; finetune/ie_eval.py scores
+The output has the rows in the order of the file, each with the answer under "prediction" and a "finish_reason": "stop"
+if the model ended the answer, "length" if the limit of tokens or the end of the context did. finetune/ie_eval.py scores
 the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in tuning; if a base model has
 no template, the prompt is only the instruction.
 """
@@ -12,6 +13,7 @@ from command_line.fire_commands import run
 
 import json
 import sys
+import time
 from itertools import islice
 from typing import Any, Literal
 
@@ -72,7 +74,7 @@ def main(
     bf16: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write the rows of data_path with the answers under "prediction" to output (JSONL).
+    """Write the rows of data_path with "prediction" and "finish_reason" to output (JSONL).
 
     Args:
         base_model: the folder of the checkpoint.
@@ -115,10 +117,14 @@ def main(
     if not rows:
         raise ValueError(f"{data_path} has no row that can be answered; correct the rows")
     with new_file(output, replace=True) as file, file.open("w", encoding="utf-8") as lines:
+        started = time.perf_counter()
         answers = generate_answers(model, encoder, [ids for _, ids in encoded if ids], batch_size, max_new_tokens)
-        for row, text in zip(rows, answers, strict=True):
-            lines.write(json.dumps({**(row.content or {}), "prediction": text}, ensure_ascii=False) + "\n")
-    print(f"{output}: {len(rows)} answer{'s' * (len(rows) != 1)}")
+        seconds = time.perf_counter() - started
+        for row, (text, finish_reason) in zip(rows, answers, strict=True):
+            answered = {**(row.content or {}), "prediction": text, "finish_reason": finish_reason}
+            lines.write(json.dumps(answered, ensure_ascii=False) + "\n")
+    speed = f"{seconds:.{1 if seconds < 10 else 0}f} s ({seconds / len(rows):.2f} s a row)"
+    print(f"{output}: {len(rows)} answer{'s' * (len(rows) != 1)} in {speed}")
 
 
 if __name__ == "__main__":

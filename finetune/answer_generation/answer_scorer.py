@@ -4,7 +4,8 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from chat_prompts.prompt_encoding import PromptEncoder
-from extraction_metrics.answer_scores import TASKS, gold_error, precision_recall_f1, score_answers
+from extraction_metrics.answer_items import TASKS, gold_error
+from extraction_metrics.answer_scores import precision_recall_f1, score_answers
 from json_rows.instruction_rows import InstructionRow, messages_of, prompt_messages
 from packed_attention.segment_attention import NAME, attention_of, padded_attention
 
@@ -49,7 +50,8 @@ class AnswerScorer:
                 if trainer.is_stopping():
                     break
                 prompts = [self.prompts[index] for index in order[start : start + size]]
-                answers += generate_answers(model, self.encoder, prompts, self.batch_size, self.max_new_tokens)
+                generated = generate_answers(model, self.encoder, prompts, self.batch_size, self.max_new_tokens)
+                answers += [answer.text for answer in generated]
         trainer.base_model.set_attn_implementation(attention)
         answered = dict(gather_object(list(zip(order, answers, strict=False))))
         if len(answered) < len(self.prompts):

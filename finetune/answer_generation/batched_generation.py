@@ -1,14 +1,21 @@
 """Generate greedy answers to prompts in left-padded batches, for ie_run.py and during training."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import PromptEncoder
 
 
+class GeneratedAnswer(NamedTuple):
+    """The text of an answer, and how it ended."""
+
+    text: str
+    finish_reason: str  # as in OpenAI's API: "stop" at an end token, "length" at the limit of tokens
+
+
 def generate_answers(
     model: Any, encoder: PromptEncoder, prompts: list[list[int]], batch_size: int, max_new_tokens: int
-) -> list[str]:
-    """Return the greedy continuation of each prompt as text, up to EOS or the end of turn of the template.
+) -> list[GeneratedAnswer]:
+    """Return the greedy continuation of each prompt, up to EOS or the end of turn of the template.
 
     prompts: token ids of each. Prompts of similar length are in one batch, the longest first, so that too little memory
     shows in the first batch. The attention mask is computed from the lengths, so any id can be the pad id. An answer
@@ -28,7 +35,7 @@ def generate_answers(
         bos_token_id=encoder.tokenizer.bos_token_id,
     )  # fmt: skip
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    texts = [""] * len(prompts)
+    answers = [GeneratedAnswer("", "length")] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     bar = tqdm(total=len(prompts), desc="answering", unit="example", disable=None, leave=False)
     start = 0
@@ -41,9 +48,10 @@ def generate_answers(
         mask = pad_sequence(list(map(torch.ones_like, ids)), batch_first=True, padding_side="left")
         with torch.no_grad():
             output = model.generate(input_ids=padded, attention_mask=mask, generation_config=settings)
-        for index, answer in zip(members, output[:, padded.shape[1] :].tolist(), strict=True):
-            end = next((at for at, token in enumerate(answer) if token in ends), len(answer))
-            texts[index] = encoder.tokenizer.decode(answer[:end], skip_special_tokens=True)
+        for index, tokens in zip(members, output[:, padded.shape[1] :].tolist(), strict=True):
+            end = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
+            text = encoder.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+            answers[index] = GeneratedAnswer(text, "stop" if end < len(tokens) else "length")
         bar.update(len(members))
     bar.close()
-    return texts
+    return answers

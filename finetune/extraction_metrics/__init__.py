@@ -1,1 +1,1 @@
-"""Score extraction answers against the correct answers. Read answer_scores.py first, then scored_files.py."""
+"""Score extraction answers against the correct answers. Read answer_scores.py first, then row_scores.py."""

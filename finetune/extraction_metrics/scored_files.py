@@ -1,23 +1,77 @@
-"""Read pairs of prediction and correct answer from the files of ie_run.py and batch.py, and from instruction rows."""
+"""Read predictions and correct answers from the files of ie_run.py and batch.py, and from instruction rows."""
 
+import json
+from collections import defaultdict
 from typing import Any
 
 from json_rows.instruction_rows import messages_of, prompt_messages, row_error
 from json_rows.row_files import iterate_objects
 
-from extraction_metrics.answer_scores import gold_error
+from extraction_metrics.answer_items import gold_error
+from extraction_metrics.row_scores import ScoredRow
 
-PREDICTION_KEYS = ("prediction", "generated_text")  # of ie_run.py, and of batch.py
+PREDICTION_KEYS = ("prediction", "generated_text")  # of ie_run.py, and of batch.py with /generate
+ITEM_KEYS = ("entities", "triples")  # of batch.py with /extract
 
 
 def prediction_of(location: str, row: dict[str, Any]) -> str:
-    """Return the prediction of a row; raises ValueError if it has an error of batch.py instead, or none."""
-    if row.get("generated_text") is not None and row.get("error"):
+    """Return the prediction of a row; items of /extract are returned as an answer.
+
+    Raises ValueError if the row has an error of batch.py instead, or none.
+    """
+    if row.get("error") and (row.get("generated_text") is not None or row.get("complete") is False):
         raise ValueError(f"{location} has an error instead of an answer ({str(row['error'])[:80]}); answer it again")
     text = next((row[key] for key in PREDICTION_KEYS if isinstance(row.get(key), str)), None)
+    if text is None and any(isinstance(row.get(key), list) for key in ITEM_KEYS):
+        return extracted_answer(location, row)
     if text is None:
         raise ValueError(f"{location} has no text under 'prediction'; finetune/ie_run.py writes predictions")
     return str(text)
+
+
+def extracted_answer(location: str, row: dict[str, Any]) -> str:
+    """Return the answer that has the items of a response of /extract: {type: [name]}, {relation: [triple]}.
+
+    Raises ValueError if an item has another form.
+    """
+    answer = defaultdict[str, list[Any]](list)
+    for key in ITEM_KEYS:
+        for item in row[key] if isinstance(row.get(key), list) else ():
+            try:
+                if key == "entities":
+                    label, content = item["type"], item["name"]
+                    texts = [label, content]
+                else:
+                    label, content = item["relation"], {end: item[end]["name"] for end in ("subject", "object")}
+                    texts = [label, *content.values()]
+            except (TypeError, KeyError):
+                texts = [None]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"{location} has an item under {key!r} that /extract does not return; answer it again")
+            answer[label].append(content)
+    return json.dumps(answer)
+
+
+def finish_reason_of(row: dict[str, Any]) -> str:
+    """Return why the answer of a row ended, "stop" or "length" for `complete` of /extract; "" if it does not say."""
+    if isinstance(row.get("finish_reason"), str):
+        return str(row["finish_reason"])
+    complete = row.get("complete") if any(key in row for key in ITEM_KEYS) else None
+    return ("stop" if complete else "length") if isinstance(complete, bool) else ""
+
+
+def text_of(row: dict[str, Any]) -> str | None:
+    """Return the text from which a row extracts, or None.
+
+    This is its `input`, or the `text` of a request of /extract, else all user messages.
+    """
+    for key in ("input", "text"):
+        if row.get("messages") is None and isinstance(row.get(key), str) and row[key]:
+            return str(row[key])
+    if row_error(row, answers=False):
+        return None
+    asked = [message for message in prompt_messages(row) if message["role"] == "user"]
+    return "\n".join(message[key] for message in asked for key in ("content", "input") if message.get(key))
 
 
 def correct_answer_of(location: str, row: dict[str, Any]) -> str:
@@ -45,12 +99,12 @@ def question_of(row: dict[str, Any]) -> Any:
     return [{key: text for key, text in message.items() if text} for message in prompt_messages(row)]
 
 
-def answer_pairs(predictions: str, gold: str = "") -> list[tuple[str, str]]:
-    """Return (prediction, correct answer) for each row of `predictions`.
+def scored_rows(predictions: str, gold: str = "") -> list[ScoredRow]:
+    """Return the rows of `predictions` with their correct answers.
 
-    The correct answers are those of `gold`, else those of `predictions`. Raises FileNotFoundError, or ValueError if a
-    row has no prediction, or no correct answer that can be scored, or if the two files differ in the number of rows or
-    in the question of a row.
+    The correct answers are those of `gold`, else those of `predictions`; text and order too, if a row of `predictions`
+    has none. Raises FileNotFoundError, or ValueError if a row has no prediction, or no correct answer that can be
+    scored, or if the two files differ in the number of rows or in the question of a row.
     """
     gold = gold or predictions
     answered = list(iterate_objects(predictions))
@@ -60,9 +114,26 @@ def answer_pairs(predictions: str, gold: str = "") -> list[tuple[str, str]]:
     if len(answered) != len(correct):
         counts = f"{len(answered)} and {len(correct)}"
         raise ValueError(f"{predictions} and {gold} have different numbers of rows, {counts}; {remedy}")
-    for number, ((_, one), (_, other)) in enumerate(zip(answered, correct, strict=True), 1):
+    rows = []
+    for number, (answer, (_, one), (location, other)) in enumerate(zip(answers, answered, correct, strict=True), 1):
         questions = question_of(one), question_of(other)
         if None not in questions and questions[0] != questions[1]:
             fact = f"row {number} of {predictions} has another question than row {number} of {gold}"
             raise ValueError(f"{fact}; {remedy}")
-    return list(zip(answers, [correct_answer_of(*each) for each in correct], strict=True))
+        text = text_of(one)
+        order = one.get("order", other.get("order"))
+        rows.append(
+            ScoredRow(
+                prediction=answer,
+                gold=correct_answer_of(location, other),
+                text=text_of(other) if text is None else text,
+                finish_reason=finish_reason_of(one),
+                order="" if order is None else json.dumps(order, sort_keys=True),
+            )
+        )
+    return rows
+
+
+def answer_pairs(predictions: str, gold: str = "") -> list[tuple[str, str]]:
+    """Return (prediction, correct answer) of each of the `scored_rows`; raises as these."""
+    return [(row.prediction, row.gold) for row in scored_rows(predictions, gold)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from answer_generation import answer_scorer
 from answer_generation.answer_scorer import AnswerScorer, scores_by_name
+from answer_generation.batched_generation import GeneratedAnswer
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.named_templates import load_template
 from safetensors.torch import load_file
@@ -52,11 +53,11 @@ def test_best_checkpoint_by_f1_is_the_result(
     calls: list[int] = []
     generate = answer_scorer.generate_answers
 
-    def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
+    def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[GeneratedAnswer]:
         assert not model.training
         answers = generate(model, encoder, prompts[:3], size, 4)  # real generation, with a cache and padding
         calls.append(len(prompts))
-        return [PERSON if len(calls) == 2 else answers[0]] * len(prompts)
+        return [GeneratedAnswer(PERSON, "stop") if len(calls) == 2 else answers[0]] * len(prompts)
 
     monkeypatch.setattr(answer_scorer, "generate_answers", answers)
     monkeypatch.setattr(answer_scorer, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])
@@ -81,10 +82,10 @@ def test_signal_while_answers_are_generated_ends_the_evaluation(
 ) -> None:  # fmt: skip
     calls: list[int] = []
 
-    def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
+    def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[GeneratedAnswer]:
         calls.append(len(prompts))
         os.kill(os.getpid(), signal.SIGTERM)
-        return [PERSON] * len(prompts)
+        return [GeneratedAnswer(PERSON, "stop")] * len(prompts)
 
     monkeypatch.setattr(answer_scorer, "generate_answers", answers)
     monkeypatch.setattr(answer_scorer, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])

@@ -7,13 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import RunScript
-from extraction_metrics.answer_scores import (
-    AnswerItem,
-    json_object_in,
-    parse_answer,
-    precision_recall_f1,
-    score_answers,
-)
+from extraction_metrics.answer_items import AnswerItem, json_object_in, parse_answer
+from extraction_metrics.answer_scores import precision_recall_f1, score_answers
 from extraction_metrics.scored_files import answer_pairs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -232,8 +227,8 @@ def test_lenient_scores_stand_beside_the_strict_ones(tmp_path: Path, run_script:
     assert [lenient["entity"][key] for key in ("correct", "predicted", "gold")] == [3, 3, 4]
     assert (scores["parsed"], lenient["parsed"], lenient["exact"]) == (0.25, 0.75, 0.75)
     strict, tolerant = done.stdout.split("\nlenient: only the first JSON object in each answer\n")
-    assert "entity      1.0000    0.2500    0.4000         1         1         4" in strict
-    assert "entity      1.0000    0.7500    0.8571         3         3         4" in tolerant
+    assert "entity      1.0000    0.2500    0.4000    0.0000-0.8571         1         1         4" in strict
+    assert "entity      1.0000    0.7500    0.8571    0.4000-1.0000         3         3         4" in tolerant
     assert "lenient" not in run_script("finetune/ie_eval.py", "--predictions", predictions).stdout
 
 
@@ -242,11 +237,21 @@ def test_script_prints_a_table_and_writes_json(tmp_path: Path, run_script: RunSc
     predictions = lines(tmp_path / "p.jsonl", {**question, "prediction": entities(person=["Ann"])})
     gold = lines(tmp_path / "g.jsonl", {**question, "output": entities(person=["Ann", "Bo"])})
     target = tmp_path / "scores.json"
-    done = run_script("finetune/ie_eval.py", "--predictions", predictions, "--gold", gold, "--output", target)
+    arguments = ("--predictions", predictions, "--gold", gold, "--output", target)
+    done = run_script("finetune/ie_eval.py", *arguments)
     scores = json.loads(target.read_text())
     assert (scores["entity"]["precision"], scores["entity"]["recall"], scores["exact"]) == (1, 0.5, 0)
-    assert "entity      1.0000    0.5000    0.6667" in done.stdout
-    assert "1 example, 0.0% exactly right, 100.0% of answers parse" in done.stdout
+    assert done.stdout.splitlines() == [
+        "         precision    recall        F1     95% interval   correct predicted      gold",
+        "entity      1.0000    0.5000    0.6667    0.6667-0.6667         1         1         2",
+        "triple      0.0000    0.0000    0.0000    0.0000-0.0000         0         0         0",
+        "1 example, 0.0% exactly right, 100.0% of answers parse, 100.0% of predicted names are not in the text",
+    ]
+    assert run_script("finetune/ie_eval.py", *arguments, "--by_type").stdout.splitlines() == [
+        *done.stdout.splitlines(),
+        "precision    recall        F1 predicted      gold  type",
+        "   1.0000    0.5000    0.6667         1         2  person",
+    ]
 
 
 def test_output_that_cannot_be_written_is_refused_before_the_rows_are_read(

@@ -1,6 +1,7 @@
 """finetune/ie_run.py: answers in the order of the file, equal for every batch size, with and without adapter."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from json_rows.instruction_rows import iterate_instructions, prompt_messages
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ANSWER_KEYS = ("prediction", "finish_reason")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[di
     assert len({len(prompt) for prompt in prompts}) > 3
     alone = generate_answers(model, encoder, prompts, 1, 12)
     assert generate_answers(model, encoder, prompts, 4, 12) == generate_answers(model, encoder, prompts, 9, 12) == alone
-    assert all(alone)
+    assert all(answer.text for answer in alone)
 
 
 def test_answer_ends_where_the_positions_of_the_model_do(tiny_checkpoint: Path) -> None:
@@ -50,7 +53,7 @@ def test_answer_ends_where_the_positions_of_the_model_do(tiny_checkpoint: Path) 
     alone = [generate_answers(model, encoder, [prompt], 1, 12)[0] for prompt in prompts]
     assert generate_answers(model, encoder, prompts, 3, 12) == alone
     ids = model.generate(torch.tensor([prompts[1]]), max_new_tokens=4, do_sample=False)[0, 508:]
-    assert alone[1] == tokenizer.decode(ids, skip_special_tokens=True)
+    assert alone[1] == (tokenizer.decode(ids, skip_special_tokens=True), "length")
 
 
 def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
@@ -61,7 +64,11 @@ def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
     at = next(index for index in range(1, 8) if ids[index] not in ids[:index])
     model.generation_config.eos_token_id = [ids[at]]
     cut = generate_answers(model, PromptEncoder(tokenizer), prompts, 2, 8)
-    assert cut[0] == tokenizer.decode(ids[:at], skip_special_tokens=True) != whole[0]
+    assert cut[0] == (tokenizer.decode(ids[:at], skip_special_tokens=True), "stop")
+    assert whole[0] == (tokenizer.decode(ids, skip_special_tokens=True), "length")
+    at_the_limit = generate_answers(model, PromptEncoder(tokenizer), prompts, 2, at + 1)
+    assert at_the_limit[0] == cut[0]  # the last token that fits is the end token
+    assert generate_answers(model, PromptEncoder(tokenizer), prompts, 2, at)[0] == (cut[0].text, "length")
 
 
 @pytest.mark.integration
@@ -73,15 +80,16 @@ def test_adapter_changes_the_answers_and_sets_the_template(
         "finetune/ie_run.py", "--base_model", tiny_checkpoint, "--lora_weights", adapter, "--data_path", rows_file,
         "--output", target, "--max_new_tokens", 6, "--limit", 10,
     )  # fmt: skip
-    assert f"{target}: 10 answers" in done.stdout
+    *_, last = done.stdout.splitlines()
+    assert re.fullmatch(rf"{re.escape(str(target))}: 10 answers in \d+(\.\d)? s \(\d+\.\d\d s a row\)", last)
     written = [json.loads(line) for line in target.read_text().splitlines()]
-    assert [{k: v for k, v in row.items() if k != "prediction"} for row in written] == list(
+    assert [{k: v for k, v in row.items() if k not in ANSWER_KEYS} for row in written] == list(
         iterate_instructions(rows_file)
     )[:10]
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), str(adapter), "float32")
     prompts = PromptEncoder(tokenizer).prompts([prompt_messages(row) for row in written])
     assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")
-    answers = [row["prediction"] for row in written]
+    answers = [(row["prediction"], row["finish_reason"]) for row in written]
     assert generate_answers(model, PromptEncoder(tokenizer), prompts, 32, 6) == answers
     base, _ = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     assert generate_answers(base, PromptEncoder(tokenizer), prompts, 32, 6) != answers
@@ -124,13 +132,14 @@ def test_rows_that_cannot_be_answered_stop_the_run_or_are_skipped(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     ie_run.main(**given, on_error="skip")
     written = [json.loads(line) for line in target.read_text().splitlines()]
-    assert [{key: row[key] for key in row if key != "prediction"} for row in written] == [rows[0], rows[4]]
+    assert [{key: row[key] for key in row if key not in ANSWER_KEYS} for row in written] == [rows[0], rows[4]]
     notices = capsys.readouterr().err.splitlines()
     assert [line.split()[2] for line in notices if "skipped" in line] == [f"{data}:{number}," for number in (2, 3, 4)]
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     encoder = PromptEncoder(tokenizer, load_template("alpaca"))
     prompts = encoder.prompts([MESSAGES[:1], [{"role": "user", "content": "q"}]])
-    assert [row["prediction"] for row in written] == generate_answers(model, encoder, prompts, 2, 4)
+    answers = [(row["prediction"], row["finish_reason"]) for row in written]
+    assert answers == generate_answers(model, encoder, prompts, 2, 4)
     data.write_text(json.dumps(bad[1][0]))
     with pytest.raises(ValueError, match="has no row that can be answered"):
         ie_run.main(**given, on_error="skip")

@@ -18,8 +18,11 @@ from extraction.extraction_form import check_extraction, extraction_prompt
 from extraction.extraction_grammar import answer_grammar
 from extraction.extraction_results import parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
-from extraction_metrics.answer_scores import gold_error, json_object_in, score_answers
-from extraction_metrics.scored_files import answer_pairs
+from extraction_metrics.answer_items import gold_error, json_object_in
+from extraction_metrics.answer_scores import score_answers
+from extraction_metrics.row_scores import score_rows
+from extraction_metrics.score_tables import scores_table
+from extraction_metrics.scored_files import scored_rows
 from fastapi import HTTPException
 from fuzzing import run_for, share_of_seconds
 from hypothesis import strategies as st
@@ -160,17 +163,43 @@ def items_of(gold: str) -> list[str]:
 
 
 def scored_files_holds(rows: list[dict[str, Any]]) -> None:
-    """A file gives one pair for each row, or an error of one line."""
+    """A file gives one scored row for each row, and scores that can be printed, or an error of one line."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_lines(Path(folder, "x.jsonl"), rows)
-        if pairs := value_or_error(answer_pairs, path):
-            assert len(pairs) == len(rows)
+        if scored := value_or_error(scored_rows, path):
+            assert len(scored) == len(rows)
+            scores = score_rows(scored)
+            assert all(0 <= scores.get(share, 0) <= 1 for share in ("leaked", "stopped"))
+            scores_table(scores, by_type=True).encode()
 
 
 PREDICTION = st.builds(
     lambda row, more: {**row, **more},
-    objects_with("instruction", "input", "messages", "prediction", "generated_text", "error", "output"),
-    st.fixed_dictionaries({}, optional={"prediction": answer_texts(), "output": answer_texts()}),
+    objects_with(
+        "instruction",
+        "input",
+        "messages",
+        "prediction",
+        "generated_text",
+        "error",
+        "output",
+        "text",
+        "entities",
+        "triples",
+        "complete",
+        "finish_reason",
+        "order",
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "prediction": answer_texts(),
+            "output": answer_texts(),
+            "entities": st.lists(
+                st.fixed_dictionaries({"type": SCALAR | ANY_TEXT, "name": SCALAR | ANY_TEXT}), max_size=2
+            ),
+        },
+    ),
 )
 NAMED = objects_with("name", "type", "subject", "object", "relation", values=SCALAR | st.sampled_from(["a", "b,c"]))
 ANNOTATION = st.one_of(

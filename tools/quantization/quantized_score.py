@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from extraction_metrics.answer_scores import TASKS, gold_error, score_answers
+from extraction_metrics.answer_items import TASKS, gold_error
+from extraction_metrics.answer_scores import score_answers
 from tqdm import tqdm
 
 from quantization.quantization_inputs import CalibrationExample, weight_bytes
