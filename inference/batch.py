@@ -1,4 +1,4 @@
-"""Answer a file of instructions, with a server that is started for the run or with a running server.
+"""Answer a file of instructions and of texts to extract from, with a server started for the run or a running one.
 
     python inference/batch.py --model checkpoints/merged --input in.jsonl --output out.jsonl --temperature 0
     python inference/batch.py --url http://127.0.0.1:8090 --input in.jsonl --output out.jsonl --concurrency 64
@@ -6,8 +6,14 @@
 
 A row is a request body of /generate: {"instruction", "input"} or {"messages"}, optionally with "parameters" and
 "model". Its output line has all of its keys, followed by "generated_text", "num_output_tokens_cf" and "error". Each
-parameter of /generate is also an option, the default for all rows: a number, true, false, text, or JSON
+parameter of /generate is also an option, the default for these rows: a number, true, false, text, or JSON
 (--stop '["\\n\\n"]'). Options of launch_vllm.py follow after --.
+
+A row with "task", "schema" and "text" is a request body of /extract, optionally with "language", "model", "max_tokens"
+and "window_tokens". Its output line has all of its keys, followed by those of the response: "entities", "triples" or
+"events" (none after an error), "complete", "windows", "num_output_tokens_cf" and "error". A file may have rows of both
+kinds; a row that also has "instruction", "messages" or "parameters" fails. Of the parameters, only --max_tokens is a
+default for these rows, too (per window). A file without rows of /generate accepts no other parameter.
 
 A row that fails does not stop the run. The same command resumes an interrupted or killed run. Exit status: 0; 1 if rows
 failed, which out.failed.jsonl lists; 2 if an option is wrong or the run did not finish; 130 after Ctrl-C; 143 after
@@ -94,7 +100,7 @@ def main(
     engine: str = "",
     **parameters: str,
 ) -> None:
-    """Answer the rows of a file; all other options are parameters of /generate and apply to all rows.
+    """Answer the rows of a file; all other options are parameters of /generate and apply to its rows.
 
     Args:
         input: a JSON, JSONL or parquet file.
@@ -102,11 +108,11 @@ def main(
         model: a checkpoint folder; with --url, the served model for rows without "model".
         url: URL of a running server; without it, this command starts one.
         template_path: prompt template that replaces the checkpoint's: Jinja, or alpaca's JSON.
-        concurrency: number of concurrent requests; 0 means 32 with --url, else 512.
+        concurrency: number of concurrent requests; 0 means 32 with --url, else 512. A long text counts as up to 16.
         api_key: API key of the server; prefer the environment variable KNOWLM_API_KEY, which `ps` does not show.
         overwrite: replace a finished output, or the partial output of another run.
         engine: options of launch_vllm.py as one string; the same as giving them after --.
-        parameters: any parameter of /generate, such as temperature, max_tokens or seed.
+        parameters: any parameter of /generate, such as temperature, seed or max_tokens (the latter also of /extract).
     """
     given = check_parameters(parameters)
     if not input or not output:

@@ -10,14 +10,16 @@ from urllib.parse import urlsplit, urlunsplit
 import aiohttp
 
 from batch_runs.batch_file import BatchProgress
-from batch_runs.batch_rows import ANSWER_FIELDS, BatchRow, RowAnswer
+from batch_runs.batch_rows import NO_ANSWER, BatchRow, row_answer
 
 CONNECT_SECONDS = 10
-READ_SECONDS = 3600  # longest time without a byte from the server; longer than any answer should take
+READ_SECONDS = 3600  # longest time without a byte from the server, per LONG_BODY; longer than any answer should take
+LONG_BODY = 2**12  # bytes of a request body; /extract takes longer for a longer text
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5  # seconds after the first failure, doubled after each further one; 15.5 s in all
 LONGEST_PAUSE = 600  # seconds; limit of a Retry-After, and of the time since the last answer
 BUSY_STATUSES = (429, 503)
+REFUSAL_SECONDS = 60  # a request without a response for this time was admitted
 UNAUTHORIZED_STATUSES = (401, 403)
 
 
@@ -30,7 +32,7 @@ class BatchClient:
         url: the server's address; key: API key for the header Authorization, "" for none; concurrency: requests at a
         time; socket_file: path of the Unix socket of a server without an address.
         """
-        parts = urlsplit(url.rstrip("/").removesuffix("/generate"))
+        parts = urlsplit(url.rstrip("/").removesuffix("/generate").removesuffix("/extract"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(
                 f"--url {parts.geturl()} is not the URL of a server; give one such as http://127.0.0.1:8090"
@@ -42,6 +44,7 @@ class BatchClient:
         self.concurrency, self.socket_file = concurrency, socket_file
         self.resume_at = 0.0  # monotonic seconds; a busy server gets no request before this time
         self.last_answer = time.monotonic()
+        self.sent: list[float] = []  # monotonic seconds at which the requests without a response were sent
         self.session: aiohttp.ClientSession
 
     def connect(self) -> aiohttp.ClientSession:
@@ -49,7 +52,6 @@ class BatchClient:
         path = self.socket_file
         return aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(path, limit=0) if path else aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
             headers=self.headers,
         )
 
@@ -71,21 +73,21 @@ class BatchClient:
             message = f"{self.url}/v1/models answers with status {status} and without a list of models"
             raise ValueError(f"{message}; start a server with inference/launch_vllm.py and give its URL") from None
 
-    async def generate(self, body: dict[str, Any]) -> RowAnswer:
-        """Send a request body to /generate and return the answer; if the request fails, the answer has its error.
+    async def request_answer(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a request body to a route and return the answer; if the request fails, the answer has its error.
 
-        Raises ValueError if the response is not one of /generate, and the errors of request_with_retries.
+        Raises ValueError if the response is not one of the route, and the errors of request_with_retries.
         """
-        status, content = await self.request_with_retries("POST", "/generate", json.dumps(body).encode())
+        status, content = await self.request_with_retries("POST", route, json.dumps(body).encode())
         try:
-            text, tokens, error = (json.loads(content)[name] for name in ANSWER_FIELDS)
+            answer = row_answer(route, json.loads(content))
         except (ValueError, KeyError, TypeError):
             if status < 400:
-                message = f"{self.url}/generate does not answer in the format of launch_vllm.py"
+                message = f"{self.url}{route} does not answer in the format of launch_vllm.py"
                 raise ValueError(f"{message}; start a server with inference/launch_vllm.py and give its URL") from None
-            text, tokens, error = "", 0, f"the server answered with status {status}"
+            answer = NO_ANSWER[route] | {"error": f"the server answered with status {status}"}
         self.last_answer = time.monotonic()
-        return RowAnswer(text, tokens, error)
+        return answer
 
     async def request_with_retries(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
         """Send a request, and repeat it while the server is busy or fails; return the response's status and body.
@@ -93,14 +95,21 @@ class BatchClient:
         After the last attempt, a response with status 500 is returned, too; any other failure, or a server that is busy
         for too long, raises ConnectionError. Raises ValueError if the key is not accepted.
         """
-        failures = 0
+        failures, read_seconds = 0, READ_SECONDS * (1 + len(data or b"") // LONG_BODY)
+        options: dict[str, Any] = {
+            "data": data, "allow_redirects": False,
+            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds),
+        }  # fmt: skip
         while True:
             await asyncio.sleep(self.resume_at - time.monotonic())
+            self.sent.append(began := time.monotonic())
             try:
-                async with self.session.request(method, self.url + path, data=data, allow_redirects=False) as response:
+                async with self.session.request(method, self.url + path, **options) as response:
                     status, content = response.status, await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 status, content, reason = 0, b"", " ".join(str(error).split()) or type(error).__name__
+            finally:
+                self.sent.remove(began)
             if status in UNAUTHORIZED_STATUSES:
                 raise ValueError(f"{self.url} does not accept the key (status {status}); give it in KNOWLM_API_KEY")
             if status in BUSY_STATUSES:
@@ -119,25 +128,37 @@ class BatchClient:
     def wait_for_busy_server(self, retry_after: str) -> None:
         """Delay the requests of all workers by Retry-After seconds, or by 1 s if the header is missing.
 
-        Raises ConnectionError if the delay or the time since the last answer exceeds LONGEST_PAUSE.
+        Raises ConnectionError if the delay exceeds LONGEST_PAUSE, or the time since the last answer, unless the server
+        is working on a request.
         """
         seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
-        if now - self.last_answer > LONGEST_PAUSE:
+        is_working = now - min(self.sent, default=now) > REFUSAL_SECONDS
+        if now - self.last_answer > LONGEST_PAUSE and not is_working:
             raise ConnectionError(f"{self.url} has been busy for {LONGEST_PAUSE} s")
         if seconds > LONGEST_PAUSE:
             raise ConnectionError(f"{self.url} is busy for {seconds} s more")
         self.resume_at = max(self.resume_at, now + seconds)
 
     async def answer(self, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
-        """Answer all rows and write the answers; raises the errors of `generate`."""
+        """Answer all rows and write the answers; raises the errors of `request_answer`.
+
+        As many rows are answered at a time as together have `concurrency` sequences.
+        """
+        free, turn = asyncio.Semaphore(self.concurrency), asyncio.Lock()
 
         async def work() -> None:
             for row in rows:
                 if row.request is None:
-                    progress.write(row, RowAnswer(error=row.error or None))
+                    progress.write(row, NO_ANSWER[row.route] | {"error": row.error or None})
                     continue
-                progress.write(row, await self.generate(row.request))
+                sequences = min(row.sequences(), self.concurrency)
+                async with turn:  # else two long texts could wait for each other
+                    for _ in range(sequences):
+                        await free.acquire()
+                progress.write(row, await self.request_answer(row.route, row.request))
+                for _ in range(sequences):
+                    free.release()
                 while progress.file.is_full():
                     await asyncio.sleep(FIRST_PAUSE)
 

@@ -17,7 +17,7 @@ from typing import Any
 from partial_folders.output_paths import check_place
 from tqdm import tqdm
 
-from batch_runs.batch_rows import SUCCESS_ENDING, BatchRow, RowAnswer, output_line
+from batch_runs.batch_rows import SUCCESS_ENDING, BatchRow, output_line
 
 MAX_WAITING_LINES = 32768  # in memory; exceeded by at most the number of concurrent requests
 LOCK_SECONDS = 2
@@ -183,10 +183,10 @@ class BatchProgress:
         self.bar = tqdm(total=self.rows, initial=self.file.lines, unit="row", disable=None, smoothing=0.1)
         self.began = time.monotonic()
 
-    def write(self, row: BatchRow, answer: RowAnswer) -> None:
+    def write(self, row: BatchRow, answer: Mapping[str, Any]) -> None:
         self.file.write(row.number, output_line(row, answer))
-        self.failed += bool(answer.error)
-        self.output_tokens += answer.tokens
+        self.failed += bool(answer["error"])
+        self.output_tokens += answer["num_output_tokens_cf"]
         self.seconds = time.monotonic() - self.began
         self.bar.set_postfix_str(f"{self.rate()}, {self.failed} failed", refresh=False)
         self.bar.update()

@@ -1,6 +1,7 @@
 """Rows of an input file, read one at a time, and the lines of the output.
 
-Line k of the output belongs to row k of the input. An invalid row gets a line with its error; a blank line stays blank.
+A row with EXTRACTION_KEYS is a request of /extract, any other of /generate. Line k of the output belongs to row k of
+the input. An invalid row gets a line with its error; a blank line stays blank.
 """
 
 import json
@@ -8,10 +9,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from json_rows.instruction_rows import checked_rows, prompt_messages
+from json_rows.instruction_rows import SHAPE, prompt_messages, row_error
+from json_rows.row_files import Row, iterate_rows
 
-REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # sent to the server
-ANSWER_FIELDS = ("generated_text", "num_output_tokens_cf", "error")  # the envelope of /generate
+REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # sent to /generate
+EXTRACTION_KEYS = ("task", "schema", "text")  # of each request to /extract
+EXTRACTION_SHAPE = '{"task", "schema", "text"}'
+EXTRACT_FIELDS = (*EXTRACTION_KEYS, "language", "model", "max_tokens", "window_tokens")  # sent to /extract
+AMBIGUOUS_KEYS = ("instruction", "messages", "parameters")  # of /generate; a row with all EXTRACTION_KEYS has none
+SHARED_PARAMETERS = {"max_tokens"}  # of the command line that apply to /extract, too
+ITEM_FIELDS = ("entities", "triples", "events")  # a response of /extract without an error has one of them
+MOST_WINDOWS = 16  # of a text that the server asks about at a time (CONCURRENT_WINDOWS of routes/extract_api.py)
+WINDOW_CHARACTERS = 4096  # of a long window; most are shorter (WINDOW_TOKENS of routes/extract_api.py)
+NO_ANSWER: dict[str, dict[str, Any]] = {  # route -> the fields of all its responses, as in a response with an error
+    "/generate": {"generated_text": "", "num_output_tokens_cf": 0, "error": None},
+    "/extract": {"complete": False, "windows": 0, "num_output_tokens_cf": 0, "error": None},
+}
 SUCCESS_ENDING = b'"error": null}\n'  # how the output line of a row without an error ends
 # Pairs of parameters for one setting: if a row has either of them, the command line's values of both are ignored.
 SYNONYMS = ({"max_tokens", "max_new_tokens"}, {"temperature", "do_sample"})
@@ -23,15 +36,13 @@ class BatchRow(NamedTuple):
     number: int  # from 1; in JSONL the line number
     content: dict[str, Any] | None  # None for an invalid row or a blank line
     error: str = ""
-    request: dict[str, Any] | None = None  # request body of /generate; None if `content` is None
+    request: dict[str, Any] | None = None  # request body; None if `content` is None
+    route: str = "/generate"  # or /extract
 
-
-class RowAnswer(NamedTuple):
-    """The text generated for a row, or the error."""
-
-    text: str = ""
-    tokens: int = 0  # generated tokens, end token included
-    error: str | None = None
+    def sequences(self) -> int:
+        """Return how many sequences the request has in the engine at a time, at least, if all windows are long."""
+        text = self.request["text"] if self.request and self.route == "/extract" else ""
+        return min(MOST_WINDOWS, 1 + len(text) // WINDOW_CHARACTERS) if isinstance(text, str) else 1
 
 
 def read_rows(
@@ -42,11 +53,37 @@ def read_rows(
     model, parameters: see generate_request. Raises ValueError with file and line if the rest of the file cannot be
     read, or if it has no rows.
     """
-    for number, row in enumerate(checked_rows(path, answers=False, blank_lines=True), 1):
+    for number, row in enumerate(iterate_rows(path, blank_lines=True), 1):
         if number > skip:
-            error = f"{row.location} {row.error}" if row.error else ""
-            request = None if row.content is None else generate_request(row.content, model, parameters or {})
-            yield BatchRow(number, row.content, error, request)
+            yield batch_row(number, row, model, parameters or {})
+
+
+def batch_row(number: int, row: Row, model: str, parameters: Mapping[str, Any]) -> BatchRow:
+    """Return row `number` of the input; model, parameters: see generate_request."""
+    content, error, keys = row.content, row.error, []
+    if content is not None:
+        keys = [name for name in EXTRACTION_KEYS if content.get(name) is not None]
+        error = ambiguity(content) if len(keys) == len(EXTRACTION_KEYS) else row_error(content, answers=False)
+        if error:
+            error += f"; a row is {SHAPE}" + (f", or {EXTRACTION_SHAPE}" if keys else "")
+    if content is None or error:
+        return BatchRow(number, None, f"{row.location} {error}" if error else "")
+    if len(keys) == len(EXTRACTION_KEYS):
+        return BatchRow(number, content, "", extract_request(content, model, parameters), "/extract")
+    return BatchRow(number, content, "", generate_request(content, model, parameters))
+
+
+def ambiguity(content: Mapping[str, Any]) -> str:
+    """Return why a row with EXTRACTION_KEYS could be a request of /generate as well, or ""."""
+    key = next((name for name in AMBIGUOUS_KEYS if content.get(name) is not None), None)
+    return f"has 'task', 'schema' and 'text', and also {key!r}" if key else ""
+
+
+def extract_request(content: Mapping[str, Any], model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request body of /extract for a row; model, parameters: as in generate_request."""
+    defaults = {name: parameters[name] for name in SHARED_PARAMETERS & set(parameters)}
+    defaults |= {"model": model} if model else {}
+    return defaults | {name: content[name] for name in EXTRACT_FIELDS if content.get(name) is not None}
 
 
 def generate_request(content: dict[str, Any], model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,12 +106,17 @@ def generate_request(content: dict[str, Any], model: str, parameters: Mapping[st
     return body
 
 
-def output_line(row: BatchRow, answer: RowAnswer) -> bytes:
+def row_answer(route: str, response: Any) -> dict[str, Any]:
+    """Return the answer in a route's JSON response, its fields in output order; raises KeyError or TypeError."""
+    names = (*(name for name in ITEM_FIELDS if name in response), *NO_ANSWER[route])
+    return {name: response[name] for name in names}
+
+
+def output_line(row: BatchRow, answer: Mapping[str, Any]) -> bytes:
     """Return the output line of a row: the row's keys, then the answer's keys, which replace keys of the same name."""
     if row.content is None and not row.error:
         return b"\n"
-    kept = {name: value for name, value in (row.content or {}).items() if name not in ANSWER_FIELDS}
-    fields = kept | dict(zip(ANSWER_FIELDS, (answer.text, answer.tokens, answer.error), strict=True))
+    fields = {name: value for name, value in (row.content or {}).items() if name not in answer} | dict(answer)
     try:
         return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair, which can only be written as an escape

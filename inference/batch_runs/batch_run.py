@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from server_launch.launch_args import precheck
 
 from batch_runs.batch_client import BatchClient
 from batch_runs.batch_file import AnswerFile, BatchProgress, check_answers_path
-from batch_runs.batch_rows import BatchRow, read_rows
+from batch_runs.batch_rows import SHARED_PARAMETERS, BatchRow, read_rows
 from batch_runs.batch_server import started_server
 
 # vLLM's options that affect speed but not answers: a run can be resumed with other values.
@@ -25,11 +26,14 @@ SPEED_OPTIONS = (
 )  # fmt: skip
 
 
-def hash_and_count(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 of a file and its number of rows; raises ValueError if it cannot be read to its end."""
+def hash_and_count(path: Path) -> tuple[str, Counter[str]]:
+    """Return the SHA-256 of a file and its number of rows by route, "" for rows that cannot be sent.
+
+    Raises ValueError if the file cannot be read to its end.
+    """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest, sum(1 for _ in read_rows(path))
+    return digest, Counter(row.route if row.request else "" for row in read_rows(path))
 
 
 def model_identity(model: str) -> str:
@@ -68,15 +72,20 @@ def run_batch(
     """Answer the rows that have no answer yet, rename the output, print a summary; return the number of failed rows.
 
     The input is read to its end before `connect` contacts or prepares the server. parameters: defaults for all rows.
-    served_model: the model for rows without "model". An interruption, and an error of the server's connection, says
-    which lines are kept.
+    served_model: the model for rows without "model". Raises ValueError if parameters are given that no row uses. An
+    interruption, and an error of the server's connection, says which lines are kept.
     """
-    digest, count = hash_and_count(source)
+    digest, counts = hash_and_count(source)
+    unused = [name for name in parameters if name not in SHARED_PARAMETERS]
+    if unused and counts["/extract"] and not counts["/generate"]:
+        raise ValueError(
+            f"--{unused[0]} is a parameter of /generate, but {source} has only rows of /extract; remove it"
+        )
     check_answers_path(target, overwrite)
     settings, answer_rows = connect()
     with AnswerFile(target, {"input": digest, **settings, "parameters": parameters}, overwrite) as file:
         before = file.lines
-        progress = BatchProgress(file, count)
+        progress = BatchProgress(file, counts.total())
         rows = read_rows(source, before, served_model, parameters)
         if first := next(rows, None):
             if before:

@@ -8,7 +8,10 @@ The instruction is the one that the model was tuned on (its extraction.json). De
 grammar, so every answer can be parsed and has only types of the schema. A long text is split into windows.
 """
 
+import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from chat_prompts.prompt_encoding import one_turn
@@ -32,7 +35,7 @@ MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
 WINDOW_SHARE = 1 / 3  # maximum share that a window may take of the tokens left after the instruction
 CONCURRENT_WINDOWS = 16  # most windows of one request in the engine at the same time
-QUEUE_SHARE = 1 / 2  # maximum share of the engine's queue for the windows of one request, so that others are served
+QUEUE_SHARE = 1 / 2  # maximum share of the engine's queue for the windows of all requests, so that others are served
 
 
 class ExtractRequest(BaseModel):
@@ -105,9 +108,68 @@ async def choose_windows(
     return await run_in_thread_if_long(len(text), split)
 
 
-def extract_router() -> APIRouter:
-    """Return a router with the route /extract."""
+class ExtractQueue:
+    """The requests of /extract, whose windows wait in the order of their arrival for a place in the engine's queue.
+
+    Thousands of windows that each try again while the queue is full take the time of the event loop.
+    """
+
+    def __init__(self, places: int) -> None:
+        """places: of the engine's queue, also the most requests."""
+        self.places, self.requests = places, 0
+        self.free = asyncio.Semaphore(max(1, int(places * QUEUE_SHARE)))
+
+    @contextmanager
+    def admitted(self, engine: Any) -> Iterator[None]:
+        """Count a request; raises vLLM's QueueOverflowError (status 503) if the queue is full."""
+        engine.check_admission()
+        if self.requests >= self.places:
+            raise from_vllm("QueueOverflowError")()
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+
+async def extract_items(request: ExtractRequest, raw_request: Request, free: asyncio.Semaphore) -> Response:
+    """Return the response to a request; free: places of the engine's queue that windows may take."""
+    task, text = request.task, request.text
+    model = raw_request.app.state.knowlm_models.get(request.model)
+    types = check_schema(task, request.schema_)
+    prompt = extraction_prompt(task, types, text, request.language or "auto", model.extraction)
+    spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
+    grammar = answer_grammar(prompt.form, types, model.encoder.answer_prefix)
+    fields = {"structured_outputs": {"grammar": grammar}, "temperature": 0}
+    is_bounded.set(True)  # by the limits of the schema
+    limit = request.max_tokens or MAX_ANSWER_TOKENS
+
+    async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
+        """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
+        ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
+        options = fields | {"max_tokens": min(limit, model.context - len(ids))}
+        async with free:
+            completion = await run_when_admitted(lambda: complete(raw_request, model, ids, **options))
+        answer, is_complete = parse_partial_answer(completion.choices[0].text)
+        return answer, is_complete, len(ids), completion.usage.completion_tokens
+
+    results = await map_concurrently(ask, spans, CONCURRENT_WINDOWS)
+    output_tokens = sum(tokens for _, _, _, tokens in results)
+    prompt_tokens = sum(tokens for _, _, tokens, _ in results)
+    raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # read by --limit-tokens
+    answers = [(span, answer) for span, (answer, *_) in zip(spans, results, strict=True)]
+    found = await run_in_thread_if_long(len(text), merge_answers, task, text, prompt.form, types, answers)
+    summary = {
+        "complete": all(is_complete for _, is_complete, _, _ in results), "windows": len(spans),
+        "num_output_tokens_cf": output_tokens, "error": None,
+    }  # fmt: skip
+    return JSONResponse(found | summary)
+
+
+def extract_router(places: int) -> APIRouter:
+    """Return a router with the route /extract; places: of the engine's queue."""
     router = APIRouter(route_class=envelope_route(ExtractAnswer, {"": ExtractRequest}))
+    queue = ExtractQueue(places)
 
     @router.post("/extract/", response_model=None, include_in_schema=False)
     @router.post("/extract", response_model=None, responses=openapi_responses(ExtractAnswer))
@@ -115,37 +177,7 @@ def extract_router() -> APIRouter:
     @from_vllm("load_aware_call")
     async def extract(request: ExtractRequest, raw_request: Request) -> Response:
         """Extract the items of a schema from a text, with their offsets."""
-        task, text = request.task, request.text
-        model = raw_request.app.state.knowlm_models.get(request.model)
-        types = check_schema(task, request.schema_)
-        prompt = extraction_prompt(task, types, text, request.language or "auto", model.extraction)
-        spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
-        grammar = answer_grammar(prompt.form, types, model.encoder.answer_prefix)
-        fields = {"structured_outputs": {"grammar": grammar}, "temperature": 0}
-        is_bounded.set(True)  # by the limits of the schema
-        limit = request.max_tokens or MAX_ANSWER_TOKENS
-        engine, queue = raw_request.app.state.engine_client, raw_request.app.state.args.max_num_queued_reqs
-        engine.check_admission()  # a full queue is an error now; later windows wait for room
-
-        async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
-            """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
-            ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
-            options = fields | {"max_tokens": min(limit, model.context - len(ids))}
-            completion = await run_when_admitted(lambda: complete(raw_request, model, ids, **options))
-            answer, is_complete = parse_partial_answer(completion.choices[0].text)
-            return answer, is_complete, len(ids), completion.usage.completion_tokens
-
-        concurrent = min(CONCURRENT_WINDOWS, max(1, int(queue * QUEUE_SHARE)))
-        results = await map_concurrently(ask, spans, concurrent)
-        output_tokens = sum(tokens for _, _, _, tokens in results)
-        prompt_tokens = sum(tokens for _, _, tokens, _ in results)
-        raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # read by --limit-tokens
-        answers = [(span, answer) for span, (answer, *_) in zip(spans, results, strict=True)]
-        found = await run_in_thread_if_long(len(text), merge_answers, task, text, prompt.form, types, answers)
-        summary = {
-            "complete": all(is_complete for _, is_complete, _, _ in results), "windows": len(spans),
-            "num_output_tokens_cf": output_tokens, "error": None,
-        }  # fmt: skip
-        return JSONResponse(found | summary)
+        with queue.admitted(raw_request.app.state.engine_client):  # full: an error now; later, windows wait for room
+            return await extract_items(request, raw_request, queue.free)
 
     return router

@@ -36,7 +36,7 @@ class RoutesMiddleware:
 def add_routes(app: FastAPI) -> None:
     """Add the routes, and the response to unknown paths in the format of vLLM's routes."""
     app.include_router(generate_router())
-    app.include_router(extract_router())
+    app.include_router(extract_router(app.state.args.max_num_queued_reqs))
     app.router.default = not_found
 
 

@@ -14,20 +14,28 @@ import pytest
 from batch_runs import batch_run
 from batch_runs.batch_file import AnswerFile
 from batch_runs.batch_rows import (
-    ANSWER_FIELDS,
+    EXTRACT_FIELDS,
+    ITEM_FIELDS,
+    MOST_WINDOWS,
+    NO_ANSWER,
     REQUEST_FIELDS,
     BatchRow,
-    RowAnswer,
     generate_request,
     output_line,
     read_rows,
+    row_answer,
 )
 from conftest import RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routes import extract_api
 from routes.generate_api import GenerateAnswer, GenerateRequest
+from routes.response_envelope import field_names
 
 SCRIPT = "inference/batch.py"
+
+
+FIELDS = list(NO_ANSWER["/generate"])
 
 
 def names(folder: Path) -> list[str]:
@@ -41,19 +49,25 @@ JSON = st.recursive(
 )
 
 
-def test_row_fields_equal_the_fields_of_generate() -> None:
+def test_row_fields_equal_the_fields_of_the_routes() -> None:
     assert {*REQUEST_FIELDS, "stream"} == set(GenerateRequest.model_fields)
-    assert list(ANSWER_FIELDS) == list(GenerateAnswer.model_fields)
+    assert set(EXTRACT_FIELDS) == set(field_names(extract_api.ExtractRequest))
+    assert NO_ANSWER["/generate"] == GenerateAnswer().model_dump()
+    assert NO_ANSWER["/extract"] == extract_api.ExtractAnswer().model_dump(exclude=set(ITEM_FIELDS))
+    assert [*ITEM_FIELDS, *NO_ANSWER["/extract"]] == list(extract_api.ExtractAnswer.model_fields)
+    assert MOST_WINDOWS == extract_api.CONCURRENT_WINDOWS
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.text() | st.sampled_from(ANSWER_FIELDS), JSON), st.text())
+@given(st.dictionaries(st.text() | st.sampled_from(FIELDS), JSON), st.text())
 def test_output_line_keeps_the_rows_keys_and_adds_the_answer(content: dict[str, Any], text: str) -> None:
-    line = output_line(BatchRow(3, content), RowAnswer(text, 3))
+    line = output_line(
+        BatchRow(3, content), NO_ANSWER["/generate"] | {"generated_text": text, "num_output_tokens_cf": 3}
+    )
     assert line.count(b"\n") == 1
     message = json.loads(line)
     assert message == content | {"generated_text": text, "num_output_tokens_cf": 3, "error": None}
-    assert list(message)[-3:] == list(ANSWER_FIELDS)
+    assert list(message)[-3:] == FIELDS
 
 
 def test_each_input_line_is_a_row_an_error_or_empty(tmp_path: Path) -> None:
@@ -75,7 +89,7 @@ def test_each_input_line_is_a_row_an_error_or_empty(tmp_path: Path) -> None:
     assert all(row.error.startswith(f"{path}:{start}") for row, start in zip(rows[2:8], starts, strict=True))
     assert rows[8].content == {"instruction": "b"}
     assert list(read_rows(path, 5)) == rows[5:]
-    assert [output_line(row, RowAnswer()) for row in rows[:2]][1] == b"\n"
+    assert [output_line(row, NO_ANSWER["/generate"]) for row in rows[:2]][1] == b"\n"
     listed = tmp_path / "in.json"
     listed.write_text(' [{"instruction": "a"},\n 2]')
     assert [row.content for row in read_rows(listed)] == [{"instruction": "a"}, None]
@@ -93,7 +107,7 @@ def test_read_rows_uses_constant_memory(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"instruction": "Name a city.", "id": 1}\n' * 20_000)
     tracemalloc.start()
-    assert sum(1 for _ in read_rows(path)) == batch_run.hash_and_count(path)[1] == 20_000
+    assert sum(1 for _ in read_rows(path)) == batch_run.hash_and_count(path)[1].total() == 20_000
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
 
@@ -107,6 +121,51 @@ def test_parameters_of_a_row_override_the_command_line() -> None:
     request = generate_request({"parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}, "n", line)
     assert request == {"model": "n", "parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}
     assert generate_request({"parameters": [1]}, "", line) == {"parameters": [1]}
+
+
+def test_rows_with_task_schema_and_text_are_requests_of_extract(tmp_path: Path) -> None:
+    extraction = {"text": "Ann.", "task": "ner", "schema": ["person"]}
+    metadata = {"task": "ner", "schema": ["person"]}
+    rows: list[dict[str, Any]] = [
+        extraction | {"id": 1, "input": "kept", "instruction": None},
+        extraction | {"model": "m", "max_tokens": 3, "language": "en", "window_tokens": 9},
+        {"instruction": "a"} | metadata,
+        extraction | {"instruction": "a"},
+        extraction | {"messages": []},
+        extraction | {"parameters": {"max_tokens": 3}},
+        metadata,
+    ]
+    (path := tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = list(read_rows(path, model="n", parameters={"max_tokens": 9, "top_p": 0.5}))
+    assert [row.route for row in read[:3]] == ["/extract", "/extract", "/generate"]
+    assert [row.content for row in read] == [*rows[:3], *[None] * 4]
+    assert read[0].request == extraction | {"model": "n", "max_tokens": 9}
+    assert read[1].request == rows[1]
+    assert read[2].request == {"instruction": "a", "model": "n", "parameters": {"max_tokens": 9, "top_p": 0.5}}
+    for row, key in zip(read[3:6], ("instruction", "messages", "parameters"), strict=True):
+        assert row.error.startswith(f"{path}:{row.number} has 'task', 'schema' and 'text', and also '{key}'; a row is ")
+    assert read[6].error.endswith(', or {"task", "schema", "text"}')
+    assert batch_run.hash_and_count(path)[1] == {"/extract": 2, "/generate": 1, "": 4}
+
+
+def test_extraction_line_has_the_items_of_the_response_and_ends_with_the_error(tmp_path: Path) -> None:
+    response: dict[str, Any] = {
+        "error": None, "complete": True, "windows": 1, "num_output_tokens_cf": 5, "entities": [], "new": 1,
+    }  # fmt: skip
+    row = BatchRow(1, {"text": "Ann.", "windows": 7, "triples": [1]}, route="/extract")
+    line = output_line(row, row_answer("/extract", response))
+    fields = '"entities": [], "complete": true, "windows": 1, "num_output_tokens_cf": 5, "error": null}\n'
+    assert line.decode() == '{"text": "Ann.", "triples": [1], ' + fields
+    for wrong in ({"generated_text": "", "error": None}, [1], "text", 3, None):
+        with pytest.raises((KeyError, TypeError)):
+            row_answer("/extract", wrong)
+
+
+def test_long_text_counts_as_several_sequences() -> None:
+    rows = [BatchRow(1, {}, "", {"text": "x" * count}, "/extract") for count in (0, 4000, 9000, 10**6)]
+    assert [row.sequences() for row in rows] == [1, 1, 3, MOST_WINDOWS]
+    assert BatchRow(1, {}, "", {"text": 10**6}, "/extract").sequences() == 1
+    assert BatchRow(1, {}, "", {"instruction": "x" * 10**6}).sequences() == 1
 
 
 def test_command_line_parameters_are_json_or_text() -> None:
@@ -160,7 +219,10 @@ def test_identity_of_run_ignores_speed_options() -> None:
 
 
 def lines(count: int) -> list[bytes]:
-    return [output_line(BatchRow(number, {"id": number}), RowAnswer("x" * number)) for number in range(1, count + 1)]
+    return [
+        output_line(BatchRow(number, {"id": number}), NO_ANSWER["/generate"] | {"generated_text": "x" * number})
+        for number in range(1, count + 1)
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -201,7 +263,7 @@ def test_files_of_another_run_are_kept_without_overwrite(tmp_path: Path) -> None
         assert file.lines == 1
     with AnswerFile(output, second, overwrite=True) as file:
         assert file.lines == 0
-        file.write(1, output_line(BatchRow(1, {}), RowAnswer(error="no")))
+        file.write(1, output_line(BatchRow(1, {}), NO_ANSWER["/generate"] | {"error": "no"}))
         assert file.finish() == (1, 1)
     assert json.loads((tmp_path / "out.failed.jsonl").read_text()) == {"line": 1, "error": "no"}
     with pytest.raises(FileExistsError, match="replace it with --overwrite"):
@@ -256,16 +318,20 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
         ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),
         ("--input in.jsonl --output o --url http://h --concurrency no", "--concurrency takes a whole number, not 'no'"),
         ("--input in.jsonl --output o --url http://h -- --dtype half", "--url uses a server that is already running"),
+        ("--input texts.jsonl --output o --model M --max_tokens 9 --temperature 0",
+         "--temperature is a parameter of /generate, but texts.jsonl has only rows of /extract; remove it"),
+        ("--input texts.jsonl --output o --model nothing --max_tokens 9", "nothing does not exist; --model takes"),
     ],
 )  # fmt: skip
 @pytest.mark.integration
 def test_wrong_options_give_one_error_line(run_script: RunScript, tmp_path: Path, options: str, message: str) -> None:
     (tmp_path / "in.jsonl").write_text('{"instruction": "Name a city."}\n')
+    (tmp_path / "texts.jsonl").write_text('{"text": "Ann.", "task": "ner", "schema": ["person"]}\n')
     done = run_script(SCRIPT, *options.split(), status=2, cwd=tmp_path)
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
-    assert names(tmp_path) == ["in.jsonl"]
+    assert names(tmp_path) == ["in.jsonl", "texts.jsonl"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

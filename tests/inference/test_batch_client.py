@@ -223,6 +223,26 @@ def test_run_ends_on_a_server_that_stays_busy(tmp_path: Path, monkeypatch: pytes
         batch.main(str(write_rows(tmp_path / "in.jsonl", 3)), str(tmp_path / "out.jsonl"), url=url)
 
 
+def test_busy_server_that_works_on_a_long_request_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first row takes longer than the longest wait for a busy server; the others are refused meanwhile."""
+    monkeypatch.setattr(batch_client, "LONGEST_PAUSE", 1)
+    monkeypatch.setattr(batch_client, "REFUSAL_SECONDS", 0.5)
+    answered = threading.Event()
+
+    def reply(body: dict[str, Any], headers: dict[str, str]) -> Reply:
+        if body["instruction"] == "Name city 1.":
+            time.sleep(3.5)
+            answered.set()
+        return (200, {}, envelope("x")) if answered.is_set() else (503, {"Retry-After": "1"}, envelope(error="busy"))
+
+    output = tmp_path / "out.jsonl"
+    with pretended(reply) as url:
+        batch.main(str(write_rows(tmp_path / "in.jsonl", 3)), str(output), url=url)
+    assert [json.loads(line)["error"] for line in output.read_text().splitlines()] == [None] * 3
+
+
 def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that arrive early wait in memory, so their number is limited."""
     monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)

@@ -134,6 +134,73 @@ def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: Ru
             assert [row[name] for name in answer] == list(answer.values())
 
 
+EXTRACTION = {"task": "ner", "schema": ["person", "地点"], "text": "Dabe Kilo was born in Marolo. 她在公司工作。"}
+TRIPLES = {"task": "re", "schema": ["born in"], "text": EXTRACTION["text"], "max_tokens": 20, "entities": "kept"}
+LONG_TEXT = "".join(f"Dabe number {number} was born in Kilo. 他在公司工作。\n" for number in range(60))
+EXTRACTIONS: list[dict[str, Any]] = [
+    EXTRACTION,
+    TRIPLES,
+    {"instruction": "Name a city.", "parameters": {"temperature": 0}},
+    EXTRACTION | {"text": LONG_TEXT, "window_tokens": 60},
+    EXTRACTION | {"text": " "},
+    EXTRACTION | {"schema": []},
+    EXTRACTION | {"model": "none"},
+    EXTRACTION | {"instruction": "Name a city."},
+]
+EXTRACT_FIELDS = ("task", "schema", "text", "max_tokens", "window_tokens", "model")
+
+
+def test_file_of_both_kinds_of_rows_is_answered_killed_and_resumed(
+    server: Any, run_script: RunScript, tmp_path: Path
+) -> None:
+    """Each line has the answer of the row's route; the resumed file is the same."""
+    source, whole, killed = tmp_path / "in.jsonl", tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    rows = [{"id": number} | EXTRACTIONS[number % len(EXTRACTIONS)] for number in range(80)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--url", f"{server.url}/extract", "--max_tokens", 8)
+    done = run_script(SCRIPT, "--input", source, "--output", whole, *options, status=1)
+    assert done.stdout.startswith(f"{whole}: 80 rows, 30 failed ({tmp_path}/whole.failed.jsonl), ")
+    for row, line in zip(rows[:7], answers(whole), strict=False):
+        is_extraction = "task" in row
+        default: dict[str, Any] = {"max_tokens": 8} if is_extraction else {"parameters": {"max_tokens": 8}}
+        body = {name: row[name] for name in EXTRACT_FIELDS if name in row} if is_extraction else {
+            "instruction": row["instruction"], "parameters": row["parameters"] | default["parameters"]
+        }  # fmt: skip
+        answer = server.post("/extract" if is_extraction else "/generate", default | body)[1]
+        assert list(line.items()) == [*row.items(), *answer.items()]
+    lines = answers(whole)
+    assert [bool(line["error"]) for line in lines[:8]] == [False] * 5 + [True] * 3
+    assert lines[3]["windows"] > 10
+    assert lines[5]["error"].startswith("the schema is empty or not a list; the task ner needs a schema such as ")
+    assert "has 'task', 'schema' and 'text', and also 'instruction'" in lines[7]["error"]
+
+    run = BatchProcess(source, killed, *options, "--concurrency", 3)
+    assert run.stop_after(20, signal.SIGKILL)[0] == -signal.SIGKILL
+    kept = run.partial.read_bytes()
+    assert kept and whole.read_bytes().startswith(kept)
+    done = run_script(SCRIPT, "--input", source, "--output", killed, *options, status=1)
+    assert " from an earlier run), 30 failed" in done.stdout
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_lines_of_long_texts_are_written_during_the_run(
+    start_server: Any, tuned_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The rows have thousands of windows, the server a queue of 16 places; a few texts are answered at a time."""
+    server = start_server(tuned_checkpoint, "--max-num-seqs", 16, "--max-num-queued-reqs", 16)
+    source, output, seen = tmp_path / "in.jsonl", tmp_path / "out.jsonl", set[int]()
+    row = EXTRACTION | {"text": LONG_TEXT * 6, "max_tokens": 4}
+    source.write_text("".join(json.dumps({"id": number} | row) + "\n" for number in range(12)))
+    run = BatchProcess(source, output, "--url", server.url, "--concurrency", 12)
+    while run.process.poll() is None:
+        seen.add(run.lines())
+        time.sleep(0.02)
+    assert (run.process.returncode, run.process.communicate()[1]) == (0, "")
+    assert any(0 < lines <= 6 for lines in seen)
+    assert [(each["id"], each["error"]) for each in answers(output)] == [(number, None) for number in range(12)]
+
+
 def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) -> tuple[Path, bytes]:
     """Return a file of `count` rows, and the server's output for it."""
     source, output = write_rows(folder / "in.jsonl", count), folder / "url.jsonl"

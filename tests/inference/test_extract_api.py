@@ -2,9 +2,12 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from routes.extract_api import ExtractQueue
+from vllm.exceptions import QueueOverflowError
 
 TEXTS = {
     "en": "Dabe Kilo was born in Marolo in 1950. She works for Atlas Salt Press.",
@@ -34,6 +37,16 @@ def names(answer: dict[str, Any]) -> list[dict[str, Any]]:
     for event in answer.get("events", []):
         found += [*filter(None, [event["trigger"]]), *event["arguments"]]
     return found
+
+
+def test_full_queue_refuses_a_request_until_another_has_ended() -> None:
+    queue, engine = ExtractQueue(2), SimpleNamespace(check_admission=lambda: None)
+    with queue.admitted(engine):
+        with queue.admitted(engine), pytest.raises(QueueOverflowError), queue.admitted(engine):
+            pass
+        with queue.admitted(engine):
+            assert queue.requests == 2
+    assert queue.requests == 0
 
 
 @pytest.mark.parametrize("task", SCHEMAS)

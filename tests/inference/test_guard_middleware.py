@@ -59,7 +59,9 @@ def errors(options):
             yield str(error)
 
 async def main(options):
-    app = build_app(parse_server_args(options), ("generate", "realtime", "transcription"))
+    args = parse_server_args(options)
+    app = build_app(args, ("generate", "realtime", "transcription"))
+    app.state.args = args
     add_routes(app)
     routes = set()
     def walk(holder, before=""):

@@ -20,7 +20,9 @@ def test_startup_adds_the_routes_of_a_generating_model(
     registry = SimpleNamespace(base_model_paths=[], lora_requests={}, is_base_model=lambda name: False)
     config = SimpleNamespace(max_model_len=512, try_get_generation_config=dict)
     app.state.engine_client = SimpleNamespace(get_tokenizer=lambda: tokenizer, model_config=config)
-    app.state.args = SimpleNamespace(chat_template=None, model=str(tiny_checkpoint), trust_remote_code=False)
+    app.state.args = SimpleNamespace(
+        chat_template=None, model=str(tiny_checkpoint), trust_remote_code=False, max_num_queued_reqs=8
+    )
     app.state.openai_serving_completion, app.state.openai_serving_models = completion, registry
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
