@@ -11,16 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fail() { echo "quickstart: $*" >&2; exit 2; }
-exec 3>&2
-interrupted() { echo "quickstart: interrupted; run the same command again to continue from here" >&3; exit "$1"; }
-trap 'interrupted 130' INT # runs after the current step, which gets the signal too, has ended
-trap 'interrupted 143' TERM
-case "$*" in
-    "") ;;
-    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' examples/quickstart.sh; exit ;;
-    *) fail "there are no options, only variables ($*); see --help" ;;
-esac
+source examples/recipe_steps.sh
 
 OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=${DATA:-}
 # Sizes of the data and the model, and lengths of the runs. Most of the time goes into learning to copy unseen names. That
@@ -38,64 +29,8 @@ if [ -n "$SHORT" ]; then
     layers=2 pretrain_steps=6 tune_epochs=1 log_every=1
 fi
 
-bash tools/setup.sh
-PATH=$(cd "${VENV:-.venv}/bin" && pwd):$PATH
-export PATH
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning
-nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # else DeepSpeed warns at every start
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
-mkdir -p "$OUT"
-exec 9> "$OUT/lock"
-flock --nonblock 9 || fail "another run is writing $OUT; wait for it, or give another folder with OUT=…"
-# DeepSpeed compiles in a folder of this run, since a stale lock in the default folder may delay it by 30 minutes.
-export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(cd "$OUT" && pwd)/torch_extensions}
-
-started=$SECONDS
-headline() { printf '\n\033[1m[%2d:%02d] %s\033[0m\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$*"; }
-
-# print_command COMMAND…: prints a command as it can be typed.
-print_command() {
-    local word line="  $"
-    [ "$1" != print_and_save ] || set -- "${@:3}"
-    [ "$1" != stop_ranks_on_interrupt ] || shift
-    for word in "$@"; do
-        case $word in "" | *[!A-Za-z0-9_./,:=@%+-]*) line+=" '$word'" ;; *) line+=" $word" ;; esac
-    done
-    [ "$1" = ask ] || echo "$line"
-}
-
-# indent: indents lines to the end of the input; ignores signals, after which a command still prints.
-indent() { trap '' INT TERM; exec sed -u 's/^/    /'; }
-
-# step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically. 2> /dev/null
-# hides bash's own line about a command that a signal ended.
-step() {
-    local result=$1 begun=$SECONDS
-    shift
-    if [ -e "$result" ]; then echo "  $result exists already"; return; fi
-    print_command "$@"
-    { "$@" 2>&1 | indent; } 2> /dev/null || fail "$result was not made, for the reason above; run the same command again to continue from here"
-    printf '%s\t%s\n' "$result" $((SECONDS - begun)) >> "$OUT/steps.tsv"
-}
-
-# seal FOLDER PARENTS: writes checkpoint.json, with hashes and parents.
-seal() { step "$1/checkpoint.json" python tools/checkpoint.py seal "$1" --parents "$2"; }
-
-# print_and_save FILE COMMAND…: prints the command's output; writes it to FILE once the command has succeeded.
-print_and_save() {
-    local file=$1
-    shift
-    "$@" | tee "$file.partial"
-    mv "$file.partial" "$file"
-}
-
-# stop_ranks_on_interrupt COMMAND…: runs deepspeed with Ctrl-C ignored by the ranks; its launcher handles it and sends them SIGTERM.
-stop_ranks_on_interrupt() { trap '' INT; "$@"; }
-
-settings="seed $SEED, short ${SHORT:-0}, data ${DATA:--}, people $people, documents $documents, rows $rows, model $width x $layers"
-[ "$(cat "$OUT/settings" 2> /dev/null || echo "$settings")" = "$settings" ] \
-    || fail "$OUT was made with other settings ($(cat "$OUT/settings")); give another folder with OUT=…, or remove it"
-echo "$settings" > "$OUT/settings"
+set_up
+check_settings "seed $SEED, short ${SHORT:-0}, data ${DATA:--}, people $people, documents $documents, rows $rows, model $width x $layers"
 
 headline "1/9  Data about a small made-up world, a tokenizer and a random base model"
 step $OUT/world python examples/make_demo.py world --output_dir $OUT/world --people $people --seed "$SEED" \
@@ -159,28 +94,17 @@ for model in recovered merged; do
 done
 
 headline "8/9  Serve the model with vLLM, ask it with curl"
-# ask: starts the server, waits for it, curls /generate with a held-out row, stops the server.
-ask() {
+# serve_and_ask: asks a served model a question of a held-out row.
+serve_and_ask() {
     python -c 'import json, sys
 row = next(row for row in map(json.loads, open(sys.argv[1], encoding="utf-8")) if "relation" in row["instruction"])
 body = {"instruction": row["instruction"], "input": row["input"], "parameters": {"top_p": 0.7, "max_tokens": 256}}
 print(json.dumps(body, ensure_ascii=False))' "$OUT/world/heldout.jsonl" > "$OUT/question.json"
-    python inference/launch_vllm.py --model "$OUT/merged" --port "$PORT" > "$OUT/server.log" 2>&1 3>&- 9>&- &
-    server=$!
-    trap 'kill $server 2> /dev/null && wait $server || true' EXIT
-    echo "python inference/launch_vllm.py --model $OUT/merged --port $PORT   (log: $OUT/server.log)"
-    until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/health"; do
-        kill -0 $server 2> /dev/null || { grep '^error:' "$OUT/server.log" || tail -n 20 "$OUT/server.log"; exit 2; }
-        sleep 1
-    done
-    echo "curl http://127.0.0.1:$PORT/generate -H 'Content-Type: application/json' -d '$(cat "$OUT/question.json")'"
-    curl --silent --show-error "http://127.0.0.1:$PORT/generate" -H 'Content-Type: application/json' \
-        --data @"$OUT/question.json" --output "$OUT/answer.json.partial"
-    cat "$OUT/answer.json.partial" && echo
-    kill $server && { wait $server || true; }
-    mv "$OUT/answer.json.partial" "$OUT/answer.json"
+    start_server "$OUT/merged" "$OUT/server.log"
+    ask "$OUT/question.json" "$OUT/answer.json"
+    stop_server
 }
-step $OUT/answer.json ask
+step $OUT/answer.json serve_and_ask
 
 headline "9/9  Summary"
 python examples/make_demo.py summary --folder "$OUT"

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from checkpoint_io.tensors import Tensor, read_safetensors
 from safetensors.torch import save_file
-from weight_diffs import diff_writer, exact_diff
+from weight_diffs import diff_writer, exact_diff, rank_search
 from weight_diffs.exact_diff import ExactDiff, decode
 from weight_diffs.rank_search import RankSearch
 
@@ -158,3 +159,28 @@ def test_read_diff_refuses_unknown_format(tmp_path: Path) -> None:
     (tmp_path / "diff.json").write_text('{"format": "exact-diff-2"}')
     with pytest.raises(ValueError, match="format 'exact-diff-2'"):
         exact_diff.read_diff(tmp_path)
+
+
+def test_search_stops_after_low_rank_parts_that_do_not_make_the_diff_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a few training steps: every matrix changed everywhere, and its change has a large low-rank part."""
+    draw = torch.Generator().manual_seed(0)
+    base, tuned = {}, {}
+    for layer in range(6):
+        name, shape = f"layers.{layer}.q_proj.weight", (400, 400)
+        base[name] = torch.randn(shape, generator=draw).bfloat16() / 20
+        part = torch.randn(400, 2, generator=draw) @ torch.randn(2, 400, generator=draw)
+        noise = torch.randn(shape, generator=draw)
+        tuned[name] = (base[name].float() + 1e-3 * part + 3e-3 * noise).bfloat16()
+    searched: list[str] = []
+    find = rank_search.low_rank_factors
+
+    def recorded(tuned: Tensor, base: Tensor) -> Any:
+        searched.append(tuned.name)
+        return find(tuned, base)
+
+    monkeypatch.setattr(rank_search, "low_rank_factors", recorded)
+    diff = make(tmp_path / "diff", stored(tmp_path, "tuned", tuned), stored(tmp_path, "base", base))
+    assert len(searched) == rank_search.FAILURES_LIMIT
+    assert {entry.rank for entry in diff.entries.values()} == {0}

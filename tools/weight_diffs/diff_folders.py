@@ -97,7 +97,8 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
     def find_factors(tensor: Tensor, base: Tensor) -> Factors | None:
         update = lora.updates.get(tensor.name) if lora else None
         if update is not None and update.product_shape() == tensor.shape == base.shape:
-            return adapter_updates.read_factors(update, base)
+            factors = adapter_updates.read_factors(update, base)
+            return factors if factors is not None and diff_writer.saves_bytes(factors, tensor, base) else None
         return search.find(tensor, base) if low_rank else None
 
     # The compressed size is not known in advance.

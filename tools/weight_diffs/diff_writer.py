@@ -71,8 +71,6 @@ def write_diff(
 def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, find_factors: FindFactors) -> DiffEntry:
     """Write one tensor's payload at the file's position; return its entry."""
     factors = find_factors(tuned, base) if base is not None else None
-    if factors is not None and base is not None and not saves_bytes(factors, tuned, base):
-        factors = None
     hashes, sizes = {"tuned": blake3(), "base": blake3(), "payload": blake3()}, list[int]()
     for packed, ours, theirs in encode_chunks(tuned, base, factors):
         hashes["tuned"].update(ours.view(np.uint8).data)

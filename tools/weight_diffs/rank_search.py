@@ -18,9 +18,11 @@ from checkpoint_io.tensors import Tensor, ranges
 from lora_merging.low_rank import Factors
 from threadpoolctl import threadpool_limits
 
+from weight_diffs.diff_writer import saves_bytes
+
 CORNER = 384  # side of the corner that is tested first
 RANK_LIMIT = 256  # maximum rank; larger factors save too little
-FAILURES_LIMIT = 3  # matrices of a kind without a low-rank change, after which the others are skipped
+FAILURES_LIMIT = 3  # matrices of a kind without a useful low-rank change, after which the others are skipped
 NOISE_MARGIN = 1.1  # factor of the noise edge above which a singular value is significant
 FITTED_RANK_LIMIT = 64  # largest rank whose factors are fitted; the work grows with its square
 PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # per sweep: maximum ratio of the median rounding error to an element's own
@@ -39,7 +41,8 @@ class RankSearch:
     def find(self, tuned: Tensor, base: Tensor) -> Factors | None:
         """Return factors with base + product equal to the tuned matrix up to rounding, or None.
 
-        Returns None also for vectors, matrices of different shapes, and ranks above RANK_LIMIT.
+        Returns None also for vectors, matrices of different shapes, ranks above RANK_LIMIT, and factors that do not
+        make the diff smaller: after a few training steps, a change of full rank has a large low-rank part.
         """
         kind = re.sub(r"\.\d+\.", ".*.", tuned.name)
         fits = len(tuned.shape) == 2 and tuned.shape == base.shape and {tuned.dtype, base.dtype} <= set(FLOATS)
@@ -47,6 +50,8 @@ class RankSearch:
             return None
         with threadpool_limits(threads(), "blas"):  # the pool is idle
             factors = low_rank_factors(tuned, base) if looks_low_rank(tuned, base) else None
+        if factors is not None and not saves_bytes(factors, tuned, base):
+            factors = None
         self.failures[kind] += factors is None
         return factors
 

@@ -1,0 +1,65 @@
+"""Ask a model for facts it may know: rows for ie_run.py from files of relations, and the share of right answers.
+
+The files have the format of https://github.com/evandez/relations (MIT): {"prompt_templates": ["The capital of {} is"],
+"samples": [{"subject": "France", "object": "Paris"}]}.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from json_rows.row_files import iterate_objects, read_json
+from partial_folders.atomic_outputs import new_file
+
+# Relations with one short object per subject, of which a small model knows a part.
+RELATIONS = (
+    "country_capital_city", "country_language", "country_largest_city", "landmark_on_continent", "product_by_company",
+)  # fmt: skip
+
+
+def fact_questions(folder: Path, number: int) -> list[dict[str, str]]:
+    """Return {"instruction", "input", "output", "relation"} for the first `number` samples of each of RELATIONS.
+
+    Raises FileNotFoundError, or ValueError if a file has another format.
+    """
+    rows = []
+    for relation in RELATIONS:
+        file = folder / f"{relation}.json"
+        content = read_json(str(file), "--facts_path takes a folder of relations")
+        try:
+            template, samples = content["prompt_templates"][0], content["samples"][:number]
+            pairs = [(str(sample["subject"]), str(sample["object"])) for sample in samples]
+            before, after = template.split("{}")
+        except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+            expected = '{"prompt_templates": ["… {} …"], "samples": [{"subject", "object"}]}'
+            raise ValueError(f"{file} has another format; {expected} is expected") from None
+        instruction = "Complete the sentence: "
+        rows += [
+            {
+                "instruction": f"{instruction}{before}{subject}{after} …", "input": "", "output": answer,
+                "relation": relation,
+            }
+            for subject, answer in pairs
+        ]  # fmt: skip
+    return rows
+
+
+def write_fact_questions(facts_path: str, output: str, number: int = 24) -> None:
+    """Write questions about facts as instruction rows (JSONL).
+
+    Args:
+        facts_path: folder of relations, such as country_capital_city.json.
+        output: the file to write.
+        number: questions of each relation.
+    """
+    rows = fact_questions(Path(facts_path), number)
+    with new_file(output, replace=True) as file:
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{output}: {len(rows)} questions about {len(RELATIONS)} relations")
+
+
+def known_facts(predictions: str) -> tuple[int, int]:
+    """Return (right answers, questions) of a file of ie_run.py: an answer is right if it contains the object."""
+    rows: list[dict[str, Any]] = [row for _, row in iterate_objects(predictions)]
+    right = sum(row["output"].casefold() in row["prediction"].casefold() for row in rows)
+    return right, len(rows)
