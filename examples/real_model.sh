@@ -27,9 +27,9 @@ done
 # A third of the time reads text: mostly Chinese, with enough English that English does not suffer. Two thirds tune.
 pretrain_seconds=$((MINUTES * 20)) tune_seconds=$((MINUTES * 40)) probe_steps=4
 pretrain_accumulation=1 block_size=1024 weights=zh=0.8,en=0.2 pretrain_rate=5e-4 eval_fraction=0.02
-tune_batch=16 tune_rate=1e-3 lora_rank=32 orders=4 base_questions=100 questions=24 log_every=10
+tune_batch=16 tune_rate=1e-3 lora_rank=32 orders=4 test_rows=100 request_rows=1000000 questions=24 log_every=10
 if [ -n "$SHORT" ]; then
-    pretrain_seconds=1 tune_seconds=1 probe_steps=1 block_size=128 eval_fraction=0.005 base_questions=4 questions=1 log_every=1
+    pretrain_seconds=1 tune_seconds=1 probe_steps=1 block_size=128 eval_fraction=0.005 test_rows=2 request_rows=4 questions=1 log_every=1
 fi
 
 set_up
@@ -53,10 +53,10 @@ if [ -f "$BASE" ]; then
     BASE=$OUT/base
 fi
 step "$OUT/facts.jsonl" python examples/make_demo.py facts --facts_path "$facts" --output "$OUT/facts.jsonl" --number $questions
-# answer FILE MODEL NAME TOKENS…: answers the rows of a file with a model.
+# answer FILE MODEL NAME TOKENS: answers the rows of a file with a model.
 answer() {
     step "$OUT/$3.jsonl" python finetune/ie_run.py --base_model "$2" --data_path "$1" --output "$OUT/$3.jsonl" \
-        --batch_size 64 --max_new_tokens "$4" "${@:5}" "${half[@]}"
+        --batch_size 64 --max_new_tokens "$4" "${half[@]}"
 }
 precision=$(fastest_precision) half=()
 [ "$precision" = fp32 ] || half=("--$precision")
@@ -80,6 +80,7 @@ pretrain() {
 # steps_within SECONDS FOLDER: the number of steps for which the time suffices, after a run of a few steps.
 steps_within() { python examples/make_demo.py steps --train_log "$OUT/$2/train_log.jsonl" --seconds "$1"; }
 pretrain probe-pretraining $probe_steps --save_strategy no --weight_decay 0
+rm -f "$OUT"/probe-pretraining/*.safetensors
 pretrain pretrained "$(steps_within $pretrain_seconds probe-pretraining)" --eval_fraction $eval_fraction --eval_on_start \
     --weight_decay 0 --save_steps 0.5 --save_total_limit 1
 rm -rf "$OUT"/pretrained/checkpoint-* # only needed to resume
@@ -102,11 +103,10 @@ for task in ner re; do
     step "$OUT/rows/test-$task.jsonl" python finetune/ie_build.py --annotations "$relations/conll04.dev.txt" --types "$types" \
         --task $task --language en --output "$OUT/rows/test-$task.jsonl" --requests "$OUT/rows/requests-$task.jsonl"
 done
-for kind in test requests; do
-    for task in ner re; do
-        if [ -n "$SHORT" ]; then head -n 4 "$OUT/rows/$kind-$task.jsonl"; else cat "$OUT/rows/$kind-$task.jsonl"; fi
-    done > "$OUT/rows/$kind.jsonl"
-done
+# join NAME NUMBER: joins the rows of both tasks, at most NUMBER of each, in NAME.jsonl.
+join() { for task in ner re; do head -n "$2" "$OUT/rows/$1-$task.jsonl"; done > "$OUT/rows/$1.jsonl"; }
+join test $test_rows
+join requests $request_rows
 
 headline "6/9  LoRA on the examples; the adapter merged into the model"
 # tune FOLDER STEPS MORE…
@@ -130,7 +130,7 @@ for bits in q8_0 q4_0; do
 done
 
 headline "8/9  Scores: the base, the tuned model, the same in 8 and 4 bits; facts again"
-answer "$OUT/rows/test.jsonl" "$BASE" answers-base 128 --limit $base_questions
+answer "$OUT/rows/test.jsonl" "$BASE" answers-base 128
 for model in merged merged-q8_0 merged-q4_0; do answer "$OUT/rows/test.jsonl" "$OUT/$model" "answers-$model" 256; done
 for model in base merged merged-q8_0 merged-q4_0; do
     step "$OUT/scores-$model.json" python finetune/ie_eval.py --predictions "$OUT/answers-$model.jsonl" --output "$OUT/scores-$model.json"
