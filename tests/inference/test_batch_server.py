@@ -228,13 +228,13 @@ def test_own_server_writes_the_lines_of_a_running_server(
 def test_killed_own_server_leaves_no_process_and_is_resumed(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
-    source, served = served_rows(server, run_script, tmp_path, 600)
+    source, served = served_rows(server, run_script, tmp_path, 2000)
     computed, options = tmp_path / "own.jsonl", ("--model", tuned_checkpoint, *GREEDY)
     run = BatchProcess(source, computed, *options, "--", "--max-num-seqs", 16)
     assert run.stop_after(100, signal.SIGKILL)[0] == -signal.SIGKILL
     kept = run.partial.read_bytes()
     before = run.lines()
-    assert 100 <= before < 600
+    assert 100 <= before < 2000
     for _ in range(100):
         if not run.process_ids():
             break
@@ -243,7 +243,7 @@ def test_killed_own_server_leaves_no_process_and_is_resumed(
     done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
     assert computed.read_bytes().startswith(kept)
     assert computed.read_bytes() == served
-    assert f"599 rows ({before} from an earlier run), 301 failed" in done.stdout
+    assert f"1999 rows ({before} from an earlier run), " in done.stdout
 
 
 @pytest.mark.slow
