@@ -2,7 +2,7 @@
 # The whole pipeline on two cores without a GPU: raw text -> corpus -> ZeRO-3 pretraining on two ranks -> weight diff and
 # recovery -> LoRA -> merge -> held-out F1 -> vLLM -> curl. Every command is printed before it runs.
 #
-#   bash examples/quickstart.sh                       about 15 minutes after the set-up
+#   bash examples/quickstart.sh                       about 14 minutes on two cores
 #   DATA=texts.jsonl bash examples/quickstart.sh      with your own text in the corpus ({"text": …} a line)
 #   SHORT=1 OUT=short bash examples/quickstart.sh     every step in its shortest form; the scores then mean nothing
 #

@@ -13,7 +13,7 @@ trap 'interrupted 130' INT # runs after the current step, which gets the signal 
 trap 'interrupted 143' TERM
 case "$*" in
     "") ;;
-    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "examples/$recipe.sh" | sed '$d'; exit ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "examples/$recipe.sh"; exit ;;
     *) fail "there are no options, only variables ($*); see --help" ;;
 esac
 

@@ -1,6 +1,6 @@
 """Build extraction examples {"instruction", "input", "output"} from annotated sentences and a list of types.
 
-    python finetune/ie_build.py --annotations ai/train.txt --types ai/class.json --output ie/train.jsonl
+    python finetune/ie_build.py --annotations ner_data/ai/train.txt --types ie/types.json --output ie/train.jsonl
     python finetune/ie_build.py --annotations conll04.train.txt --task re --order_augmentation 4 --output re/train.jsonl
     python finetune/ie_build.py --annotations world/train_annotated.jsonl --types world/types.json --task re \\
         --wording world/extraction.json --output re/train.jsonl
@@ -45,8 +45,8 @@ def examples_and_requests(
 ) -> tuple[Rows, Rows, str]:
     """Return the examples of each sentence in each order, the same as requests of /extract, and the counts as text.
 
-    orders: language -> question, for each order. If there are several, rows have the
-    number of their order under "order".
+    orders: language -> question, for each order. If there are several, rows have the number of their order under
+    "order".
     """
     built = [build_examples(annotations, task, questions) for questions in orders]
     examples, requests = [], []

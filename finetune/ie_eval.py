@@ -25,7 +25,7 @@ def main(predictions: str, gold: str = "", output: str = "", lenient: bool = Fal
     """Print the scores of a predictions file as a table and, with --output, write them as JSON.
 
     Args:
-        predictions: rows with the answer of the model under "prediction".
+        predictions: the output of ie_run.py or of inference/batch.py.
         gold: the same rows with the correct answers under "output"; default: the "output" of the predictions.
         output: the file for the scores.
         lenient: also print the scores of the first JSON object in each answer, without code fence and other text.

@@ -1,4 +1,4 @@
-"""Answer a file of instructions and of texts to extract from, with a server started for the run or a running one.
+"""Answer a file of requests of /generate and /extract, with a server started for the run or a running server.
 
     python inference/batch.py --model checkpoints/merged --input in.jsonl --output out.jsonl --temperature 0
     python inference/batch.py --url http://127.0.0.1:8090 --input in.jsonl --output out.jsonl --concurrency 64
@@ -12,8 +12,8 @@ parameter of /generate is also an option, the default for these rows: a number, 
 A row with "task", "schema" and "text" is a request body of /extract, optionally with "language", "model", "max_tokens"
 and "window_tokens". Its output line has all of its keys, followed by those of the response: "entities", "triples" or
 "events" (none after an error), "complete", "windows", "num_output_tokens_cf" and "error". A file may have rows of both
-kinds; a row that also has "instruction", "messages" or "parameters" fails. Of the parameters, only --max_tokens is a
-default for these rows, too (per window). A file without rows of /generate accepts no other parameter.
+kinds; a row that also has "instruction", "messages" or "parameters" fails. --max_tokens is also the default of these
+rows (per window); other parameters are an error if the file has no row of /generate.
 
 A row that fails does not stop the run. The same command resumes an interrupted or killed run. Exit status: 0; 1 if rows
 failed, which out.failed.jsonl lists; 2 if an option is wrong or the run did not finish; 130 after Ctrl-C; 143 after

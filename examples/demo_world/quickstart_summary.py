@@ -8,9 +8,11 @@ from partial_folders.atomic_outputs import new_file
 
 
 def read_result(folder: Path, name: str) -> Any:
-    """Return the content of a JSON result of the quick start; raises FileNotFoundError if its step has not run."""
+    """Return the content of a JSON result of a recipe; raises FileNotFoundError if its step has not run."""
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"{folder / name} is missing; run the steps first: bash examples/quickstart.sh")
+        raise FileNotFoundError(
+            f"{folder / name} is missing; run the recipe that makes it: bash examples/quickstart.sh or real_model.sh"
+        )
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Summarise a run of real_model.sh: what the model knew and could before, and what it knows and can now."""
+"""Summarise a run of real_model.sh: perplexity, known facts and extraction scores of each model."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ SHOWN = {
 }  # fmt: skip
 
 
-def log_entries(folder: Path) -> list[dict[str, Any]]:
+def log_entries(train_log: Path) -> list[dict[str, Any]]:
     """Return the entries of a run's train_log.jsonl."""
-    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in train_log.read_text(encoding="utf-8").splitlines()]
 
 
 def steps_within(train_log: str, seconds: int) -> None:
@@ -28,7 +28,7 @@ def steps_within(train_log: str, seconds: int) -> None:
         train_log: train_log.jsonl of a finished run of a few steps.
         seconds: the time.
     """
-    *_, last = log_entries(Path(train_log).parent)
+    last = (log_entries(Path(train_log)) or [{}])[-1]
     if not last.get("train_runtime"):
         raise ValueError(f"{train_log} has no time at its end; finish its run first")
     print(max(2, int(seconds * last["step"] / last["train_runtime"])))
@@ -37,7 +37,9 @@ def steps_within(train_log: str, seconds: int) -> None:
 def perplexities(folder: Path) -> dict[str, list[float]]:
     """Return source -> perplexity of held-out text before and after a pretraining run with --eval_on_start."""
     prefix = "eval_perplexity_"
-    held_out = [entry for entry in log_entries(folder) if any(name.startswith(prefix) for name in entry)]
+    held_out = [
+        entry for entry in log_entries(folder / "train_log.jsonl") if any(name.startswith(prefix) for name in entry)
+    ]
     sources = [name for name in held_out[0] if name.startswith(prefix)]
     return {name.removeprefix(prefix): [held_out[0][name], held_out[-1][name]] for name in sources}
 
@@ -53,7 +55,9 @@ def collect_figures(folder: Path) -> dict[str, Any]:
         "facts": {name: known_facts(str(folder / f"facts-{name}.jsonl")) for name in ("base", "pretrained", "merged")},
         "scores": {name: read_result(folder, f"scores-{name}.json") for name in SCORED},
         "recovery": (folder / "recovery.txt").read_text(encoding="utf-8").splitlines()[0],
-        "steps": {name: log_entries(folder / name)[-1]["step"] for name in ("pretrained", "adapter")},
+        "steps": {
+            name: log_entries(folder / name / "train_log.jsonl")[-1]["step"] for name in ("pretrained", "adapter")
+        },
         "bytes": sizes,
         "answer": read_result(folder, "answer.json"),
         "seconds": {step.removeprefix(f"{folder}/"): int(spent) for step, spent in seconds},

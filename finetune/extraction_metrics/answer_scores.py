@@ -3,7 +3,8 @@
 Counts are summed over all examples (micro average). Items are matched as multisets: a repeated item must also be
 repeated in the correct answer.
 
-All items of a prediction count: in an example with one task for this task, otherwise for the task of their own shape.
+Every item of a prediction is counted: for the example's task if its correct answer has items of one task only, else
+for the task of the item's own form.
 The items of JSON in another form count as wrong. Text that is not JSON has no items; it lowers `parsed` and recall.
 """
 
@@ -75,7 +76,7 @@ def count_answers(pairs: Sequence[tuple[str, str]]) -> list[AnswerCounts]:
 
 
 def total_scores(counts: Sequence[AnswerCounts]) -> dict[str, Any]:
-    """Return the scores of `score_answers`."""
+    """Return the number of examples, the shares of parsed and exact answers, and the scores of each task."""
     examples = len(counts)
     parsed, exact = sum(each.parsed for each in counts), sum(each.exact for each in counts)
     total = AnswerCounts(False, False, summed_items(counts), Counter())

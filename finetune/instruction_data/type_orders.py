@@ -1,8 +1,8 @@
-"""Ask for the types of an instruction in several random orders, so that a model does not learn one order by heart.
+"""Ask for the types of an instruction in several random orders, so that a model does not depend on one order.
 
 The orders are drawn once for each task and language, and order k of every sentence is the same. So examples of one
 order have the same instruction: packed examples compute this common prefix once (example_packing/shared_prefixes.py),
-servers cache it, and the examples of order k are a complete set, which differs from that of order l in the order only.
+servers cache it, and the examples of each order are a complete set; the sets differ only in the order of the types.
 """
 
 import random
@@ -17,8 +17,7 @@ MOST_ORDERS = 16  # each order is one more prefix for the examples of a step to 
 def random_orders(types: Sequence[str], count: int, seed: str) -> list[list[str]]:
     """Return `count` random permutations of distinct types.
 
-    They are distinct as far as there are that many permutations; then they are repeated. The first of a larger `count`
-    are those of a smaller one.
+    They are distinct if there are enough permutations, and repeat otherwise. A larger `count` only appends orders.
     """
     draw = random.Random(seed)  # text seeds give the same numbers in every version of Python
     wanted = min(count, factorial(min(len(types), MOST_ORDERS)))

@@ -5,7 +5,7 @@ Methods: LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) and PEFT's vari
 (Meng et al. 2024, https://arxiv.org/abs/2404.02948), LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354; in the
 trainer), and QLoRA on a quantised base (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
 
-Besides documented options, three attributes are changed (tests/finetune/test_adapters.py checks both):
+Besides documented options, three attributes are changed (tests/finetune/test_adapters.py checks them):
 
 | attribute | function | reason |
 | --- | --- | --- |

@@ -13,13 +13,13 @@ from batch_runs.batch_file import BatchProgress
 from batch_runs.batch_rows import NO_ANSWER, BatchRow, row_answer
 
 CONNECT_SECONDS = 10
-READ_SECONDS = 3600  # longest time without a byte from the server, per LONG_BODY; longer than any answer should take
+READ_SECONDS = 3600  # longest time without a byte from the server, for each LONG_BODY bytes of the request
 LONG_BODY = 2**12  # bytes of a request body; /extract takes longer for a longer text
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5  # seconds after the first failure, doubled after each further one; 15.5 s in all
 LONGEST_PAUSE = 600  # seconds; limit of a Retry-After, and of the time since the last answer
 BUSY_STATUSES = (429, 503)
-REFUSAL_SECONDS = 60  # a request without a response for this time was admitted
+REFUSAL_SECONDS = 60  # a request without a response after this time was admitted by the server
 UNAUTHORIZED_STATUSES = (401, 403)
 
 
@@ -128,8 +128,8 @@ class BatchClient:
     def wait_for_busy_server(self, retry_after: str) -> None:
         """Delay the requests of all workers by Retry-After seconds, or by 1 s if the header is missing.
 
-        Raises ConnectionError if the delay exceeds LONGEST_PAUSE, or the time since the last answer, unless the server
-        is working on a request.
+        Raises ConnectionError if the delay exceeds LONGEST_PAUSE, or if there was no answer for LONGEST_PAUSE seconds
+        and the server has admitted no request that is still open.
         """
         seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
@@ -143,7 +143,7 @@ class BatchClient:
     async def answer(self, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
         """Answer all rows and write the answers; raises the errors of `request_answer`.
 
-        As many rows are answered at a time as together have `concurrency` sequences.
+        Requests are sent at the same time as long as they have at most `concurrency` sequences together.
         """
         free, turn = asyncio.Semaphore(self.concurrency), asyncio.Lock()
 

@@ -111,11 +111,11 @@ async def choose_windows(
 class ExtractQueue:
     """The requests of /extract, whose windows wait in the order of their arrival for a place in the engine's queue.
 
-    Thousands of windows that each try again while the queue is full take the time of the event loop.
+    Otherwise, thousands of waiting windows retry while the queue is full and occupy the event loop.
     """
 
     def __init__(self, places: int) -> None:
-        """places: of the engine's queue, also the most requests."""
+        """places: the size of the engine's queue; also the maximum number of requests."""
         self.places, self.requests = places, 0
         self.free = asyncio.Semaphore(max(1, int(places * QUEUE_SHARE)))
 
@@ -177,7 +177,7 @@ def extract_router(places: int) -> APIRouter:
     @from_vllm("load_aware_call")
     async def extract(request: ExtractRequest, raw_request: Request) -> Response:
         """Extract the items of a schema from a text, with their offsets."""
-        with queue.admitted(raw_request.app.state.engine_client):  # full: an error now; later, windows wait for room
+        with queue.admitted(raw_request.app.state.engine_client):  # a full queue is an error only on arrival
             return await extract_items(request, raw_request, queue.free)
 
     return router

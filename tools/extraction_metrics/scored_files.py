@@ -25,7 +25,9 @@ def prediction_of(location: str, row: dict[str, Any]) -> str:
     if text is None and any(isinstance(row.get(key), list) for key in ITEM_KEYS):
         return extracted_answer(location, row)
     if text is None:
-        raise ValueError(f"{location} has no text under 'prediction'; finetune/ie_run.py writes predictions")
+        raise ValueError(
+            f"{location} has no text under 'prediction', entities or triples; give a file of ie_run.py or batch.py"
+        )
     return str(text)
 
 

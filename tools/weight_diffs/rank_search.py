@@ -42,7 +42,7 @@ class RankSearch:
         """Return factors with base + product equal to the tuned matrix up to rounding, or None.
 
         Returns None also for vectors, matrices of different shapes, ranks above RANK_LIMIT, and factors that do not
-        make the diff smaller: after a few training steps, a change of full rank has a large low-rank part.
+        make the diff smaller: after a few training steps, the singular values of a change decay, but too slowly.
         """
         kind = re.sub(r"\.\d+\.", ".*.", tuned.name)
         fits = len(tuned.shape) == 2 and tuned.shape == base.shape and {tuned.dtype, base.dtype} <= set(FLOATS)
