@@ -50,7 +50,7 @@ def test_calls_run_in_processes_of_their_own_and_report_refusals(process: Bounde
 
 @pytest.mark.parametrize(
     ("argument", "reason"),
-    [(("spin", 0), r"^more than 1 s$"), (("take", 2 * MEMORY), "memory"), (("crash", 0), "MiB")],
+    [(("spin", 0), r"^more than 1 s$"), (("take", 2**33), "memory"), (("crash", 0), "MiB")],
 )
 def test_call_beyond_a_limit_is_killed_and_the_next_one_is_answered(
     process: BoundedProcess, argument: Any, reason: str
