@@ -62,7 +62,7 @@ DATA_SETS = {
 
 
 def write_jsonl(path: Path, rows: Sequence[Row]) -> Path:
-    """Write rows to a file, which appears whole or not at all; return its path."""
+    """Write rows to a file atomically; return its path."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return partial.replace(path)

@@ -1,6 +1,7 @@
 """grammar_checks/: constraints are tried within bounds before vLLM converts and compiles them."""
 
 import asyncio
+import mmap
 import os
 import re
 import signal
@@ -18,6 +19,14 @@ from grammar_checks.unicode_classes import expand_unicode_classes
 MEMORY = 2**28
 
 
+def mapped(size: int) -> mmap.mmap:
+    """Return new memory of the system; raises MemoryError. malloc could return free memory of the process instead."""
+    try:
+        return mmap.mmap(-1, size)
+    except OSError as error:
+        raise MemoryError(str(error)) from error
+
+
 def use(argument: tuple[str, Any]) -> Any:
     """Double a number, refuse it, spend processor time, take memory, crash, or return the process id."""
     word, value = argument
@@ -27,7 +36,7 @@ def use(argument: tuple[str, Any]) -> Any:
         while True:
             pass
     if word == "take":
-        return len(bytearray(value))
+        return len(mapped(value))
     if word == "crash":
         os.kill(os.getpid(), signal.SIGTRAP)  # faulthandler would delay SIGSEGV
     return os.getpid() if word == "pid" else 2 * value
@@ -50,7 +59,7 @@ def test_calls_run_in_processes_of_their_own_and_report_refusals(process: Bounde
 
 @pytest.mark.parametrize(
     ("argument", "reason"),
-    [(("spin", 0), r"^more than 1 s$"), (("take", 2**33), "memory"), (("crash", 0), "MiB")],
+    [(("spin", 0), r"^more than 1 s$"), (("take", 2 * MEMORY), "memory"), (("crash", 0), "MiB")],
 )
 def test_call_beyond_a_limit_is_killed_and_the_next_one_is_answered(
     process: BoundedProcess, argument: Any, reason: str
