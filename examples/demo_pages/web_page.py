@@ -125,7 +125,9 @@ def add_demo(gr: Any, checkpoint: Checkpoint, instructed: bool, start: Decoding,
         )
         for button, boxes, make_ids in inputs
     ]  # fmt: skip
-    stop.click(None, cancels=runs).then(lambda: labels["stopped"], None, outputs[1], queue=False)
+    stop.click(None, cancels=runs)
+    for running in runs:  # Gradio's page reports a cancelled run as failed, once the server has ended it
+        running.failure(lambda: labels["stopped"], None, outputs[1], queue=False)
 
 
 def continuation_inputs(gr: Any, labels: dict[str, str]) -> list[tuple[Any, list[Any], Callable[..., list[int]]]]:
