@@ -22,7 +22,7 @@ Each seed is another run of three_shot, lora and full. zero_shot, lora and full 
 The commands run one after the other; their results and logs lie in --scratch, and the same command resumes. A table is
 printed, and --output gets JSON: {settings, machine, systems: {system: {ner, re, runs}}}. runs has the figures of each
 seed and of its training. For each task: means over the seeds of f1, f1_interval (bounds), precision, recall, parsed,
-stopped and leaked (as of ie_eval.py), f1_lenient (only the first JSON object of an answer), predicted (items) and
+stopped and not_in_text (as of ie_eval.py), f1_lenient (only the first JSON object of an answer), predicted (items) and
 seconds_a_row (of generation); f1_std (over seeds); orders: mean and standard deviation of F1 over the orders; grammar:
 the same figures under the grammar, each item once.
 """
@@ -49,8 +49,7 @@ from extraction_systems import (
 from measurements import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "finetune"))
-MOST_ORDERS = 16  # of ie_build.py
-COLUMNS = ("", "F1", "95% interval", "lenient", "parsed", "stopped", "leaked", "s a row", "items",
+COLUMNS = ("", "F1", "95% interval", "lenient", "parsed", "stopped", "not_in_text", "s a row", "items",
            "F1 over orders", "F1 grammar", "items grammar")  # fmt: skip
 
 
@@ -78,7 +77,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {task: mean_figures([run[task] for run in runs]) for task in KINDS if task in runs[0]} | {"runs": runs}
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def format_number(value: float | None, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
@@ -88,15 +87,15 @@ def table_row(name: str, task: str, figures: dict[str, Any], seeds: int) -> list
     orders, grammar = figures.get("orders"), figures.get("grammar") or {}
     return [
         f"{name} {task}",
-        number(figures["f1"]) + deviation,
-        "-".join(map(number, figures["f1_interval"])),
-        number(figures["f1_lenient"]),
-        *(number(figures[key], 3) for key in ("parsed", "stopped", "leaked")),
-        number(figures["seconds_a_row"], 2),
-        number(figures["predicted"], 0),
+        format_number(figures["f1"]) + deviation,
+        "-".join(map(format_number, figures["f1_interval"])),
+        format_number(figures["f1_lenient"]),
+        *(format_number(figures[key], 3) for key in ("parsed", "stopped", "not_in_text")),
+        format_number(figures["seconds_a_row"], 2),
+        format_number(figures["predicted"], 0),
         f"{orders['f1_mean']:.4f} ± {orders['f1_std']:.4f}" if orders else "",
-        number(grammar.get("f1")),
-        number(grammar.get("predicted"), 0),
+        format_number(grammar.get("f1")),
+        format_number(grammar.get("predicted"), 0),
     ]
 
 
@@ -140,6 +139,8 @@ def check_options(
     base: str, data: str, systems: Sequence[str], positive: dict[str, float], limit: int, orders: int
 ) -> None:
     """Raise ValueError or FileNotFoundError for an option that cannot be used."""
+    from instruction_data.type_orders import MOST_ORDERS
+
     for option, names, known in (("data", [data], list(DATA_SETS)), ("systems", systems, list(SYSTEMS))):
         if unknown := next((name for name in names if name not in known), None):
             raise ValueError(f"--{option} {unknown} is unknown; choose from {', '.join(known)}")

@@ -97,7 +97,8 @@ def test_figures(bench: Benchmark, system: str, seed: int, model: Model, folder:
     write_jsonl(asked, rows_with_shots(bench.rows(f"{task}-train"), bench.rows(f"{task}-test"), seed))
     seconds = answer(bench, model, asked, answered)
     pairs = zip(read_jsonl(test), read_jsonl(answered), strict=True)
-    keys = ("prediction", "finish_reason")  # names in the examples count as leaked, so their messages are not kept
+    # The rows of the test set, not those with the messages: a name copied from the examples is not in the text.
+    keys = ("prediction", "finish_reason")
     write_jsonl(predictions, [row | {key: other[key] for key in keys} for row, other in pairs])
     return score(predictions, task, seconds)
 
@@ -119,7 +120,7 @@ def score(predictions: Path, task: str, seconds: float | None = None) -> dict[st
     run_once(output.with_suffix(".log"), "finetune/ie_eval.py", options)
     scores = json.loads(output.read_text(encoding="utf-8"))
     figures = {key: scores[KINDS[task]][key] for key in ("f1", "f1_interval", "precision", "recall", "predicted")}
-    figures |= {key: scores.get(key) for key in ("parsed", "stopped", "leaked")}
+    figures |= {key: scores.get(key) for key in ("parsed", "stopped", "not_in_text")}
     figures |= {"f1_lenient": scores["lenient"][KINDS[task]]["f1"], "seconds_a_row": seconds}
     if "orders" in scores:
         figures["orders"] = {key: scores["orders"][KINDS[task]][key] for key in ("f1_mean", "f1_std")}

@@ -11,11 +11,11 @@ python examples/make_demo.py real_summary --folder real_model
 
 from command_line.fire_commands import run
 
-from demo_world.quickstart_summary import summarize
 from demo_world.tiny_llama import make_model, train_tokenizer
 from demo_world.world_builder import make_world
-from real_data.fact_questions import write_fact_questions
-from real_data.real_model_summary import steps_within, summarize_real_model
+from recipe_results.fact_questions import write_fact_questions
+from recipe_results.quickstart_summary import summarize
+from recipe_results.real_model_summary import steps_within, summarize_real_model
 
 if __name__ == "__main__":
     run(

@@ -57,10 +57,10 @@ step "$OUT/facts.jsonl" python examples/make_demo.py facts --facts_path "$facts"
 # answer FILE MODEL NAME TOKENS: answers the rows of a file with a model.
 answer() {
     step "$OUT/$3.jsonl" python finetune/ie_run.py --base_model "$2" --data_path "$1" --output "$OUT/$3.jsonl" \
-        --batch_size 64 --max_new_tokens "$4" "${half[@]}"
+        --batch_size 64 --max_new_tokens "$4" "${precision_option[@]}"
 }
-precision=$(fastest_precision) half=()
-[ "$precision" = fp32 ] || half=("--$precision")
+precision=$(fastest_precision) precision_option=()
+[ "$precision" = fp32 ] || precision_option=("--$precision")
 answer "$OUT/facts.jsonl" "$BASE" facts-base 24
 
 headline "2/9  A memory-mapped corpus for each language; the corpora merged"

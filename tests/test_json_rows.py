@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from batch_runs import batch_rows
-from extraction_metrics.scored_files import answer_pairs
+from extraction_metrics.scored_files import scored_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_data.data_sources import Source, find_sources
@@ -135,7 +135,7 @@ def batch_refusal(path: Path) -> str:
 READERS: dict[str, Callable[[Path], object]] = {
     "finetune": lambda path: list(iterate_instructions(path)),
     "ie_run": lambda path: ie_run.main("base", str(path), "out"),
-    "ie_eval": lambda path: answer_pairs(str(path)),
+    "ie_eval": lambda path: scored_rows(str(path)),
     "batch": batch_refusal,
     "calibration": lambda path: sample_rows(path, 9, 0),
 }
@@ -165,7 +165,8 @@ def test_all_stages_read_the_same_rows(tmp_path: Path, name: str) -> None:
     assert [row.content for row in batch_rows.read_rows(path) if row.content] == [A, B]
     predictions = tmp_path / "p.json"
     predictions.write_text(text([row | {"prediction": "p"} for row in (A, B)]))
-    assert answer_pairs(str(predictions), str(path)) == [("p", '{"山": []}'), ("p", "{}")]
+    rows = scored_rows(str(predictions), str(path))
+    assert [(row.prediction, row.gold) for row in rows] == [("p", '{"山": []}'), ("p", "{}")]
 
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -1,1 +1,1 @@
-"""Data, model and summary of the quick start. Read world_builder.py first."""
+"""Data and model of the quick start. Read world_builder.py first."""

@@ -30,8 +30,8 @@ class ScoredRow(NamedTuple):
 def score_rows(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """Return the scores of `score_answers`, and of each task `f1_interval` and `by_type` (most frequent types first).
 
-    Further: `leaked`, if rows have a text; `stopped`, the share of answers that the model ended, among the rows with a
-    finish reason; `orders`, if the rows are several orders of one test set. Raises as `score_answers`.
+    Further: `not_in_text`, if rows have a text; `stopped`, the share of answers that the model ended, among the rows
+    with a finish reason; `orders`, if the rows are several orders of one test set. Raises as `score_answers`.
     """
     counts = count_answers([(row.prediction, row.gold) for row in rows])
     scores, items = total_scores(counts), summed_items(counts)
@@ -41,7 +41,7 @@ def score_rows(rows: Sequence[ScoredRow]) -> dict[str, Any]:
         by_type = dict(sorted(by_label.items(), key=lambda each: (-each[1]["gold"], each[0])))
         scores[task] |= {"f1_interval": f1_interval(resampled_counts(rows, counts, task)), "by_type": by_type}
     if any(row.text is not None for row in rows):
-        scores["leaked"] = leaked_share(rows, counts)
+        scores["not_in_text"] = not_in_text_share(rows, counts)
     if reasons := [row.finish_reason for row in rows if row.finish_reason]:
         scores["stopped"] = reasons.count("stop") / len(reasons)
     if orders := order_scores(rows, counts):
@@ -61,20 +61,20 @@ def resampled_counts(rows: Sequence[ScoredRow], counts: Sequence[AnswerCounts], 
     return list(units.values())
 
 
-def leaked_share(rows: Sequence[ScoredRow], counts: Sequence[AnswerCounts]) -> float:
+def not_in_text_share(rows: Sequence[ScoredRow], counts: Sequence[AnswerCounts]) -> float:
     """Return the share of predicted names that do not occur in the text of their row; 0 if there are no names.
 
     Names are entities, subjects and objects. White space may differ, and a name may be a part of a word.
     """
-    names = leaked = 0
+    names = absent = 0
     for row, each in zip(rows, counts, strict=True):
         if row.text is not None:
             text = " ".join(row.text.split())
             for name, number in each.names.items():
                 words = name.split()
                 names += number
-                leaked += 0 if words and " ".join(words) in text else number
-    return leaked / names if names else 0.0
+                absent += 0 if words and " ".join(words) in text else number
+    return absent / names if names else 0.0
 
 
 def order_scores(rows: Sequence[ScoredRow], counts: Sequence[AnswerCounts]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Tables of scores for a terminal."""
 
+from command_line.command_errors import printable
+
 from typing import Any
 
 from extraction_metrics.answer_items import TASKS
@@ -21,7 +23,7 @@ def scores_table(scores: dict[str, Any], by_type: bool = False) -> str:
         )
     shares = [f"{scores['exact']:.1%} exactly right", f"{scores['parsed']:.1%} of answers parse"]
     shares += [f"{scores['stopped']:.1%} stop"] if "stopped" in scores else []
-    shares += [f"{scores['leaked']:.1%} of predicted names are not in the text"] if "leaked" in scores else []
+    shares += [f"{scores['not_in_text']:.1%} of predicted names are not in the text"] if "not_in_text" in scores else []
     lines.append(f"{scores['examples']} example{'s' * (scores['examples'] != 1)}, {', '.join(shares)}")
     if orders := scores.get("orders"):
         means = [f"{task} F1 {orders[task]['f1_mean']:.4f} ± {orders[task]['f1_std']:.4f}" for task in TASKS]
@@ -39,11 +41,6 @@ def type_lines(scores: dict[str, Any]) -> list[str]:
         for label, score in by_type.items():
             lines.append(
                 f"{score['precision']:9.4f}{score['recall']:10.4f}{score['f1']:10.4f}{score['predicted']:10d}"
-                f"{score['gold']:10d}  {printable(label)}"
+                f"{score['gold']:10d}  {printable(label[:LABEL])}"
             )
     return lines
-
-
-def printable(label: str) -> str:
-    """Return the first characters of a type, with control characters as escapes."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in label[:LABEL])

@@ -134,8 +134,3 @@ def scored_rows(predictions: str, gold: str = "") -> list[ScoredRow]:
             )
         )
     return rows
-
-
-def answer_pairs(predictions: str, gold: str = "") -> list[tuple[str, str]]:
-    """Return (prediction, correct answer) of each of the `scored_rows`; raises as these."""
-    return [(row.prediction, row.gold) for row in scored_rows(predictions, gold)]

@@ -108,32 +108,33 @@ def entity_spans(tags: Sequence[Tag]) -> list[Span]:
 
 @dataclass
 class TagCounts:
-    """Counts the tags of a file that do not fit the tags beside them; which ones these are depends on the scheme.
+    """Counts the tags of a file that are inconsistent with the tags beside them, under the scheme of the file.
 
-    With an E or S in the file (BIOES, BMES): I and E without a span before them, B and I whose span does not continue.
-    Else with a B that does not follow a span of its type (BIO): I without a span before it. Else (IOB1): none.
+    A file with an E or S is in a scheme with span ends (BIOES, BMES): an I or E that continues no span and a B or I
+    that no tag continues are inconsistent. Else a file with a B that does not follow a span of its own type is in BIO:
+    an I that continues no span is inconsistent. Else the scheme is IOB1, in which all tags are consistent.
     """
 
     has_ends: bool = False
-    has_separate_begins: bool = False
-    unfit_with_ends: int = 0
-    unfit_without_ends: int = 0
+    is_bio: bool = False  # unless it has ends
+    inconsistent_with_ends: int = 0
+    inconsistent_bio: int = 0
 
     def add(self, tags: Sequence[Tag]) -> None:
         """Count the tags of a sentence."""
         for previous, tag, following in zip([OUTSIDE, *tags], tags, [*tags[1:], OUTSIDE], strict=False):
-            begins = tag.prefix in "IE" and not continues(previous, tag)
-            unfinished = tag.prefix in "BI" and not continues(tag, following)
+            continues_nothing = tag.prefix in "IE" and not continues(previous, tag)
+            is_open = tag.prefix in "BI" and not continues(tag, following)
             self.has_ends |= tag.prefix in "ES"
-            self.has_separate_begins |= tag.prefix == "B" and previous.label != tag.label
-            self.unfit_with_ends += begins or unfinished
-            self.unfit_without_ends += begins
+            self.is_bio |= tag.prefix == "B" and previous.label != tag.label
+            self.inconsistent_with_ends += continues_nothing or is_open
+            self.inconsistent_bio += continues_nothing
 
     def inconsistent(self) -> int:
         """Return the number of inconsistent tags under the scheme of the file."""
         if self.has_ends:
-            return self.unfit_with_ends
-        return self.unfit_without_ends if self.has_separate_begins else 0
+            return self.inconsistent_with_ends
+        return self.inconsistent_bio if self.is_bio else 0
 
 
 def join_tokens(tokens: Sequence[str], language: str) -> tuple[str, list[tuple[int, int]]]:
@@ -231,8 +232,8 @@ def read_conll04(path: Path) -> Iterator[TaggedSentence]:
             raise ValueError(f"{path}:{number} has {fact}; separate index, token, tag, relations and indices by tabs")
         if columns[0] != str(len(sentence.tokens)):
             raise ValueError(
-                f"{path}:{number} has the index {columns[0][:20]!r}; number the tokens of a document from 0 (here "
-                f"{len(sentence.tokens)}), and begin each document with a line '#doc N'"
+                f"{path}:{number} has the index {columns[0][:20]!r}; the next token of this "
+                f"document has the index {len(sentence.tokens)}; a document begins with a line '#doc N' and the index 0"
             )
         sentence.line = sentence.line or number
         sentence.relations += parse_relations(path, number, len(sentence.tokens), columns[3], columns[4])
@@ -246,8 +247,8 @@ def parse_relations(path: Path, number: int, subject: int, relations: str, targe
     """Return the relations at the token `subject` from its last two columns; raises ValueError."""
     if not NAME_LIST.fullmatch(relations) or not INDEX_LIST.fullmatch(targets):
         raise ValueError(
-            f"{path}:{number} has {relations[:40]!r} and {targets[:40]!r}; write a list of relations and a list of "
-            "token indices, such as ['Live_In'] and [3]"
+            f"{path}:{number} has {relations[:40]!r} and {targets[:40]!r} in its last two columns; write a list of "
+            "relations and a list of token indices, such as ['Live_In'] and [3]"
         )
     names = [single or double for single, double in NAME.findall(relations)]
     indices = [int(index) for index in targets.strip("[]").split(",")]
@@ -272,7 +273,7 @@ def annotate(path: Path, sentence: TaggedSentence, task: str, language: str) -> 
         language = language_of(" ".join(sentence.tokens))
     text, offsets = join_tokens(sentence.tokens, language)
     if not text.strip():
-        raise ValueError(f"{path}:{sentence.line} begins a sentence without text; remove it")
+        raise ValueError(f"{path}:{sentence.line} starts a sentence that has only white space; remove its lines")
     spans = entity_spans(sentence.tags)
     names = {span.last: text[offsets[span.first][0] : offsets[span.last][1]] for span in spans}
     if task == "ner":
@@ -283,6 +284,9 @@ def annotate(path: Path, sentence: TaggedSentence, task: str, language: str) -> 
             if index not in names:
                 place = f"{path}:{relation.line} has the relation {relation.label!r} with the token index {index}"
                 fact = "is not the last token of an entity" if index < len(offsets) else "is beyond the last token"
-                raise ValueError(f"{place}, which {fact}; write it at and with the last tokens of two entities")
+                raise ValueError(
+                    f"{place}, which {fact}; a relation is in the line of its subject's last token and has the index "
+                    "of its object's last token"
+                )
         items.append(AnnotatedItem(relation.label, (names[relation.subject], names[relation.target])))
     return Annotation(text, language, items)

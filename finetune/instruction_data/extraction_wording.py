@@ -100,8 +100,8 @@ def make_questions(
         names = list(annotated) if types is None else types.get(language)
         if not names:
             raise ValueError(
-                f"no types are known for the sentences in {language}; give --types with a list for them, or their "
-                "--language if it is another"
+                f"no types are known for the sentences in {language}; give a list of types for {language} in --types, "
+                "or set --language if this language was detected wrongly"
             )
         if language not in wording:
             raise ValueError(

@@ -20,7 +20,7 @@ def random_orders(types: Sequence[str], count: int, seed: str) -> list[list[str]
     They are distinct if there are enough permutations, and repeat otherwise. A larger `count` only appends orders.
     """
     draw = random.Random(seed)  # text seeds give the same numbers in every version of Python
-    wanted = min(count, factorial(min(len(types), MOST_ORDERS)))
+    wanted = min(count, factorial(min(len(types), count)))  # count! is at least count
     orders: dict[tuple[str, ...], None] = {}
     while len(orders) < wanted:
         orders[tuple(draw.sample(types, len(types)))] = None

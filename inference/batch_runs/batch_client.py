@@ -133,8 +133,8 @@ class BatchClient:
         """
         seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
-        is_working = now - min(self.sent, default=now) > REFUSAL_SECONDS
-        if now - self.last_answer > LONGEST_PAUSE and not is_working:
+        admitted_one = now - min(self.sent, default=now) > REFUSAL_SECONDS
+        if now - self.last_answer > LONGEST_PAUSE and not admitted_one:
             raise ConnectionError(f"{self.url} has been busy for {LONGEST_PAUSE} s")
         if seconds > LONGEST_PAUSE:
             raise ConnectionError(f"{self.url} is busy for {seconds} s more")
@@ -145,7 +145,7 @@ class BatchClient:
 
         Requests are sent at the same time as long as they have at most `concurrency` sequences together.
         """
-        free, turn = asyncio.Semaphore(self.concurrency), asyncio.Lock()
+        sequence_places, acquiring = asyncio.Semaphore(self.concurrency), asyncio.Lock()
 
         async def work() -> None:
             for row in rows:
@@ -153,12 +153,12 @@ class BatchClient:
                     progress.write(row, NO_ANSWER[row.route] | {"error": row.error or None})
                     continue
                 sequences = min(row.sequences(), self.concurrency)
-                async with turn:  # else two long texts could wait for each other
+                async with acquiring:  # else two rows could each hold places that the other one waits for
                     for _ in range(sequences):
-                        await free.acquire()
+                        await sequence_places.acquire()
                 progress.write(row, await self.request_answer(row.route, row.request))
                 for _ in range(sequences):
-                    free.release()
+                    sequence_places.release()
                 while progress.file.is_full():
                     await asyncio.sleep(FIRST_PAUSE)
 

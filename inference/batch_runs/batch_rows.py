@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from extraction.text_windows import CONCURRENT_WINDOWS
 from json_rows.instruction_rows import SHAPE, prompt_messages, row_error
 from json_rows.row_files import Row, iterate_rows
 
@@ -19,7 +20,6 @@ EXTRACT_FIELDS = (*EXTRACTION_KEYS, "language", "model", "max_tokens", "window_t
 AMBIGUOUS_KEYS = ("instruction", "messages", "parameters")  # of /generate; a row with all EXTRACTION_KEYS has none
 SHARED_PARAMETERS = {"max_tokens"}  # of the command line that apply to /extract, too
 ITEM_FIELDS = ("entities", "triples", "events")  # a response of /extract without an error has one of them
-MOST_WINDOWS = 16  # of a text that the server asks about at a time (CONCURRENT_WINDOWS of routes/extract_api.py)
 WINDOW_CHARACTERS = 4096  # of a long window; most are shorter (WINDOW_TOKENS of routes/extract_api.py)
 NO_ANSWER: dict[str, dict[str, Any]] = {  # route -> the fields of all its responses, as in a response with an error
     "/generate": {"generated_text": "", "num_output_tokens_cf": 0, "error": None},
@@ -42,7 +42,7 @@ class BatchRow(NamedTuple):
     def sequences(self) -> int:
         """Return a lower bound of the request's sequences in the engine at a time, from the length of its text."""
         text = self.request["text"] if self.request and self.route == "/extract" else ""
-        return min(MOST_WINDOWS, 1 + len(text) // WINDOW_CHARACTERS) if isinstance(text, str) else 1
+        return min(CONCURRENT_WINDOWS, 1 + len(text) // WINDOW_CHARACTERS) if isinstance(text, str) else 1
 
 
 def read_rows(

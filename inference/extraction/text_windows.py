@@ -12,6 +12,7 @@ import regex
 from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, word_ends
 
 MAX_WINDOWS = 2**14  # of one text; each becomes a prompt
+CONCURRENT_WINDOWS = 16  # most windows of one text in the engine at the same time
 GRAPHEME = regex.compile(r"\X")
 GRAPHEME_CHARACTERS = 64  # read at once, since the time of `\X` is quadratic in a run of regional indicators (flags)
 

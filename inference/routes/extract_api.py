@@ -19,7 +19,7 @@ from extraction.extraction_form import extraction_prompt
 from extraction.extraction_grammar import answer_grammar
 from extraction.extraction_results import Span, merge_answers, parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
-from extraction.text_windows import split_into_windows
+from extraction.text_windows import CONCURRENT_WINDOWS, split_into_windows
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,7 +34,6 @@ from routes.served_models import ServedModel, complete, run_when_admitted
 MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
 WINDOW_SHARE = 1 / 3  # maximum share that a window may take of the tokens left after the instruction
-CONCURRENT_WINDOWS = 16  # most windows of one request in the engine at the same time
 QUEUE_SHARE = 1 / 2  # maximum share of the engine's queue for the windows of all requests, so that others are served
 
 
@@ -117,7 +116,7 @@ class ExtractQueue:
     def __init__(self, places: int) -> None:
         """places: the size of the engine's queue; also the maximum number of requests."""
         self.places, self.requests = places, 0
-        self.free = asyncio.Semaphore(max(1, int(places * QUEUE_SHARE)))
+        self.window_places = asyncio.Semaphore(max(1, int(places * QUEUE_SHARE)))
 
     @contextmanager
     def admitted(self, engine: Any) -> Iterator[None]:
@@ -132,8 +131,8 @@ class ExtractQueue:
             self.requests -= 1
 
 
-async def extract_items(request: ExtractRequest, raw_request: Request, free: asyncio.Semaphore) -> Response:
-    """Return the response to a request; free: places of the engine's queue that windows may take."""
+async def extract_items(request: ExtractRequest, raw_request: Request, window_places: asyncio.Semaphore) -> Response:
+    """Return the response to a request; window_places: in the engine's queue, for the windows of all requests."""
     task, text = request.task, request.text
     model = raw_request.app.state.knowlm_models.get(request.model)
     types = check_schema(task, request.schema_)
@@ -148,7 +147,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, free: asy
         """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
         ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
         options = fields | {"max_tokens": min(limit, model.context - len(ids))}
-        async with free:
+        async with window_places:
             completion = await run_when_admitted(lambda: complete(raw_request, model, ids, **options))
         answer, is_complete = parse_partial_answer(completion.choices[0].text)
         return answer, is_complete, len(ids), completion.usage.completion_tokens
@@ -178,6 +177,6 @@ def extract_router(places: int) -> APIRouter:
     async def extract(request: ExtractRequest, raw_request: Request) -> Response:
         """Extract the items of a schema from a text, with their offsets."""
         with queue.admitted(raw_request.app.state.engine_client):  # a full queue is an error only on arrival
-            return await extract_items(request, raw_request, queue.free)
+            return await extract_items(request, raw_request, queue.window_places)
 
     return router

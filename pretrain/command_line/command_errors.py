@@ -26,6 +26,11 @@ if interrupts.is_command():
     sys.excepthook = report_missing_package
 
 
+def printable(text: str) -> str:
+    """Return a text with its control characters (such as escape sequences of terminals) as Python escapes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's message without line breaks and control characters, or the name of its class if it is empty.
 
@@ -37,8 +42,7 @@ def one_line(error: BaseException) -> str:
         return f"{place} cannot be read or written ({error.strerror}); make room, or check the disk"
     errors = getattr(error, "errors", None)
     text = "; ".join(str(each["msg"]) for each in errors()) if callable(errors) else str(error)
-    line = " ".join(text.split()) or type(error).__name__
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)  # escape sequences of terminals
+    return printable(" ".join(text.split()) or type(error).__name__)
 
 
 def unknown_option(written: str, known: Collection[str]) -> ValueError:

@@ -11,9 +11,12 @@ fail() { echo "error: $*" >&2; exit 2; }
 [ -n "${MODEL:-}" ] && [ -n "${DATA:-}" ] && [ -n "${OUT:-}" ] \
     || fail "MODEL (checkpoint folder), DATA (corpus prefix) and OUT (new folder) must be set; the head of $0 shows how"
 gpus=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
+# GPUs have bf16 from compute capability 8.0 on; V100 has 7.0.
+detected=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
+    | awk 'NR == 1 {print ($1 >= 8 ? "bf16" : "fp16")}')
 
 RANKS=${RANKS:-$((gpus > 0 ? gpus : 2))} # on this machine
-PRECISION=${PRECISION:-$([ "$gpus" -gt 0 ] && echo bf16 || echo fp32)} # bf16 (Ampere and later), fp16 (V100), fp32
+PRECISION=${PRECISION:-$detected}      # bf16 (Ampere and later), fp16 (V100), fp32
 MICRO_BATCH=${MICRO_BATCH:-4}          # packed sequences of a forward pass on a rank
 ACCUMULATION=${ACCUMULATION:-8}        # micro batches of a step; global batch = ranks x MICRO_BATCH x ACCUMULATION
 BLOCK_SIZE=${BLOCK_SIZE:-}             # tokens of a packed sequence; empty: the model's context, at most 4096

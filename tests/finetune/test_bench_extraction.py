@@ -103,7 +103,7 @@ def test_prepared_data_and_the_score_of_the_dictionary(name: str, shared_data: P
     bench = benchmark(tmp_path)._replace(data_set=name)
     found = extraction_systems.run_system(bench, "dictionary", 0)
     assert 0.1 < found["ner"]["f1"] < 0.7
-    assert found["ner"]["leaked"] == 0
+    assert found["ner"]["not_in_text"] == 0
     assert found.get("re", {"predicted": 0})["predicted"] == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import RunScript
 from extraction_metrics.answer_items import AnswerItem, json_object_in, parse_answer
 from extraction_metrics.answer_scores import precision_recall_f1, score_answers
-from extraction_metrics.scored_files import answer_pairs
+from extraction_metrics.scored_files import scored_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -138,7 +138,7 @@ def test_correct_answer_that_cannot_be_scored_is_an_error(tmp_path: Path, gold: 
     assert message in str(caught.value)
     rows = lines(tmp_path / "p.jsonl", {"prediction": "{}", "output": "{}"}, {"prediction": "{}", "output": gold})
     with pytest.raises(ValueError, match=r"p\.jsonl:2 has a correct answer that ") as caught:
-        answer_pairs(str(rows))
+        scored_rows(str(rows))
     assert message in str(caught.value)
 
 
@@ -203,7 +203,8 @@ def test_rows_of_all_forms_are_paired(tmp_path: Path) -> None:
     for number, row in enumerate(predicted):
         file = lines(tmp_path / f"p{number}.jsonl", row)
         for gold in (listed, talk, *([file] if "output" in row or "messages" in row else [])):
-            assert answer_pairs(str(file), str(gold)) == [("p", ANN)]
+            (scored,) = scored_rows(str(file), str(gold))
+            assert (scored.prediction, scored.gold) == ("p", ANN)
     other = lines(tmp_path / "o.jsonl", {"messages": [{"role": "user", "content": "z"}, MESSAGES[1]]})
     for file, gold, message in (
         (tmp_path / "p0.jsonl", other, "row 1 of .* has another question than row 1 of"),
@@ -213,7 +214,7 @@ def test_rows_of_all_forms_are_paired(tmp_path: Path) -> None:
         (tmp_path / "p0.jsonl", lines(tmp_path / "q.jsonl", {"messages": MESSAGES[:1]}), "do not end with an answer"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            answer_pairs(str(file), str(gold))
+            scored_rows(str(file), str(gold))
 
 
 def test_lenient_scores_stand_beside_the_strict_ones(tmp_path: Path, run_script: RunScript) -> None:

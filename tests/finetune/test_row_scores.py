@@ -80,7 +80,7 @@ def test_scores_by_type_add_up_to_those_of_the_task() -> None:
     assert list(scores["entity"]["by_type"]) == ["person", "place", "city"]
     assert scores["entity"]["by_type"]["person"]["f1"] == 2 / 3
     assert {key: scores["entity"][key] for key in precision_recall_f1(0, 0, 0)} == score_answers(pairs)["entity"]
-    assert not {"leaked", "stopped", "orders"} & set(scores)
+    assert not {"not_in_text", "stopped", "orders"} & set(scores)
 
 
 def test_table_shows_types_in_one_line_each() -> None:
@@ -95,7 +95,7 @@ def test_table_shows_types_in_one_line_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "text", "leaked"),
+    ("answer", "text", "share"),
     [
         ({"person": ["Ann Lee", "Bo"]}, "Ann\n  Lee came.", 1 / 2),
         ({"person": ["Ann\tLee "]}, "Ann Lee came.", 0),
@@ -107,10 +107,10 @@ def test_table_shows_types_in_one_line_each() -> None:
         ({"人物": ["孙美静", "陈辉"]}, "孙美静在信德医院工作。", 1 / 2),
     ],
 )
-def test_leaked_is_the_share_of_names_not_in_the_text(answer: dict[str, Any], text: str, leaked: float) -> None:
-    assert score_rows([ScoredRow(json.dumps(answer), ANN, text)])["leaked"] == leaked
+def test_not_in_text_is_the_share_of_predicted_names(answer: dict[str, Any], text: str, share: float) -> None:
+    assert score_rows([ScoredRow(json.dumps(answer), ANN, text)])["not_in_text"] == share
     rows = [ScoredRow(json.dumps(answer), ANN, text), ScoredRow('{"person": ["Zoe"]}', ANN), ScoredRow("no", ANN, "")]
-    assert score_rows(rows)["leaked"] == leaked  # of the rows with a text
+    assert score_rows(rows)["not_in_text"] == share  # of the rows with a text
 
 
 def test_stopped_is_the_share_of_the_rows_that_say_how_they_ended() -> None:
@@ -171,7 +171,7 @@ def test_rows_of_extract_are_scored(tmp_path: Path) -> None:
         (1, 1, 2), (0, 1, 1),
     ]  # fmt: skip
     assert (scores["parsed"], scores["exact"], scores["stopped"]) == (1, pytest.approx(1 / 3), pytest.approx(2 / 3))
-    assert scores["leaked"] == pytest.approx(1 / 3)
+    assert scores["not_in_text"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(

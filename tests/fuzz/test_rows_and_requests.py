@@ -169,7 +169,7 @@ def scored_files_holds(rows: list[dict[str, Any]]) -> None:
         if scored := value_or_error(scored_rows, path):
             assert len(scored) == len(rows)
             scores = score_rows(scored)
-            assert all(0 <= scores.get(share, 0) <= 1 for share in ("leaked", "stopped"))
+            assert all(0 <= scores.get(share, 0) <= 1 for share in ("not_in_text", "stopped"))
             scores_table(scores, by_type=True).encode()
 
 

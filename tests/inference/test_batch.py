@@ -16,7 +16,6 @@ from batch_runs.batch_file import AnswerFile
 from batch_runs.batch_rows import (
     EXTRACT_FIELDS,
     ITEM_FIELDS,
-    MOST_WINDOWS,
     NO_ANSWER,
     REQUEST_FIELDS,
     BatchRow,
@@ -26,6 +25,7 @@ from batch_runs.batch_rows import (
     row_answer,
 )
 from conftest import RunScript
+from extraction.text_windows import CONCURRENT_WINDOWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routes import extract_api
@@ -55,7 +55,6 @@ def test_row_fields_equal_the_fields_of_the_routes() -> None:
     assert NO_ANSWER["/generate"] == GenerateAnswer().model_dump()
     assert NO_ANSWER["/extract"] == extract_api.ExtractAnswer().model_dump(exclude=set(ITEM_FIELDS))
     assert [*ITEM_FIELDS, *NO_ANSWER["/extract"]] == list(extract_api.ExtractAnswer.model_fields)
-    assert MOST_WINDOWS == extract_api.CONCURRENT_WINDOWS
 
 
 @settings(max_examples=200, deadline=None)
@@ -163,7 +162,7 @@ def test_extraction_line_has_the_items_of_the_response_and_ends_with_the_error(t
 
 def test_long_text_counts_as_several_sequences() -> None:
     rows = [BatchRow(1, {}, "", {"text": "x" * count}, "/extract") for count in (0, 4000, 9000, 10**6)]
-    assert [row.sequences() for row in rows] == [1, 1, 3, MOST_WINDOWS]
+    assert [row.sequences() for row in rows] == [1, 1, 3, CONCURRENT_WINDOWS]
     assert BatchRow(1, {}, "", {"text": 10**6}, "/extract").sequences() == 1
     assert BatchRow(1, {}, "", {"instruction": "x" * 10**6}).sequences() == 1
 

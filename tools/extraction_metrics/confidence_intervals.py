@@ -15,7 +15,8 @@ BLOCK = 1_000_000  # most numbers in a block of resamples
 def f1_interval(counts: Sequence[Sequence[int]]) -> list[float]:
     """Return the bounds of the 95 % confidence interval of F1.
 
-    counts: correct, predicted and gold items of each example, (examples, 3). The same counts give the same interval.
+    counts: correct, predicted and gold items of each unit of resampling, such as an example, (units, 3). The same
+    counts give the same interval.
     """
     import numpy as np
 
@@ -23,7 +24,7 @@ def f1_interval(counts: Sequence[Sequence[int]]) -> list[float]:
     draw, shares = np.random.default_rng(SEED), repeats / len(counts)
     rows = max(1, BLOCK // len(distinct))
     sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
-    # How often each of the distinct counts is in a sample of all examples with replacement: (resamples, distinct).
+    # How often each of the distinct counts is in a sample of all units with replacement: (resamples, distinct).
     totals = np.concatenate([draw.multinomial(len(counts), shares, size) @ distinct for size in sizes])
     correct, predicted, gold = totals.T
     f1 = np.divide(2 * correct, predicted + gold, out=np.zeros(RESAMPLES), where=predicted + gold > 0)

@@ -4,21 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from demo_world.quickstart_summary import read_result
-from partial_folders.atomic_outputs import new_file
+from recipe_results.fact_questions import known_facts
+from recipe_results.result_files import log_entries, read_result, seconds_of_steps, write_summary
 
-from real_data.fact_questions import known_facts
-
-SCORED = ("base", "merged", "merged-q8_0", "merged-q4_0", "extracted")
-SHOWN = {
-    "base": "untouched", "merged": "tuned", "merged-q8_0": "8 bits (GGUF q8_0)", "merged-q4_0": "4 bits (GGUF q4_0)",
-    "extracted": "/extract (grammar)",
+ROW_LABELS = {  # result -> label of its row in the table
+    "base": "base", "merged": "tuned", "merged-q8_0": "tuned, 8 bits (q8_0)", "merged-q4_0": "tuned, 4 bits (q4_0)",
+    "extracted": "tuned, /extract",
 }  # fmt: skip
-
-
-def log_entries(train_log: Path) -> list[dict[str, Any]]:
-    """Return the entries of a run's train_log.jsonl."""
-    return [json.loads(line) for line in train_log.read_text(encoding="utf-8").splitlines()]
 
 
 def steps_within(train_log: str, seconds: int) -> None:
@@ -46,21 +38,20 @@ def perplexities(folder: Path) -> dict[str, list[float]]:
 
 def collect_figures(folder: Path) -> dict[str, Any]:
     """Return the results of all steps: the content of summary.json."""
-    seconds = [line.split("\t") for line in (folder / "steps.tsv").read_text(encoding="utf-8").splitlines()]
     sizes = {
         name: sum(file.stat().st_size for file in folder.glob(name)) for name in ("merged/*.safetensors", "*.gguf")
     }
     return {
         "perplexity": perplexities(folder / "pretrained"),
         "facts": {name: known_facts(str(folder / f"facts-{name}.jsonl")) for name in ("base", "pretrained", "merged")},
-        "scores": {name: read_result(folder, f"scores-{name}.json") for name in SCORED},
+        "scores": {name: read_result(folder, f"scores-{name}.json") for name in ROW_LABELS},
         "recovery": (folder / "recovery.txt").read_text(encoding="utf-8").splitlines()[0],
         "steps": {
             name: log_entries(folder / name / "train_log.jsonl")[-1]["step"] for name in ("pretrained", "adapter")
         },
         "bytes": sizes,
         "answer": read_result(folder, "answer.json"),
-        "seconds": {step.removeprefix(f"{folder}/"): int(spent) for step, spent in seconds},
+        "seconds": seconds_of_steps(folder),
     }
 
 
@@ -72,13 +63,14 @@ def summary_table(summary: dict[str, Any]) -> str:
         lines.append(f"  {f'perplexity {source}':24} {before:8.2f} before pretraining, {after:8.2f} after ({change})")
     shown = ", ".join(f"{right}/{number} {name}" for name, (right, number) in summary["facts"].items())
     lines += [f"  {'facts known':24} {shown}", f"  {'recovery from the diff':24} {summary['recovery']}", ""]
-    lines.append(f"  {'CoNLL04':24} {'entity F1':>10} {'relation F1':>12} {'parsed':>8} {'leaked':>8} {'examples':>9}")
-    for name in SCORED:
+    titles = f"{'entity F1':>10} {'relation F1':>12} {'parsed':>8} {'not in text':>12} {'examples':>9}"
+    lines.append(f"  {'CoNLL04':24} {titles}")
+    for name, label in ROW_LABELS.items():
         scores = summary["scores"][name]
-        leaked = f"{scores['leaked']:.1%}" if "leaked" in scores else ""
+        not_in_text = f"{scores['not_in_text']:.1%}" if "not_in_text" in scores else ""
         lines.append(
-            f"  {SHOWN[name]:24} {scores['entity']['f1']:10.3f} {scores['triple']['f1']:12.3f}"
-            f" {scores['parsed']:8.1%} {leaked:>8} {scores['examples']:9d}"
+            f"  {label:24} {scores['entity']['f1']:10.3f} {scores['triple']['f1']:12.3f}"
+            f" {scores['parsed']:8.1%} {not_in_text:>12} {scores['examples']:9d}"
         )
     lines += ["", f"  {'/generate':24} {json.dumps(summary['answer'], ensure_ascii=False)}"]
     return "\n".join([*lines, f"  {'time':24} {sum(summary['seconds'].values()) / 60:.1f} minutes"])
@@ -87,6 +79,5 @@ def summary_table(summary: dict[str, Any]) -> str:
 def summarize_real_model(folder: str = "real_model") -> None:
     """Print the table; write summary.json into the folder."""
     summary = collect_figures(Path(folder))
-    with new_file(Path(folder, "summary.json"), replace=True) as file:
-        file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_summary(Path(folder), summary)
     print(summary_table(summary))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from conftest import RunScript
-from real_data.fact_questions import RELATIONS, fact_questions, known_facts
-from real_data.real_model_summary import perplexities, summary_table
+from recipe_results.fact_questions import RELATIONS, fact_questions, known_facts
+from recipe_results.real_model_summary import perplexities, summary_table
 
 
 def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -52,7 +52,7 @@ def test_summary_compares_before_and_after(tmp_path: Path) -> None:
     held_out = [{"eval_perplexity_zh": 8.0, "eval_perplexity_en": 2.0}, {"loss": 1.0}]
     write_lines(tmp_path / "train_log.jsonl", [*held_out, {"eval_perplexity_zh": 4.0, "eval_perplexity_en": 2.02}])
     assert perplexities(tmp_path) == {"zh": [8.0, 4.0], "en": [2.0, 2.02]}
-    scores = {"entity": {"f1": 0.5}, "triple": {"f1": 0.25}, "parsed": 1.0, "leaked": 0.01, "examples": 9}
+    scores = {"entity": {"f1": 0.5}, "triple": {"f1": 0.25}, "parsed": 1.0, "not_in_text": 0.01, "examples": 9}
     summary = {
         "perplexity": perplexities(tmp_path), "facts": {"base": (3, 4), "merged": (2, 4)}, "recovery": "equal",
         "scores": dict.fromkeys(("base", "merged", "merged-q8_0", "merged-q4_0", "extracted"), scores), "answer": {},
@@ -62,4 +62,4 @@ def test_summary_compares_before_and_after(tmp_path: Path) -> None:
     assert "zh" in table
     assert "(-50%)" in table
     assert "3/4 base, 2/4 merged" in table
-    assert table.count("0.500        0.250   100.0%     1.0%         9") == 5
+    assert table.count("0.500        0.250   100.0%         1.0%         9") == 5

@@ -6,19 +6,12 @@ from typing import Any
 
 from partial_folders.atomic_outputs import new_file
 
-
-def read_result(folder: Path, name: str) -> Any:
-    """Return the content of a JSON result of a recipe; raises FileNotFoundError if its step has not run."""
-    if not (folder / name).is_file():
-        raise FileNotFoundError(
-            f"{folder / name} is missing; run the recipe that makes it: bash examples/quickstart.sh or real_model.sh"
-        )
-    return json.loads((folder / name).read_text(encoding="utf-8"))
+from recipe_results.result_files import log_entries, read_result, seconds_of_steps, write_summary
 
 
 def read_losses(folder: Path, stage: str) -> list[tuple[int, float]]:
     """Return (step, loss) pairs of a training run from its train_log.jsonl."""
-    entries = map(json.loads, (folder / stage / "train_log.jsonl").read_text(encoding="utf-8").splitlines())
+    entries = log_entries(folder / stage / "train_log.jsonl")
     return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
 
 
@@ -28,7 +21,6 @@ def collect_figures(folder: Path) -> dict[str, Any]:
     pretraining, tuning = read_losses(folder, "pretrained"), read_losses(folder, "adapter")
     weights = folder / "recovered" / "model.safetensors"
     diff = sum(file.stat().st_size for file in (folder / "diff").glob("*.safetensors"))
-    seconds = [line.split("\t") for line in (folder / "steps.tsv").read_text(encoding="utf-8").splitlines()]
     return {
         "corpus": {"sources": [s["name"] for s in corpus["sources"]], **{k: corpus[k] for k in ("samples", "tokens")}},
         "pretraining": {"steps": pretraining[-1][0], "first_loss": pretraining[0][1], "last_loss": pretraining[-1][1]},
@@ -39,7 +31,7 @@ def collect_figures(folder: Path) -> dict[str, Any]:
         "after": read_result(folder, "scores-merged.json"),
         "question": read_result(folder, "question.json"),
         "answer": read_result(folder, "answer.json"),
-        "seconds": {step.removeprefix(f"{folder}/"): int(spent) for step, spent in seconds},
+        "seconds": seconds_of_steps(folder),
     }
 
 
@@ -83,7 +75,6 @@ def summarize(folder: str = "quickstart") -> None:
     summary = collect_figures(directory)
     with new_file(directory / "loss_curves.png", replace=True) as picture:
         draw_loss_curves(directory, picture)
-    with new_file(directory / "summary.json", replace=True) as file:
-        file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_summary(directory, summary)
     print(summary_table(summary))
     print(f"\n  {directory}/summary.json, {directory}/loss_curves.png")
