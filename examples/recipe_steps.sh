@@ -24,7 +24,6 @@ set_up() {
     export PATH
     export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning
     nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # else DeepSpeed warns at every start
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
     mkdir -p "$OUT"
     exec 9> "$OUT/lock"
     flock --nonblock 9 || fail "another run is writing $OUT; wait for it, or give another folder with OUT=…"

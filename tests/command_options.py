@@ -178,6 +178,8 @@ COMMANDS = [
     called("examples/make_demo.py", "summary", "make_demo:summarize", {"folder": "base"}),
     called("examples/make_demo.py", "facts", "make_demo:write_fact_questions",
            {"facts_path": "base", "output": "out", "number": "2"}, "output"),
+    called("examples/make_demo.py", "rehearsal", "make_demo:write_rehearsal_rows",
+           {"answers": "rows.jsonl", "output": "out", "copies": "2"}, "output"),
     called("examples/make_demo.py", "steps", "make_demo:steps_within",
            {"train_log": "rows.jsonl", "seconds": "60"}),
     called("examples/make_demo.py", "real_summary", "make_demo:summarize_real_model", {"folder": "base"}),

@@ -16,14 +16,19 @@ ROW_LABELS = {  # result -> label of its row in the table
 def steps_within(train_log: str, seconds: int) -> None:
     """Print the number of training steps for which the time suffices, at least 2, after a run of a few steps.
 
+    The first step, which also prepares the run, is not counted.
+
     Args:
-        train_log: train_log.jsonl of a finished run of a few steps.
+        train_log: train_log.jsonl of a finished run of three steps or more with --logging_steps 1.
         seconds: the time.
     """
-    last = (log_entries(Path(train_log)) or [{}])[-1]
-    if not last.get("train_runtime"):
-        raise ValueError(f"{train_log} has no time at its end; finish its run first")
-    print(max(2, int(seconds * last["step"] / last["train_runtime"])))
+    entries = log_entries(Path(train_log))
+    last = entries[-1]["step"] if entries else 0
+    timed = [entry for entry in entries if "eta_seconds" in entry and 1 < entry["step"] < last]
+    # The time to the end is the number of steps to the end times the seconds of one step.
+    if not (eta := sum(entry["eta_seconds"] for entry in timed)):
+        raise ValueError(f"{train_log} has no speed; run three steps or more with --logging_steps 1")
+    print(max(2, seconds * sum(last - entry["step"] for entry in timed) // eta))
 
 
 def perplexities(folder: Path) -> dict[str, list[float]]:

@@ -37,15 +37,31 @@ def test_an_answer_that_contains_the_object_is_right(tmp_path: Path) -> None:
     assert known_facts(str(tmp_path / "answers.jsonl")) == (2, 3)
 
 
-def test_steps_within_a_time_follow_from_the_speed_of_a_short_run(tmp_path: Path, run_script: RunScript) -> None:
+def test_rehearsal_rows_are_the_complete_answers(tmp_path: Path, run_script: RunScript) -> None:
+    answers = [("stop", "Oslo."), ("length", "It is"), ("stop", " ")]
+    rows = [{"instruction": "q", "prediction": text, "finish_reason": reason} for reason, text in answers]
+    write_lines(tmp_path / "a.jsonl", rows)
+    arguments = ("--answers", tmp_path / "a.jsonl", "--output", tmp_path / "r.jsonl")
+    run_script("examples/make_demo.py", "rehearsal", *arguments, "--copies", 2)
+    written = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert written == [{"instruction": "q", "input": "", "output": "Oslo."}] * 2
+    write_lines(tmp_path / "a.jsonl", [{"instruction": "q"}])
+    refused = run_script("examples/make_demo.py", "rehearsal", *arguments, status=2)
+    assert "a.jsonl:1 is not an answer to an instruction; give an output of ie_run.py" in refused.stderr
+
+
+def test_steps_within_a_time_follow_from_the_speed_after_the_first_step(tmp_path: Path, run_script: RunScript) -> None:
     log = tmp_path / "train_log.jsonl"
-    for seconds, expected in ((60, "24"), (1, "2")):
-        write_lines(log, [{"loss": 1.0, "step": 1}, {"train_runtime": 10.0, "step": 4}])
+    etas = [60, 6, 4, 2, 0]  # seconds to the end after each of five steps: the first one took 15 s, the others 2 s
+    entries = [{"loss": 1.0, "eta_seconds": eta, "step": step} for step, eta in enumerate(etas, 1)]
+    write_lines(log, [*entries, {"train_runtime": 23.0, "step": 5}])
+    for seconds, expected in ((61, "30"), (1, "2")):
         done = run_script("examples/make_demo.py", "steps", "--train_log", log, "--seconds", seconds)
         assert done.stdout.strip() == expected
-    write_lines(log, [{"loss": 1.0, "step": 1}])
-    done = run_script("examples/make_demo.py", "steps", "--train_log", log, "--seconds", 9, status=2)
-    assert done.stderr == f"error: {log} has no time at its end; finish its run first\n"
+    for rows in (entries[:2], []):
+        write_lines(log, rows)
+        done = run_script("examples/make_demo.py", "steps", "--train_log", log, "--seconds", 9, status=2)
+        assert done.stderr == f"error: {log} has no speed; run three steps or more with --logging_steps 1\n"
 
 
 def test_summary_compares_before_and_after(tmp_path: Path) -> None:
