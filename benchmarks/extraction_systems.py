@@ -24,7 +24,7 @@ TUNED = ("lora", "full")
 SYSTEMS = ("dictionary", "zero_shot", "three_shot", *TUNED)
 SEEDED = ("three_shot", *TUNED)  # the others give the same result for every seed
 KINDS = {"ner": "entity", "re": "triple"}  # task -> its scores in the output of ie_eval.py
-TIMED_STEPS = 3
+TIMED_STEPS = 5
 # Options of finetune.py, unless others follow after --. 2e-5 is what Alpaca (Taori et al. 2023) was tuned with in full.
 TUNING = {"batch_size": 32, "micro_batch_size": 4, "cutoff_len": 1024, "report_to": "none", "save_strategy": "no"}
 LEARNING_RATES = {"lora": 3e-4, "full": 2e-5}
@@ -195,23 +195,16 @@ def is_given(name: str, words: Sequence[str]) -> bool:
 
 
 def steps_within(bench: Benchmark, system: str) -> int:
-    """Return the number of steps that take about `minutes`, by the speed of a run of TIMED_STEPS.
-
-    The first step also prepares the run and is not counted.
-    """
+    """Return the number of steps that take about `minutes`, by the speed of a run of TIMED_STEPS."""
     folder = bench.folder / f"{system}-timing"
     folder.mkdir(exist_ok=True)
     output = folder / "result"
-    options = tuning_options(bench, system, output, max_steps=TIMED_STEPS, logging_steps=1)
-    run_into(folder / "tuning.log", output, "finetune/finetune.py", options)
-    run = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    sources = run["examples"].values()
-    tokens_a_step = run["arguments"]["batch_size"] * sum(each["supervised"] for each in sources)
-    tokens_a_step /= sum(each["kept"] for each in sources)
-    key = "supervised_tokens_per_second"
-    speeds = [entry[key] for entry in read_jsonl(output / "train_log.jsonl") if key in entry][1:]
-    seconds = sum(tokens_a_step / speed for speed in speeds) / len(speeds)
-    return max(1, round(60 * bench.minutes / seconds))
+    run_into(
+        folder / "tuning.log", output, "finetune/finetune.py",
+        tuning_options(bench, system, output, max_steps=TIMED_STEPS, logging_steps=1),
+    )  # fmt: skip
+    options = option_words(train_log=output / "train_log.jsonl", seconds=round(60 * bench.minutes))
+    return int(run_once(folder / "steps.log", "examples/make_demo.py", ["steps", *options]))
 
 
 def training_figures(output: Path) -> dict[str, float]:

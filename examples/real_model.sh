@@ -12,7 +12,7 @@
 # DATA_DIR  corpus/{en,zh}.jsonl ({"text": …} a line), real/relations/conll04.{train,dev}.txt, real/facts,
 #           seed_tasks.jsonl (../shared/data)
 # MINUTES   for pretraining and tuning together (30); the numbers of steps follow from the speed of the machine
-# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 2, tuning 16); CONFIG of DeepSpeed
+# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 4, tuning 16); CONFIG of DeepSpeed
 #           (zero3.json; pretrain/plan.py proposes one for a large model)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,7 +28,7 @@ for name in "$DATA_DIR/corpus/en.jsonl" "$DATA_DIR/corpus/zh.jsonl" "$relations"
 done
 # A third of the time is pretraining, on 80% Chinese and 20% English text to limit forgetting; two thirds are tuning.
 pretrain_seconds=$((MINUTES * 20)) tune_seconds=$((MINUTES * 40)) probe_steps=5
-pretrain_accumulation=1 block_size=512 weights=zh=0.8,en=0.2 pretrain_rate=1e-3 eval_fraction=0.02
+pretrain_accumulation=1 block_size=512 weights=zh=0.8,en=0.2 pretrain_rate=7e-4 eval_fraction=0.02
 tune_batch=16 tune_rate=1e-3 lora_rank=32 orders=4 test_rows=100 request_rows=1000000 questions=24 log_every=10
 rehearsals=175 copies=5
 if [ -n "$SHORT" ]; then
@@ -76,7 +76,7 @@ step "$OUT/corpus/all.json" python pretrain/preprocess.py --mode merge --new_pat
 headline "3/9  Continued pretraining with ZeRO-3"
 # pretrain FOLDER STEPS MORE…
 pretrain() {
-    step "$OUT/$1/config.json" env MODEL="$BASE" MICRO_BATCH="${MICRO_BATCH:-2}" DATA="$OUT/corpus/all" OUT="$OUT/$1" MAX_STEPS="$2" BLOCK_SIZE=$block_size \
+    step "$OUT/$1/config.json" env MODEL="$BASE" DATA="$OUT/corpus/all" OUT="$OUT/$1" MAX_STEPS="$2" BLOCK_SIZE=$block_size \
         PRECISION="$precision" SOURCE_WEIGHTS=$weights LEARNING_RATE=$pretrain_rate WARMUP=0.1 ACCUMULATION=$pretrain_accumulation SEED="$SEED" \
         LOG_STEPS=$log_every REPORT_TO=none bash pretrain/scripts/train.sh "${@:3}"
 }

@@ -118,10 +118,9 @@ def test_steps_follow_from_the_speed_after_the_first_step(tmp_path: Path) -> Non
     result = tmp_path / "lora-timing/result"
     result.mkdir(parents=True)
     (tmp_path / "lora-timing/tuning.log").touch()  # finished
-    examples = {"a": {"kept": 30, "supervised": 400}, "b": {"kept": 10, "supervised": 400}}  # 20 a row, 160 a step
-    (result / "run.json").write_text(json.dumps({"arguments": {"batch_size": 8}, "examples": examples}))
-    speeds = [{"supervised_tokens_per_second": speed} for speed in (1, 40, 20)]  # 160, 4 and 8 s
-    extraction_data.write_jsonl(result / "train_log.jsonl", [*speeds, {"train_runtime": 172}])
+    etas = [100, 12, 6, 0]  # seconds to the end after each of four steps: 6 s a step
+    entries = [{"eta_seconds": eta, "step": step} for step, eta in enumerate(etas, 1)]
+    extraction_data.write_jsonl(result / "train_log.jsonl", [*entries, {"train_runtime": 118, "step": 4}])
     assert extraction_systems.steps_within(benchmark(tmp_path), "lora") == 20  # of 6 s, in 120 s
 
 
