@@ -7,8 +7,8 @@
     <prefix>.json            sources as ranges of samples, tokenizer, settings, versions, sha256 of .bin and .idx
     <prefix>.dropped.jsonl   dropped documents and samples with the reason; absent if nothing was dropped
 
-One sample is one Megatron sequence. Source of the layout: megatron/core/datasets/indexed_dataset.py of Megatron-LM.
-The command is `pretrain/preprocess.py`.
+One sample is one sequence in Megatron's terms. Source of the layout: megatron/core/datasets/indexed_dataset.py of
+Megatron-LM. The command is `pretrain/preprocess.py`.
 """
 
 import errno
@@ -148,7 +148,7 @@ def dropped_records(prefix: str | Path) -> Iterator[dict[str, Any]]:
 def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     """Return the dtype of the ids, the number of samples, and the length of the array of document boundaries.
 
-    path: the index, `<prefix>.idx`. Raises ValueError if it is damaged.
+    path: the index, `<prefix>.idx`. Raises ValueError if it is damaged, or its version or dtype is not supported.
     """
     with path.open("rb") as file:
         magic, header = file.read(len(MAGIC)), file.read(HEADER.size)
@@ -157,7 +157,8 @@ def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     version, code, samples, boundaries = HEADER.unpack(header)
     if version != VERSION or code not in DTYPES:
         raise ValueError(
-            f"{path} has version {version} and dtype code {code}; supported: version 1, code 8 (uint16) or 4 (int32)"
+            f"{path} has version {version} and dtype code {code}; supported: version 1, code 8 (uint16) or 4 (int32): "
+            "copy or write the corpus again"
         )
     needed = len(MAGIC) + HEADER.size + 12 * samples + 8 * boundaries
     if path.stat().st_size != needed:
@@ -177,8 +178,7 @@ class CorpusWriter:
 
     An exception in the block removes the partial files. Token ids are written immediately; the index is kept in memory
     until `finish`, at most 12 bytes per sample. Raises FileExistsError if the corpus exists and `overwrite` is False,
-    OSError if the disk is full, ValueError if another process
-    is writing the corpus.
+    ValueError if another process is writing the corpus, OSError if the disk is full.
     """
 
     def __init__(self, prefix: str | Path, vocab_size: int, overwrite: bool = False) -> None:
@@ -186,10 +186,10 @@ class CorpusWriter:
         self.tokens = self.dropped = 0
         self._is_new_parent = not self.prefix.parent.exists()
         self.folder, self._lock = Path(f"{prefix}.partial"), ExitStack()
-        is_left_over = (self.folder / "json").exists()  # by a run that was killed while it moved its files
+        was_killed = (self.folder / "json").exists()  # an earlier run was killed while it moved its files
         self._lock.enter_context(resume_journal.locked_folder(self.folder, ""))
         existing = [str(path) for path in files(prefix).values() if path.exists()]
-        if existing and not overwrite and (not is_left_over or files(prefix)["json"].exists()):
+        if existing and not overwrite and (not was_killed or files(prefix)["json"].exists()):
             self._remove_folder()
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
         self._bin, self._dropped = ((self.folder / name).open("wb") for name in ("bin", "dropped.jsonl"))
@@ -230,7 +230,7 @@ class CorpusWriter:
     def add(self, ids: np.ndarray, lengths: np.ndarray, samples_per_document: np.ndarray) -> None:
         """Append documents.
 
-        ids: (tokens,), those of all documents, concatenated. lengths: (samples,), tokens of each sample, at least 1.
+        ids: (tokens,), the ids of all documents, concatenated. lengths: (samples,), tokens of each sample, at least 1.
         samples_per_document: (documents,).
         """
         self.add_tokens(ids)
@@ -285,8 +285,8 @@ class CorpusWriter:
         """
         if not self.samples and not allow_empty:
             raise ValueError(
-                f"no document to write to {self.prefix} ({counted(self.dropped, 'document')} dropped: without text or "
-                "too short); nothing was written: check the input files and --min_length"
+                f"no document to write to {self.prefix} ({counted(self.dropped, 'document')} dropped: without text, "
+                "unreadable or too short); nothing was written: check the input files and --min_length"
             )
         for stream in (self._bin, self._dropped):
             stream.close()
@@ -356,8 +356,11 @@ def verify_corpus(prefix: str | Path) -> Corpus:
     return corpus
 
 
-def check_free_space(prefix: str | Path, size: int) -> None:
-    """Raise ValueError if the disk of `prefix` has less than `size` bytes free."""
+def check_free_space(prefix: str | Path, size: int, alternative: str = "name a prefix elsewhere") -> None:
+    """Raise ValueError if the disk of `prefix` has less than `size` bytes free.
+
+    alternative: what the message proposes besides freeing space.
+    """
     folder = Path(prefix).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -365,5 +368,5 @@ def check_free_space(prefix: str | Path, size: int) -> None:
     if free < size:
         raise ValueError(
             f"{prefix} needs about {size / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free; "
-            "free space there or name a prefix elsewhere"
+            f"free space there or {alternative}"
         )

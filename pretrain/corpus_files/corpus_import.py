@@ -1,7 +1,7 @@
-"""Import corpora from other formats: Megatron's indexed dataset, and the published system's format.
+"""Import corpora from Megatron's indexed dataset, and from the format of the original KnowLM pretraining code (2023).
 
 Megatron's `.bin` and `.idx` have the format of corpus.py with more dtypes and without a sidecar; each sequence becomes
-a sample. The published system wrote three files for a corpus of n samples:
+a sample. The original KnowLM pretraining code wrote three files for a corpus of n samples:
 
     .bin    token ids, uint16
     .idx    the offset of each sample in .bin, in tokens: n uint64; then the length of each sample: n uint16
@@ -67,14 +67,14 @@ def open_megatron(prefix: str | Path) -> ExternalCorpus:
     )
 
 
-def open_published(prefix: str | Path) -> ExternalCorpus:
-    """Memory-map a corpus of the published system; raises ValueError if its files do not belong together."""
+def open_original_knowlm(prefix: str | Path) -> ExternalCorpus:
+    """Memory-map a corpus of the original KnowLM code; raises ValueError if a file is damaged or of another corpus."""
     paths = {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "dis")}
     samples, rest = divmod(paths["idx"].stat().st_size, 10)
     if rest or not samples:
         raise ValueError(
-            f"{paths['idx']} has neither Megatron's magic nor 10 bytes per sample; "
-            "it is damaged or not a corpus index: copy it again"
+            f"{paths['idx']} neither begins with Megatron's magic nor has 10 bytes per sample, as original KnowLM "
+            "corpora have; it is damaged or not a corpus index: copy it again"
         )
     index = np.memmap(paths["idx"], mode="r")
     return ExternalCorpus(
@@ -101,7 +101,8 @@ def _read_type_counts(path: Path, samples: int) -> list[int]:
     types = types or [samples]
     if sum(types) != samples:
         raise ValueError(
-            f"{path} counts {sum(types):,} samples, its .idx {samples:,}; they belong to different corpora"
+            f"{path} counts {sum(types):,} samples, its .idx {samples:,}; they belong to different corpora: copy both "
+            "again"
         )
     return types
 
@@ -109,7 +110,7 @@ def _read_type_counts(path: Path, samples: int) -> list[int]:
 def import_corpus(
     prefix: str | Path, tokenizer_path: str, new_prefix: str | Path, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write a corpus from Megatron's or the published system's files; return its sidecar.
+    """Write a corpus from files of Megatron or of the original KnowLM pretraining code; return its sidecar.
 
     tokenizer_path: the tokenizer of the corpus, which neither format records. Samples are unchanged. If the format has
     no documents, a document begins at each sample that begins with BOS; if the tokenizer has no BOS, at each sample
@@ -123,7 +124,7 @@ def import_corpus(
     with files(prefix)["idx"].open("rb") as file:
         is_megatron = file.read(len(MAGIC)) == MAGIC
     encoder = load_encoder(tokenizer_path)
-    corpus = open_megatron(prefix) if is_megatron else open_published(prefix)
+    corpus = open_megatron(prefix) if is_megatron else open_original_knowlm(prefix)
     check_free_space(new_prefix, 2 * len(corpus.ids) + 12 * len(corpus.lengths))
     ends = np.cumsum(corpus.lengths, dtype=np.int64)
     if (corpus.starts != ends - corpus.lengths).any() or (corpus.lengths < 1).any():

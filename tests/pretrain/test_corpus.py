@@ -243,5 +243,7 @@ def test_merge_copies_records_of_dropped_documents(tmp_path: Path) -> None:
 
 
 def test_check_free_space_refuses_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"needs about 1000000000\.00 GB, .* free space there"):
+    with pytest.raises(ValueError, match=r"needs about 1000000000\.00 GB, .* free space there or name a prefix"):
         check_free_space(tmp_path / "not/yet/there", 10**18)
+    with pytest.raises(ValueError, match=r" free; free space there or use fewer files$"):
+        check_free_space(tmp_path / "not/yet/there", 10**18, "use fewer files")
