@@ -27,7 +27,7 @@ from pretraining.hardware_plan import (
     recipe_command,
     recommend,
 )
-from pretraining.pretraining_options import LONGEST_BLOCK
+from pretraining.pretraining_options import MAX_DEFAULT_BLOCK
 from pretraining.training_speed import SPEEDS
 
 
@@ -65,7 +65,7 @@ def make_parser() -> StrictParser:
     )
     parser.add_argument(
         "--block_size", type=at_least(2), default=0, metavar="N",
-        help=f"tokens of a packed sequence (default: the model's context, at most {LONGEST_BLOCK})",
+        help=f"tokens of a packed sequence (default: the model's context, at most {MAX_DEFAULT_BLOCK})",
     )  # fmt: skip
     parser.add_argument(
         "--global_batch", type=at_least(1), default=0, metavar="N",
@@ -86,7 +86,7 @@ def read_plan_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
         raise ValueError(f"--block_size {args.block_size} exceeds the context of {args.model}; try {shape.context}")
     if args.gpu == "v100" and args.precision == "bf16":
         raise ValueError("a V100 does not compute in bf16; give --precision fp16")
-    block = args.block_size or min(shape.context, LONGEST_BLOCK)
+    block = args.block_size or min(shape.context, MAX_DEFAULT_BLOCK)
     precision = args.precision or ("fp16" if args.gpu == "v100" else "bf16")
     load = Workload(shape, block, precision, args.global_batch)
     return load, Machine(gpus, per_node, args.gpu_memory * GIB, args.host_memory * GIB)

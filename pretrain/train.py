@@ -102,8 +102,8 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     from pretraining.pretraining_trainer import PretrainingTrainer
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, resume_point
     from sequence_packing.packed_sequences import Packing
-    from sequence_packing.sampler import Schedule
-    from sequence_packing.sequence_batches import Collator, HeldOutSequences, ScheduledSequences, SourceGroups
+    from sequence_packing.sampler import SequenceOrder
+    from sequence_packing.sequence_batches import Collator, HeldOutSequences, SourceGroups, TrainingSequences
     from training_loop.resumed_settings import check_steps
     from training_loop.run_folders import check_base
     from training_loop.trainer_options import count_epochs_in_steps
@@ -121,10 +121,10 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     packing = Packing(args.block_size, not args.no_packing, args.eval_fraction, seed if args.eval_fraction else 0)
     sequences = preflight.pack_corpus(args, corpus, packing)
     groups, weights, weight_notices = preflight.source_weights(args, sequences)
-    schedule = Schedule(groups.sizes, weights, seed)
+    order = SequenceOrder(groups.sizes, weights, seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    identity = preflight.pretraining_identity(corpus, packing, batch, schedule, seed_option)
-    start, schedule = preflight.start_point(identity, schedule, weights, checkpoint, args.accept_changes)
+    identity = preflight.pretraining_identity(corpus, packing, batch, order, seed_option)
+    start, order = preflight.start_point(identity, order, weights, checkpoint, args.accept_changes)
     if args.max_steps <= 0:
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     check_steps(args.max_steps, start.step)
@@ -139,10 +139,10 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     set_seed(args.seed)
     model, tokenizer = load_base(args)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    scheduled = ScheduledSequences(corpus, sequences, groups, schedule, args.max_steps * batch)
+    training_data = TrainingSequences(corpus, sequences, groups, order, args.max_steps * batch)
     held_out = HeldOutSequences(corpus, sequences, SourceGroups.of_split(sequences, "held_out", groups.by_type))
     trainer = PretrainingTrainer(
-        scheduled, held_out if len(held_out) else None, identity, start, preflight.seconds_per_token(args, corpus),
+        training_data, held_out if len(held_out) else None, identity, start, preflight.seconds_per_token(args, corpus),
         log_path=output / "train_log.jsonl", model=model, args=args, processing_class=tokenizer,
         data_collator=Collator(args.block_size, pad_id, packing.packed),
         callbacks=universal_checkpoint.prepare(args, checkpoint) if checkpoint else None,
