@@ -69,7 +69,7 @@ class WriteReport(PipelineStep):
         for path in folder.iterdir():
             if path.is_dir() and path.name != "logs":  # logs are kept for later inspection
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.is_file() and path.name != JOURNAL:  # which the command that runs this task has locked
+            elif path.is_file() and path.name != JOURNAL:  # the command that runs this task has locked the journal
                 path.unlink()
 
 

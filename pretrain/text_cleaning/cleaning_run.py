@@ -81,8 +81,8 @@ def check_partial_folder(folder: Path) -> None:
 def run(options: argparse.Namespace) -> str:
     """Run the stages for a parsed command line; return a summary line. Raises ValueError or OSError.
 
-    This process locks the folder of intermediate files. Submitted Slurm jobs outlive the lock: their recorded ids make
-    another run refuse (slurm_queue.py).
+    This process locks the folder of intermediate files. Submitted Slurm jobs outlive the lock: another run is refused
+    while their recorded ids are in Slurm's queue (slurm_queue.py).
     """
     executors.disable_datatrove_log()
     execution = executor_options(options)
@@ -107,8 +107,8 @@ def run(options: argparse.Namespace) -> str:
 def run_locked(plan: CleaningPlan, execution: ExecutorOptions, target: Path, options: argparse.Namespace) -> None:
     """Run or submit the stages in the locked folder of intermediate files.
 
-    Finished tasks are kept for the next run, except after a ValueError: the input or the options have to change, and
-    with other input or options the run starts again.
+    Finished tasks are kept for the next run, except after a ValueError: the user must change the input or the options,
+    and with other input or options a run starts from the beginning.
     """
     folder = plan.folder
     try:
@@ -119,7 +119,7 @@ def run_locked(plan: CleaningPlan, execution: ExecutorOptions, target: Path, opt
             run_stages(plan, execution, target, options)
     except BaseException as error:
         can_resume = any(folder.glob("logs/*/completions/*")) and not isinstance(error, ValueError)
-        if not can_resume and not recorded_jobs(folder / "logs"):  # else Slurm jobs use the folder
+        if not can_resume and not recorded_jobs(folder / "logs"):  # recorded Slurm jobs still use the folder
             resume_journal.remove_folder(folder)
         raise
 
