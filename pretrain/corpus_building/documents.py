@@ -107,8 +107,8 @@ def find_files(patterns: list[str]) -> list[str]:
                 raise ValueError(f"{path} is not a file; name files, or all files of a folder: '{path}/*.jsonl'")
             if file_format(path) not in SUFFIXES:
                 raise ValueError(
-                    f"{path} is not {', '.join(SUFFIXES)}, nor .jsonl, .json or .txt with .gz or .zst; convert or "
-                    "rename it"
+                    f"{path} is not {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, nor one of the first three with .gz "
+                    "or .zst; convert or rename it"
                 )
             found.setdefault(Path(path).resolve(), path)
     return list(found.values())

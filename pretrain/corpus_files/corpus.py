@@ -28,7 +28,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from partial_folders import resume_journal
 
-from corpus_files.corpus_sidecar import files, read_sidecar
+from corpus_files.corpus_sidecar import corpus_paths, read_sidecar
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<QBQQ")  # version, dtype code, samples, length of the boundary array (documents + 1)
@@ -63,7 +63,7 @@ class Corpus:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        paths = files(prefix)
+        paths = corpus_paths(prefix)
         self.sidecar = read_sidecar(prefix)
         for ending in ("bin", "idx"):
             if not paths[ending].is_file():
@@ -134,12 +134,12 @@ class Corpus:
 
 def corpus_bytes(prefix: str | Path) -> int:
     """Return the size of a corpus on disk, in bytes."""
-    return sum(path.stat().st_size for path in files(prefix).values() if path.exists())
+    return sum(path.stat().st_size for path in corpus_paths(prefix).values() if path.exists())
 
 
 def dropped_records(prefix: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a corpus's dropped documents and samples."""
-    path = files(prefix)["dropped.jsonl"]
+    path = corpus_paths(prefix)["dropped.jsonl"]
     if path.is_file():
         with path.open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
@@ -188,8 +188,8 @@ class CorpusWriter:
         self.folder, self._lock = Path(f"{prefix}.partial"), ExitStack()
         was_killed = (self.folder / "json").exists()  # an earlier run was killed while it moved its files
         self._lock.enter_context(resume_journal.locked_folder(self.folder, ""))
-        existing = [str(path) for path in files(prefix).values() if path.exists()]
-        if existing and not overwrite and (not was_killed or files(prefix)["json"].exists()):
+        existing = [str(path) for path in corpus_paths(prefix).values() if path.exists()]
+        if existing and not overwrite and (not was_killed or corpus_paths(prefix)["json"].exists()):
             self._remove_folder()
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
         self._bin, self._dropped = ((self.folder / name).open("wb") for name in ("bin", "dropped.jsonl"))
@@ -260,7 +260,7 @@ class CorpusWriter:
             self.add_tokens(block)
         if digest.hexdigest() != corpus.sidecar["sha256"]["bin"]:
             raise ValueError(f"{corpus.prefix}.bin differs from the sha256 in its sidecar; copy or write it again")
-        with files(corpus.prefix)["idx"].open("rb") as index:
+        with corpus_paths(corpus.prefix)["idx"].open("rb") as index:
             if hashlib.file_digest(index, "sha256").hexdigest() != corpus.sidecar["sha256"]["idx"]:
                 raise ValueError(f"{corpus.prefix}.idx differs from the sha256 in its sidecar; copy or write it again")
         self.add_index(corpus.lengths, np.diff(corpus.documents))
@@ -298,7 +298,7 @@ class CorpusWriter:
         }  # fmt: skip
         text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "json").write_text(text, encoding="utf-8")
-        targets = files(self.prefix)
+        targets = corpus_paths(self.prefix)
         # The sidecar marks a corpus as complete: the old one is removed first, the new one is moved last.
         for path in (targets["json"], targets["dropped.jsonl"]):
             path.unlink(missing_ok=True)
@@ -335,7 +335,7 @@ def verify_corpus(prefix: str | Path) -> Corpus:
     """Compare all bytes of a corpus with its sidecar and return it; raises ValueError at the first difference."""
     corpus = Corpus(prefix)
     for ending in ("bin", "idx"):
-        path = files(prefix)[ending]
+        path = corpus_paths(prefix)[ending]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != corpus.sidecar["sha256"][ending]:

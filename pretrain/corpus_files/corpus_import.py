@@ -19,7 +19,7 @@ import numpy as np
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 
 from corpus_files.corpus import CHUNK_TOKENS, HEADER, MAGIC, VERSION, CorpusWriter, check_free_space
-from corpus_files.corpus_sidecar import files
+from corpus_files.corpus_sidecar import corpus_paths
 
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # Megatron's codes of integer dtypes
 
@@ -49,7 +49,7 @@ def open_megatron(prefix: str | Path) -> ExternalCorpus:
 
     Raises ValueError if the index is truncated, or its version or dtype is not supported.
     """
-    path = files(prefix)["idx"]
+    path = corpus_paths(prefix)["idx"]
     index = np.memmap(path, mode="r")
     at = len(MAGIC) + HEADER.size
     version, code, samples, boundaries = HEADER.unpack(index[len(MAGIC) : at].tobytes().ljust(HEADER.size, b"\0"))
@@ -59,7 +59,7 @@ def open_megatron(prefix: str | Path) -> ExternalCorpus:
         raise ValueError(f"{path} is truncated: it has {len(index):,} bytes for {samples:,} sequences; copy it again")
     dtype = np.dtype(MEGATRON_DTYPES[code])
     return ExternalCorpus(
-        np.memmap(files(prefix)["bin"], mode="r", dtype=dtype),
+        np.memmap(corpus_paths(prefix)["bin"], mode="r", dtype=dtype),
         np.frombuffer(index, "<i8", samples, at + 4 * samples) // dtype.itemsize,
         np.frombuffer(index, "<i4", samples, at),
         np.frombuffer(index, "<i8", boundaries, at + 12 * samples),
@@ -117,11 +117,11 @@ def import_corpus(
     after an EOS. Raises ValueError or OSError if a file is missing or damaged, or has ids that the tokenizer lacks.
     """
     for ending in ("bin", "idx"):
-        if not files(prefix)[ending].is_file():
+        if not corpus_paths(prefix)[ending].is_file():
             raise FileNotFoundError(f"{prefix}.{ending} does not exist; name a corpus by its path without .bin")
-        if not files(prefix)[ending].stat().st_size:
+        if not corpus_paths(prefix)[ending].stat().st_size:
             raise ValueError(f"{prefix}.{ending} is empty; copy it again")
-    with files(prefix)["idx"].open("rb") as file:
+    with corpus_paths(prefix)["idx"].open("rb") as file:
         is_megatron = file.read(len(MAGIC)) == MAGIC
     encoder = load_encoder(tokenizer_path)
     corpus = open_megatron(prefix) if is_megatron else open_original_knowlm(prefix)

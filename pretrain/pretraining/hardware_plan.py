@@ -65,13 +65,13 @@ class ConfigPlan:
     recompute: bool
     state_bytes: float  # per GPU: weights, gradients, Adam
     buffer_bytes: float  # per GPU
-    step_bytes: float  # per GPU during Adam's step, when buffers and activations are freed
+    step_bytes: float  # per GPU: float32 gradients during Adam's step, when buffers and activations are freed
     sequence_bytes: float  # per GPU: activations and logits of a sequence
     host_bytes: float  # per node
     largest_micro_batch: int
     micro_batch: int
     accumulation: int
-    sent_bytes: float  # by a GPU in a step
+    sent_bytes: float  # that a GPU sends in a step
 
     @property
     def memory(self) -> float:
