@@ -1,7 +1,7 @@
 """Run the tasks of a pipeline in local processes, as Slurm jobs, or on Ray, through datatrove's executors.
 
-executor = make(options, pipeline, tasks, workers, logging_dir)    # depends=…: the executor that must finish first
-run(executor)                                                      # skips tasks that an earlier run finished
+executor = make_executor(options, pipeline, tasks, workers, logging_dir)
+run_tasks(executor)    # skips tasks that an earlier run finished
 """
 
 import logging
@@ -38,7 +38,7 @@ def disable_datatrove_log() -> None:
     logger.disable("datatrove")
 
 
-def make(
+def make_executor(
     options: ExecutorOptions,
     pipeline: Sequence[Any],
     tasks: int,
@@ -72,7 +72,7 @@ def make(
     return LocalExecutor(steps, tasks, min(workers, tasks), folder, job_name)
 
 
-def run(executor: PipelineExecutor) -> None:
+def run_tasks(executor: PipelineExecutor) -> None:
     """Run the unfinished tasks of an executor; on Slurm, submit them, after the tasks of the executors it depends on.
 
     If a task fails, the local executor raises the exception of the task. With Ray, the error has the message of the

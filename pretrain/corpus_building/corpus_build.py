@@ -150,11 +150,13 @@ def build_corpus(
 
         shutil.rmtree(logs, ignore_errors=True)  # otherwise tasks that an earlier run finished are skipped
         step, tasks = partial(run_task, Path.cwd(), folder), max(1, min(len(shards), TASKS_PER_WORKER * num_workers))
-        shards_job = executors.make(execution, [step], tasks, num_workers, logs / "shards", None, "corpus-shards")
-        executors.run(shards_job)  # records the job; another run is refused while the job is in the queue
+        shards_job = executors.make_executor(
+            execution, [step], tasks, num_workers, logs / "shards", None, "corpus-shards"
+        )
+        executors.run_tasks(shards_job)  # records the job; another run is refused while the job is in the queue
     # The lock is released, since the second job needs it to join the shards.
     join = partial(run_join, Path.cwd(), (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes))
-    executors.run(executors.make(execution, [join], 1, 1, logs / "join", shards_job, "corpus-join"))
+    executors.run_tasks(executors.make_executor(execution, [join], 1, 1, logs / "join", shards_job, "corpus-join"))
 
 
 def _write_shards(
@@ -174,7 +176,9 @@ def _write_shards(
             shutil.rmtree(folder / "logs", ignore_errors=True)
             tasks = len(shards) if is_local else min(len(shards), TASKS_PER_WORKER * num_workers)
             step = partial(run_task, Path.cwd(), folder)
-            executors.run(executors.make(execution, [step], tasks, num_workers, folder / "logs", None, "shards"))
+            executors.run_tasks(
+                executors.make_executor(execution, [step], tasks, num_workers, folder / "logs", None, "shards")
+            )
     except BaseException:
         if not any(is_finished(folder, number, shard) for number, shard in enumerate(shards)):
             shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume from

@@ -18,7 +18,7 @@ from partial_folders import resume_journal
 from partial_folders.output_paths import check_place
 
 from text_cleaning.cleaning_io import CleaningPlan, divide_into_tasks
-from text_cleaning.cleaning_report import REPORT, WriteReport, settings, versions
+from text_cleaning.cleaning_report import REPORT, WriteReport, cleaning_settings, package_versions
 from text_cleaning.cleaning_stages import CleaningStage, stages
 from text_cleaning.harm_filter import read_word_lists
 
@@ -47,8 +47,8 @@ def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
     record = {
         "inputs": inputs,
         "tasks": plan.tasks,
-        "settings": settings(plan),
-        "versions": versions(),
+        "settings": cleaning_settings(plan),
+        "versions": package_versions(),
         "samples": shown,
     }
     record = json.loads(json.dumps(record))  # tuples become lists, as in the file
@@ -128,15 +128,15 @@ def run_stages(plan: CleaningPlan, execution: ExecutorOptions, target: Path, opt
     """Run the stages in order and write the result to `target`; on Slurm, submit them."""
     previous: PipelineExecutor | None = None
     for stage in [*stages(plan), CleaningStage("report", [WriteReport(plan, target, options.samples)], 1)]:
-        previous = executors.make(
+        previous = executors.make_executor(
             execution, stage.steps, stage.tasks, options.num_workers, plan.folder / "logs" / stage.name,
             depends=previous if execution.executor == "slurm" else None, job_name=f"clean-{stage.name}",
         )  # fmt: skip
         if execution.executor != "slurm":
-            executors.run(previous)
+            executors.run_tasks(previous)
     if execution.executor == "slurm":
         assert previous is not None
-        executors.run(previous)  # submits all stages
+        executors.run_tasks(previous)  # submits all stages
 
 
 def cleaning_summary(target: Path) -> str:
