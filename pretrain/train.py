@@ -129,7 +129,7 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     check_steps(args.max_steps, start.step)
     count_epochs_in_steps(args, preflight.steps_of_epochs(1, groups, weights, batch))
-    args.warmup_steps *= args.max_steps > 1  # the first warm-up step has learning rate 0, so one step needs no warm-up
+    args.warmup_steps *= args.max_steps > 1  # with a warm-up, the only step of a run would have learning rate 0
     if args.should_save:
         for notice in [*notices, *weight_notices, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)

@@ -43,7 +43,7 @@ def add_documents(
         if count < settings.min_length:
             writer.add_dropped(record | {"reason": f"{count} tokens, min_length is {settings.min_length}"})
             continue
-        # sample_lengths reads the ends only of a document that needs more than one sample
+        # for a document of one sample, sample_lengths uses only the number of ends, which equals the number of ids
         ends = encoded.ends() if count > settings.seq_length else encoded.ids
         samples = segmentation.sample_lengths(text, ends, settings.seq_length, settings.language, len(bos))
         parts = [bos, encoded.ids, eos]

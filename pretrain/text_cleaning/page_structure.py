@@ -45,10 +45,11 @@ MENU_ITEMS = {  # by language, separated by commas
 # A part of a text (harm_filter.py) is a navigation bar if it has at most `sentences` sentence ends, at most `articles`
 # articles (the, 的) and at least `items` different menu items, and its menu items take at least `share` of its letters.
 MENU_LIMITS = {"sentences": 2, "articles": 2, "items": 5, "share": 0.5}
-# A part of a text is a keyword list if it has no sentence end and at least `letters` letters of a to z and Chinese
-# characters, and if up to three words with at least `repeats` occurrences each take at least `share` of its letters. At
-# most the share `function_words` of its words are function words, and at most the share `other_signs` of its characters
-# are punctuation or symbols other than the separators in _OTHER_SIGNS.
+# A part of a text is a keyword list if
+# - it has no sentence end, and at least `letters` letters (a to z) and Chinese characters,
+# - at most the share `function_words` of its words are function words,
+# - at most the share `other_signs` of its characters are punctuation or symbols other than separators (commas etc.),
+# - its up to three most frequent words with at least `repeats` occurrences each take at least `share` of its letters.
 KEYWORD_LIMITS = {"repeats": 4, "letters": 24, "share": 0.4, "function_words": 0.12, "other_signs": 0.03}
 FUNCTION_WORDS = """
     a an and are as at be been but by can could did do does from had has have he her him his i if in is it its may
