@@ -1,4 +1,4 @@
-"""Find the DeepSpeed configuration and the micro batch that train a model on a machine, and the command to start it.
+"""Find a DeepSpeed configuration and a micro batch with which a model fits on the given GPUs, and the training command.
 
     python pretrain/plan.py --model base --gpus 1 --gpu_memory 24
     python pretrain/plan.py --model checkpoints/llama-13b --gpus 24 --gpu_memory 32 --gpu v100 --block_size 1024
@@ -27,12 +27,12 @@ from pretraining.hardware_plan import (
     recipe_command,
     recommend,
 )
-from pretraining.pretraining_options import LONGEST_BLOCK
+from pretraining.pretraining_options import MAX_DEFAULT_BLOCK
 from pretraining.training_speed import SPEEDS
 
 
 def gib(text: str) -> float:
-    """Parse an option of type GiB: a number above 0."""
+    """argparse type: return a number of GiB; raises ArgumentTypeError unless it is above 0."""
     try:
         size: float = parse_value("", text, float)
     except ValueError:
@@ -43,7 +43,7 @@ def gib(text: str) -> float:
 
 
 def nonempty_path(text: str) -> Path:
-    """Return a path; raises argparse.ArgumentTypeError for "", which would be the current folder."""
+    """argparse type: return a path; raises ArgumentTypeError for "", which would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a folder")
     return Path(text)
@@ -53,15 +53,19 @@ def make_parser() -> StrictParser:
     """Return the parser of the command line."""
     parser = StrictParser(__doc__ or "")
     parser.add_argument("--model", type=nonempty_path, required=True, help="a checkpoint folder, or a config.json")
-    parser.add_argument("--gpus", type=at_least(1), required=True, metavar="N", help="GPUs of all nodes")
-    parser.add_argument("--gpu_memory", type=gib, required=True, metavar="GIB", help="memory of a GPU")
-    parser.add_argument("--gpus_per_node", type=at_least(1), default=8, metavar="N", help="default: 8")
-    parser.add_argument("--gpu", choices=sorted(SPEEDS), default="", help="for an estimate of the speed")
-    parser.add_argument("--host_memory", type=gib, default=0.0, metavar="GIB", help="memory of a node")
-    parser.add_argument("--precision", choices=("bf16", "fp16"), default="", help="default: bf16; fp16 on V100")
+    parser.add_argument("--gpus", type=at_least(1), required=True, metavar="N", help="GPUs of all nodes together")
+    parser.add_argument("--gpu_memory", type=gib, required=True, metavar="GIB", help="memory of one GPU")
+    parser.add_argument("--gpus_per_node", type=at_least(1), default=8, metavar="N", help="GPUs of a node (default: 8)")
+    parser.add_argument("--gpu", choices=sorted(SPEEDS), default="", help="GPU model, for an estimate of the speed")
+    parser.add_argument(
+        "--host_memory", type=gib, default=0.0, metavar="GIB", help="host memory of one node (default: unlimited)"
+    )
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp16"), default="", help="default: fp16 with --gpu v100, else bf16"
+    )
     parser.add_argument(
         "--block_size", type=at_least(2), default=0, metavar="N",
-        help=f"tokens of a packed sequence (default: the model's context, at most {LONGEST_BLOCK})",
+        help=f"tokens of a packed sequence (default: the model's context, at most {MAX_DEFAULT_BLOCK})",
     )  # fmt: skip
     parser.add_argument(
         "--global_batch", type=at_least(1), default=0, metavar="N",
@@ -74,15 +78,15 @@ def read_plan_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
     """Return the workload and the machine; raises ValueError if options contradict each other or the model's config."""
     shape, gpus, per_node = read_shape(args.model), args.gpus, args.gpus_per_node
     if gpus > per_node and gpus % per_node:
-        raise ValueError(f"--gpus {gpus} is not a multiple of {per_node} GPUs a node; give --gpus_per_node")
+        raise ValueError(f"--gpus {gpus} is not a multiple of {per_node} GPUs a node; change --gpus or --gpus_per_node")
     if args.global_batch % gpus:
         nearest = max(1, round(args.global_batch / gpus)) * gpus
         raise ValueError(f"--global_batch {args.global_batch} is not a multiple of {gpus} GPUs; try {nearest}")
     if args.block_size > shape.context:
-        raise ValueError(f"--block_size {args.block_size} is over the context of {args.model}; try {shape.context}")
+        raise ValueError(f"--block_size {args.block_size} exceeds the context of {args.model}; try {shape.context}")
     if args.gpu == "v100" and args.precision == "bf16":
         raise ValueError("a V100 does not compute in bf16; give --precision fp16")
-    block = args.block_size or min(shape.context, LONGEST_BLOCK)
+    block = args.block_size or min(shape.context, MAX_DEFAULT_BLOCK)
     precision = args.precision or ("fp16" if args.gpu == "v100" else "bf16")
     load = Workload(shape, block, precision, args.global_batch)
     return load, Machine(gpus, per_node, args.gpu_memory * GIB, args.host_memory * GIB)

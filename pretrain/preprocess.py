@@ -11,11 +11,11 @@
     python pretrain/preprocess.py --mode import --read_path_prefix theirs/all --tokenizer_path checkpoints/base \\
         --new_path_prefix data/theirs
 
-Input: JSONL with a text field (.jsonl, .json) or one document per line (.txt), each also as .gz or .zst, and .parquet.
-A document becomes BOS, its ids and EOS. It is cut into samples of whole sentences, as few as possible, each of at most
---seq_length tokens; every token of the document is in exactly one sample. P.dropped.jsonl lists documents without text
-or with fewer tokens than --min_length. An interrupted run keeps its finished shards in P.shards/; the same command
-resumes it.
+Input: JSONL with a text field (.jsonl, .json), text with one document per line (.txt), both also as .gz or .zst, or
+.parquet. A document becomes BOS, its ids and EOS. It is cut at sentence ends into as few samples of at most
+--seq_length tokens as possible; a longer sentence is cut between clauses, words or characters. Every token is in
+exactly one sample. P.dropped.jsonl lists dropped documents and samples with the reason. An interrupted run keeps its
+finished shards in P.shards/; the same command resumes it.
 """
 
 from command_line.command_errors import resumable, run_command
@@ -51,7 +51,7 @@ REQUIRED_OPTIONS = {  # required options by mode
     "prune": ["read_path_prefix", "sample_ids", "new_path_prefix"],
     "import": ["read_path_prefix", "tokenizer_path", "new_path_prefix"],
 }
-OPTIONAL_OPTIONS = {  # the others that have an effect; with write, all except NOT_IN_WRITE
+OPTIONAL_OPTIONS = {  # further options with an effect, by mode; with write, all except NOT_IN_WRITE
     "merge": ["merge_path_type", "overwrite"],
     "read": ["tokenizer_path", "show"],
     "prune": ["overwrite"],
@@ -97,9 +97,9 @@ def parser() -> StrictParser:
     )  # fmt: skip
     w.add_argument(
         "--shard_megabytes", type=at_least(1), default=SHARD_BYTES // 1_000_000, metavar="N",
-        help="input of one shard; a resumed run skips finished shards (default: 16)",
+        help="MB of input per shard; a resumed run skips finished shards (default: 16)",
     )  # fmt: skip
-    w.add_argument("--do_split_sentences", action="store_true", help="no effect: samples always end at sentence ends")
+    w.add_argument("--do_split_sentences", action="store_true", help="no effect: sentences are always split")
     w.add_argument("--do_keep_newlines", action="store_true", help="in .txt, keep the newline of each line")
     m = p.add_argument_group("merge")
     m.add_argument("--merge_path_prefix", nargs="+", metavar="A,B", help="corpora, in order: A,B or \"['A','B']\"")
@@ -117,7 +117,7 @@ def parser() -> StrictParser:
 
 
 def check_mode_options(options: argparse.Namespace) -> None:
-    """Raise ValueError if an option that the mode needs is missing, or one without effect in the mode is given."""
+    """Raise ValueError if a required option of the mode is missing, or if an option without effect in it is given."""
     mode = options.mode
     for name in REQUIRED_OPTIONS[mode]:
         if not getattr(options, name):

@@ -4,10 +4,11 @@
     deepspeed --num_gpus 2 pretrain/train.py --deepspeed pretrain/configs/zero3.json --bf16 \\
         --model_name_or_path base --data_path corpus/all --output_dir trained --source_weights zh=0.6,en=0.4
 
-The second command starts two ranks; it also runs without a GPU. Samples are packed into sequences, which are mixed by
---source_weights in an order that depends only on the seed. The result is a checkpoint folder. --resume_from_checkpoint
-True resumes from the newest complete checkpoint-* in --output_dir and gives the same final weights as an uninterrupted
-run. SIGTERM, SIGHUP or Ctrl-C ends a run after the current step with a checkpoint and exit status 143.
+The second command starts two ranks; it also runs without a GPU. Samples are packed into sequences. --source_weights
+gives the proportions of the sources; the order of the sequences depends on the seed, but not on the number of ranks.
+The result is a checkpoint folder. --resume_from_checkpoint True resumes from the newest complete checkpoint-* in
+--output_dir and gives, on the same number of ranks, the same final weights as an uninterrupted run. SIGTERM, SIGHUP or
+Ctrl-C ends a run after the current step with a checkpoint and exit status 143.
 Options: pretraining/pretraining_options.py. Packing: sequence_packing/. Loss: pretraining/pretraining_trainer.py.
 """
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     """Load model and tokenizer of the base; weights are float32, as mixed precision requires.
 
-    Raises ValueError if weights are missing or have other shapes, since transformers would initialise them at random,
-    or if the attention backend is not available.
+    Raises ValueError if weights are missing or have other shapes than in config.json, since transformers would
+    initialise them at random, or if the attention backend is not available.
     """
     import torch
     from exact_tokenizers.special_ids import correct_model_ids
@@ -62,8 +63,8 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise ValueError(
-            f"weights of {args.model_name_or_path} that are missing or have another shape than in config.json: "
-            f"{len(wrong)}, such as {wrong[0]}; download it again"
+            f"{args.model_name_or_path}: weights are missing or have another shape than in config.json: "
+            f"{len(wrong)}, such as {wrong[0]}; download the checkpoint again"
         )
     if (unknown := sorted(loaded["unexpected_keys"])) and args.should_save:
         line = f"{len(unknown)} tensors of {args.model_name_or_path} are not part of the model, such as {unknown[0]}"
@@ -101,8 +102,8 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     from pretraining.pretraining_trainer import PretrainingTrainer
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, resume_point
     from sequence_packing.packed_sequences import Packing
-    from sequence_packing.sampler import Schedule
-    from sequence_packing.sequence_batches import Collator, HeldOutSequences, ScheduledSequences, SourceGroups
+    from sequence_packing.sampler import SequenceOrder
+    from sequence_packing.sequence_batches import Collator, HeldOutSequences, SourceGroups, TrainingSequences
     from training_loop.resumed_settings import check_steps
     from training_loop.run_folders import check_base
     from training_loop.trainer_options import count_epochs_in_steps
@@ -120,15 +121,15 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     packing = Packing(args.block_size, not args.no_packing, args.eval_fraction, seed if args.eval_fraction else 0)
     sequences = preflight.pack_corpus(args, corpus, packing)
     groups, weights, weight_notices = preflight.source_weights(args, sequences)
-    schedule = Schedule(groups.sizes, weights, seed)
+    order = SequenceOrder(groups.sizes, weights, seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    identity = preflight.pretraining_identity(corpus, packing, batch, schedule, seed_option)
-    start, schedule = preflight.start_point(identity, schedule, weights, checkpoint, args.accept_changes)
+    identity = preflight.pretraining_identity(corpus, packing, batch, order, seed_option)
+    start, order = preflight.start_point(identity, order, weights, checkpoint, args.accept_changes)
     if args.max_steps <= 0:
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     check_steps(args.max_steps, start.step)
     count_epochs_in_steps(args, preflight.steps_of_epochs(1, groups, weights, batch))
-    args.warmup_steps *= args.max_steps > 1  # the first step of a warm-up has the learning rate 0
+    args.warmup_steps *= args.max_steps > 1  # with a warm-up, the only step of a run would have learning rate 0
     if args.should_save:
         for notice in [*notices, *weight_notices, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)
@@ -138,10 +139,10 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
     set_seed(args.seed)
     model, tokenizer = load_base(args)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    scheduled = ScheduledSequences(corpus, sequences, groups, schedule, args.max_steps * batch)
+    training_data = TrainingSequences(corpus, sequences, groups, order, args.max_steps * batch)
     held_out = HeldOutSequences(corpus, sequences, SourceGroups.of_split(sequences, "held_out", groups.by_type))
     trainer = PretrainingTrainer(
-        scheduled, held_out if len(held_out) else None, identity, start, preflight.seconds_per_token(args, corpus),
+        training_data, held_out if len(held_out) else None, identity, start, preflight.seconds_per_token(args, corpus),
         log_path=output / "train_log.jsonl", model=model, args=args, processing_class=tokenizer,
         data_collator=Collator(args.block_size, pad_id, packing.packed),
         callbacks=universal_checkpoint.prepare(args, checkpoint) if checkpoint else None,
@@ -166,7 +167,7 @@ def finish(trainer: Any, folder: Path) -> None:
     args = trainer.args
     base = Path(args.model_name_or_path)
     copy_if_there(base / "tokenizer.model", folder / "tokenizer.model")
-    if not has_old_ids(read_object(base / "generation_config.json")):  # else the corrected one is saved already
+    if not has_old_ids(read_object(base / "generation_config.json")):  # otherwise the corrected file is already saved
         copy_if_there(base / "generation_config.json", folder / "generation_config.json")
     copy_model_code(base, folder)
     data = {args.data_path: trainer.sequences.corpus.sidecar["sha256"]}

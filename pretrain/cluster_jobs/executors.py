@@ -1,7 +1,7 @@
-"""Run the tasks of a stage in local processes, as Slurm jobs, or on Ray, through datatrove's executors.
+"""Run the tasks of a pipeline in local processes, as Slurm jobs, or on Ray, through datatrove's executors.
 
-executor = make(options, steps, tasks, workers, folder)    # depends=...: the executor of the previous stage
-run(executor)                                              # skips tasks that an earlier run finished
+executor = make_executor(options, pipeline, tasks, workers, logging_dir)
+run_tasks(executor)    # skips tasks that an earlier run finished
 """
 
 import logging
@@ -30,7 +30,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
 from tqdm import tqdm
 
-STAGE = Path(__file__).resolve().parent.parent  # pretrain/, on the PYTHONPATH of workers on other machines
+PACKAGES_FOLDER = Path(__file__).resolve().parent.parent  # pretrain/, on the PYTHONPATH of workers on other machines
 
 
 def disable_datatrove_log() -> None:
@@ -38,7 +38,7 @@ def disable_datatrove_log() -> None:
     logger.disable("datatrove")
 
 
-def make(
+def make_executor(
     options: ExecutorOptions,
     pipeline: Sequence[Any],
     tasks: int,
@@ -62,7 +62,7 @@ def make(
             # without kill-on-invalid-dep, a job waits forever if the job that it depends on has failed
             sbatch_args={"kill-on-invalid-dep": "yes"} | dict(o.split("=", 1) for o in options.slurm_option),
             qos=None, env_command=_environment(), with_srun=False, max_array_size=1000,
-            tasks_per_job=-(-tasks // 1000),  # one array per stage, since the next stage depends on one array only
+            tasks_per_job=-(-tasks // 1000),  # all tasks in one job array, since a job can depend on one array only
         )  # fmt: skip
     if options.executor == "ray":
         _start_ray(options.ray_address, workers)
@@ -72,11 +72,12 @@ def make(
     return LocalExecutor(steps, tasks, min(workers, tasks), folder, job_name)
 
 
-def run(executor: PipelineExecutor) -> None:
-    """Run the unfinished tasks of a stage; on Slurm, submit them and the stages that the stage depends on.
+def run_tasks(executor: PipelineExecutor) -> None:
+    """Run the unfinished tasks of an executor; on Slurm, submit them, after the tasks of the executors it depends on.
 
-    If a task fails, raises the exception of the task (local), or an error with its message (Ray): ValueError if the
-    task raised that, else ChildProcessError. Raises ChildProcessError if a worker process was killed.
+    If a task fails, the local executor raises the exception of the task. With Ray, the error has the message of the
+    task's exception and is a ValueError if the exception was one, else a ChildProcessError. Raises ChildProcessError if
+    a worker process was killed.
     """
     executor.run()
     if isinstance(executor, SlurmPipelineExecutor):
@@ -91,13 +92,16 @@ def run(executor: PipelineExecutor) -> None:
 
 
 def _environment() -> str:
-    """Return the shell line that sets PATH to this Python and PYTHONPATH to STAGE in a Slurm job."""
+    """Return the shell line of a Slurm job that puts this Python first on PATH and pretrain/ on PYTHONPATH."""
     path = f"{shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    return f"export PATH={path} PYTHONPATH={shlex.quote(str(STAGE))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    return f"export PATH={path} PYTHONPATH={shlex.quote(str(PACKAGES_FOLDER))}${{PYTHONPATH:+:$PYTHONPATH}}"
 
 
 def _start_ray(address: str, workers: int) -> None:
-    """Connect to the Ray at an address HOST:PORT (else of RAY_ADDRESS), or start Ray here."""
+    """Connect to a running Ray, or start Ray on this machine if neither `address` nor RAY_ADDRESS is set.
+
+    address: HOST:PORT; "": the address in RAY_ADDRESS. Raises ConnectionError if Ray does not answer there.
+    """
     import ray
 
     if ray.is_initialized():
@@ -106,14 +110,15 @@ def _start_ray(address: str, workers: int) -> None:
     address = address or os.environ.get("RAY_ADDRESS", "")
     local_options: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
     environment = {
-        "env_vars": {"PYTHONPATH": str(STAGE), "TQDM_DISABLE": "1"},
+        "env_vars": {"PYTHONPATH": str(PACKAGES_FOLDER), "TQDM_DISABLE": "1"},
         "worker_process_setup_hook": f"{__name__}.{_unblock_sigterm.__name__}",
     }
     sigterm = signal.getsignal(signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in Ray's processes, too, which this process ends
+    # Ray's processes inherit the blocked signal; this process ends them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         host, colon, port = address.rpartition(":")
-        if colon and port.isdecimal() and "/" not in host:  # else Ray waits for minutes
+        if colon and port.isdecimal() and "/" not in host:  # ray.init waits for minutes if no server is there
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address or "local", runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR,
@@ -123,7 +128,7 @@ def _start_ray(address: str, workers: int) -> None:
         if not address:
             raise
         raise ConnectionError(
-            f"{option} {address}: Ray does not answer ({error}); start it: ray start --head, and if it was "
+            f"{option} {address}: Ray does not answer ({error}); if it is not running: ray start --head; if it was "
             "started with a token: export RAY_AUTH_MODE=token"
         ) from None
     finally:
@@ -132,7 +137,7 @@ def _start_ray(address: str, workers: int) -> None:
 
 
 def _unblock_sigterm() -> None:
-    """Unblock SIGTERM, here and in Ray's workers: multiprocessing's pools in them end their processes with it."""
+    """Unblock SIGTERM in this process; also in Ray's workers, whose process pools end their processes with SIGTERM."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
@@ -140,14 +145,14 @@ class SlurmExecutor(SlurmPipelineExecutor):
     """datatrove's Slurm executor without the job that merges statistics after each stage; records its jobs."""
 
     def launch_job(self) -> None:
-        """Submit the stage after the stages that it depends on; raises ValueError if sbatch refuses it."""
+        """Submit the job after the jobs that it depends on; raises ValueError if sbatch refuses it."""
         logs, refusal = Path(self.logging_dir.resolve_paths("")), None
         try:
             super().launch_job()
         except subprocess.CalledProcessError as error:
             refusal = error
         if self.job_id not in (None, -1):  # -1: an earlier run has finished all tasks
-            record_job(logs, self.job_id)  # also of the first array of tasks if sbatch refuses the second one
+            record_job(logs, self.job_id)
         if refusal:
             jobs = " ".join(recorded_jobs(logs.parent))
             raise ValueError(

@@ -30,22 +30,23 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
         "--executor", choices=EXECUTORS, default="local", help="where tasks run (default: local, this machine)"
     )
     group.add_argument("--slurm_partition", default="", metavar="P", help="partition of the jobs; required with slurm")
-    group.add_argument("--slurm_time", default="24:00:00", metavar="T", help="time limit of a task (default: 24:00:00)")
+    group.add_argument("--slurm_time", default="24:00:00", metavar="T", help="time limit of a job (default: 24:00:00)")
     group.add_argument(
-        "--slurm_memory_gb", type=at_least(1), default=4, metavar="N", help="memory of a task (default: 4)"
+        "--slurm_memory_gb", type=at_least(1), default=4, metavar="N", help="memory of a job, in GB (default: 4)"
     )
     group.add_argument(
         "--slurm_option", nargs="+", default=[], metavar="KEY=VALUE", help="options of sbatch: account=a qos=long"
     )
     group.add_argument(
-        "--ray_address", default="", metavar="A", help="address of a running Ray (default: start Ray here)"
-    )
+        "--ray_address", default="", metavar="HOST:PORT",
+        help="address of a running Ray (default: RAY_ADDRESS if set, else start Ray on this machine)",
+    )  # fmt: skip
 
 
 def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
     """Return the executor options of a parsed command line.
 
-    Raises ValueError on an invalid option, and if the executor's sbatch or Ray is not installed.
+    Raises ValueError if an option is invalid or has no effect with the executor, or if sbatch or Ray is not installed.
     """
     values = {field.name: getattr(arguments, field.name) for field in fields(ExecutorOptions)}
     values["slurm_option"] = tuple(values["slurm_option"])
@@ -59,9 +60,9 @@ def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
             fact = f"--{field.name} has no effect with --executor {options.executor}"
             raise ValueError(f"{fact}; give --executor {executor} or remove it")
     if options.executor == "slurm" and not options.slurm_partition:
-        raise ValueError("--executor slurm needs --slurm_partition; `sinfo` lists them")
+        raise ValueError("--executor slurm needs --slurm_partition; `sinfo` lists the partitions")
     if options.executor == "slurm" and not shutil.which("sbatch"):
-        raise ValueError("--executor slurm: sbatch was not found; submit from a login node, or use local")
+        raise ValueError("--executor slurm: sbatch was not found; submit from a login node, or use --executor local")
     if options.executor == "ray" and importlib.util.find_spec("ray") is None:
         raise ValueError(f"--executor ray: Ray is not installed; pip install {RAY}")
     return options

@@ -16,7 +16,7 @@ def record_job(stage_logs: Path, job_id: str) -> None:
 
 
 def recorded_jobs(logs: Path) -> list[str]:
-    """Return the ids of the jobs whose stages have their log folders in `logs`."""
+    """Return the ids of the recorded jobs. logs: the folder that contains a log folder for each stage."""
     return sorted(path.read_text(encoding="utf-8") for path in logs.glob(f"*/{JOB_ID}"))
 
 

@@ -26,9 +26,9 @@ from corpus_building import documents
 from corpus_building.documents import Shard
 from corpus_building.samples import CorpusSettings, add_documents
 
-# At least the real ratio, so the disk space is underestimated rather than overestimated.
+# Bytes of text per token, at least the real ratio: the needed disk space is underestimated, not overestimated.
 BYTES_PER_TOKEN = 8
-SHARD_BYTES = 16_000_000  # input of one shard, about a second of work; a killed worker loses the work of its shard
+SHARD_BYTES = 16_000_000  # input per shard, about a second of work; a killed worker loses the work of its shard
 TASKS_PER_WORKER = 4  # on a cluster: few, since each task loads the tokenizer, but enough to balance the load
 DOCUMENTS_PER_BATCH = 64  # documents added to the corpus at a time
 LOCAL_EXECUTION = ExecutorOptions()
@@ -37,7 +37,7 @@ cached_encoder = lru_cache(maxsize=1)(load_encoder)  # forked processes share it
 
 
 def write_shard(folder: Path, number: int, shard: Shard, encoder: DocumentEncoder, settings: CorpusSettings) -> None:
-    """Write a shard as the corpus `<folder>/<number>`, with the shard itself under "settings" in its sidecar."""
+    """Write a shard as the corpus `<folder>/<number>`; "settings" in its sidecar describes the shard."""
     checked_before, lines = encoder.checked, 0
     with CorpusWriter(shard_prefix(folder, number), encoder.vocab_size, overwrite=True) as writer:
         rows = documents.read_documents(shard, settings)
@@ -55,8 +55,8 @@ def shard_prefix(folder: Path, number: int) -> Path:
 
 
 def is_finished(folder: Path, number: int, shard: Shard) -> bool:
-    """Return whether a shard was written, from the same bytes of the same file."""
-    with suppress(FileNotFoundError, ValueError):  # ValueError: damaged, or killed before the sidecar
+    """Return whether the corpus of a shard is complete and was written from the same range of the unchanged file."""
+    with suppress(FileNotFoundError, ValueError):  # ValueError: damaged sidecar, or index without sidecar
         return asdict(shard).items() <= read_sidecar(shard_prefix(folder, number))["settings"].items()
     return False
 
@@ -94,7 +94,8 @@ def _read_plan(folder: Path) -> tuple[list[Shard], DocumentEncoder, CorpusSettin
 def run_task(working_folder: Path, folder: Path, data: Any, rank: int, world_size: int) -> None:
     """Executor step in a worker process: task r of n writes the unfinished shards among r, r + n, r + 2 n, ….
 
-    working_folder: that of the command; a process on another machine may start in another folder.
+    working_folder: the current folder of the command, to which its paths are relative; a process on another machine may
+    start in another folder.
     """
     os.chdir(working_folder)
     shards, encoder, settings = _read_plan(folder)
@@ -104,7 +105,7 @@ def run_task(working_folder: Path, folder: Path, data: Any, rank: int, world_siz
 
 
 def run_join(working_folder: Path, arguments: tuple[Any, ...], data: Any, rank: int, world_size: int) -> None:
-    """Executor step: call `build_corpus` after all shards are finished, which then only joins them."""
+    """Executor step: call `build_corpus`, which only joins the shards, since all of them are finished."""
     os.chdir(working_folder)
     build_corpus(*arguments)
 
@@ -121,10 +122,10 @@ def build_corpus(
 ) -> None:
     """Build the corpus `prefix` from text files and globs; on Slurm, submit the jobs that build it.
 
-    The result depends neither on num_workers nor on interruptions. shard_bytes: bytes of input per shard; it only
-    affects the number of documents whose ids are compared with other engines. Raises ValueError or OSError if the input
-    is unreadable or has no documents, or the disk is full; finished shards are kept for the next run. Errors of Slurm
-    jobs are logged in `<prefix>.logs/`.
+    The result depends neither on num_workers nor on interruptions. shard_bytes: bytes of input per shard; it does not
+    affect the tokens, only how many documents are also encoded by other engines for comparison. Raises ValueError or
+    OSError if the input is unreadable or has no documents, or the disk is full. Finished shards are kept for the next
+    run, except if joining them raises ValueError. Errors of Slurm jobs are logged in `<prefix>.logs/`.
     """
     settings = settings or CorpusSettings()
     paths = documents.find_files(patterns)
@@ -141,19 +142,21 @@ def build_corpus(
             try:
                 _join_shards(writer, folder, shards, encoder, settings)
             except ValueError:
-                shutil.rmtree(folder, ignore_errors=True)  # all shards are finished, so it would be raised again
+                shutil.rmtree(folder, ignore_errors=True)  # the next run would join the same shards
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             return
         from cluster_jobs import executors
 
-        shutil.rmtree(logs, ignore_errors=True)  # else finished tasks of an earlier run are skipped
+        shutil.rmtree(logs, ignore_errors=True)  # otherwise tasks that an earlier run finished are skipped
         step, tasks = partial(run_task, Path.cwd(), folder), max(1, min(len(shards), TASKS_PER_WORKER * num_workers))
-        shards_job = executors.make(execution, [step], tasks, num_workers, logs / "shards", None, "corpus-shards")
-        executors.run(shards_job)  # its recorded id makes another run refuse
-    # The lock is released: the second job takes it to join the shards.
+        shards_job = executors.make_executor(
+            execution, [step], tasks, num_workers, logs / "shards", None, "corpus-shards"
+        )
+        executors.run_tasks(shards_job)  # records the job; another run is refused while the job is in the queue
+    # The lock is released, since the second job needs it to join the shards.
     join = partial(run_join, Path.cwd(), (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes))
-    executors.run(executors.make(execution, [join], 1, 1, logs / "join", shards_job, "corpus-join"))
+    executors.run_tasks(executors.make_executor(execution, [join], 1, 1, logs / "join", shards_job, "corpus-join"))
 
 
 def _write_shards(
@@ -173,7 +176,9 @@ def _write_shards(
             shutil.rmtree(folder / "logs", ignore_errors=True)
             tasks = len(shards) if is_local else min(len(shards), TASKS_PER_WORKER * num_workers)
             step = partial(run_task, Path.cwd(), folder)
-            executors.run(executors.make(execution, [step], tasks, num_workers, folder / "logs", None, "shards"))
+            executors.run_tasks(
+                executors.make_executor(execution, [step], tasks, num_workers, folder / "logs", None, "shards")
+            )
     except BaseException:
         if not any(is_finished(folder, number, shard) for number, shard in enumerate(shards)):
             shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume from

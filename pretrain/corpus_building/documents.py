@@ -1,8 +1,8 @@
 """Read documents from JSONL (.jsonl, .json) and .txt (one document per line), both also as .gz or .zst, and .parquet.
 
 Uncompressed files are divided into shards at line ends, so that several processes can read one file; a compressed or
-.parquet file is one shard. The shards depend only on file sizes. json_rows cannot read them, since a shard may begin at
-any byte; the error messages are those of json_rows.
+.parquet file is one shard. The shards depend only on file sizes. This module does not use json_rows, which cannot begin
+in the middle of a file; the error messages are worded alike.
 """
 
 from command_line.strict_parsers import at_least
@@ -65,9 +65,9 @@ class TextRow(NamedTuple):
     """A line of a shard, or a row of a .parquet file."""
 
     line: int  # its number in the shard, from 1
-    text: str  # "" if it has none or is unreadable
+    text: str  # "" if the row has no text or is unreadable
     content: dict[str, Any]  # all fields of a JSON or .parquet row; empty for a line of .txt
-    error: str = ""  # why it is unreadable, and the remedy
+    error: str = ""  # why the row is unreadable, and the remedy; "" if it is readable
 
 
 def add_input_options(parser: Any, required: bool) -> None:
@@ -106,7 +106,10 @@ def find_files(patterns: list[str]) -> list[str]:
             if not Path(path).is_file():
                 raise ValueError(f"{path} is not a file; name files, or all files of a folder: '{path}/*.jsonl'")
             if file_format(path) not in SUFFIXES:
-                raise ValueError(f"{path} is not {', '.join(SUFFIXES)}, or text with .gz or .zst; convert or rename it")
+                raise ValueError(
+                    f"{path} is not {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, nor one of the first three with .gz "
+                    "or .zst; convert or rename it"
+                )
             found.setdefault(Path(path).resolve(), path)
     return list(found.values())
 
@@ -141,9 +144,9 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
 def read_documents(shard: Shard, source: TextSource, all_columns: bool = False) -> Iterator[TextRow]:
     """Yield the lines of a shard, or the rows of a .parquet file.
 
-    all_columns: read all columns of a .parquet file, not only those of the text. Raises ValueError, with file and line,
-    if a line is not UTF-8, is not a JSON object or lacks a field, or if the file is damaged. If source.on_error is
-    `skip`, yields a TextRow with the error instead; the rest of a damaged file is one TextRow.
+    all_columns: read all columns of a .parquet file, not only those with the text. Raises ValueError, with file and
+    line, if a line is not UTF-8, is not a JSON object or lacks a field, or if the file is damaged. If source.on_error
+    is `skip`, yields a TextRow with the error instead; the rest of a damaged file is one TextRow.
     """
     is_parquet, is_text = (file_format(shard.path) == suffix for suffix in (".parquet", ".txt"))
     with Path(shard.path).open("rb", BUFFER_BYTES) as raw:
@@ -266,7 +269,7 @@ def _parse_row(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         if not line.lstrip().startswith("["):
             raise ValueError(syntax_error(error)) from None
-        row = []  # the first line of a list that has several
+        row = []  # the first line of a JSON list of several lines
     except ValueError:
         raise ValueError("has an integer of more than 4300 digits; write it as text") from None
     if isinstance(row, list):
@@ -277,7 +280,10 @@ def _parse_row(line: str) -> dict[str, Any]:
 
 
 def _text_of_row(row: dict[str, Any], source: TextSource) -> str:
-    """Return the text of a row; braces in the text of a field are not interpreted. Raises ValueError without text."""
+    """Return the text of a row; braces in the text of a field are not interpreted.
+
+    Raises ValueError if a field is missing or is not text that can be encoded.
+    """
     for name in source.fields:
         if name not in row:
             keys, option = ", ".join(list(row)[:6]), "--text_template" if source.text_template else "--text_key"

@@ -43,7 +43,7 @@ def add_documents(
         if count < settings.min_length:
             writer.add_dropped(record | {"reason": f"{count} tokens, min_length is {settings.min_length}"})
             continue
-        # for a document of one sample only the number of ends matters, so they need not be computed
+        # for a document of one sample, sample_lengths uses only the number of ends, which equals the number of ids
         ends = encoded.ends() if count > settings.seq_length else encoded.ids
         samples = segmentation.sample_lengths(text, ends, settings.seq_length, settings.language, len(bos))
         parts = [bos, encoded.ids, eos]
@@ -62,7 +62,7 @@ def add_documents(
 
 
 def bos_and_eos(encoder: DocumentEncoder) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids that surround those of a document: BOS (1,), or (0,) if the tokenizer has none, and EOS (1,)."""
+    """Return the ids before and after a document: BOS (1,), or (0,) if the tokenizer has no BOS, and EOS (1,)."""
     bos = [] if encoder.bos_id is None else [encoder.bos_id]
     return np.array(bos, dtype=np.int32), np.array([encoder.eos_id], dtype=np.int32)
 

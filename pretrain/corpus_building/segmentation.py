@@ -18,7 +18,7 @@ import numpy as np
 from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, sentence_ends_between, word_ends
 
 _FIRST_DISTANCE = 16  # tokens; sentence ends are first searched this close to the even division
-_MANY_SAMPLES = 16  # from this number on, the whole text is searched once, since each window may have to search it
+_MANY_SAMPLES = 16  # from this number on, the whole text is searched once: a search per window may read it many times
 
 
 def sample_lengths(
@@ -113,9 +113,10 @@ def _candidates_in_windows(offsets: list[int], windows: list[tuple[int, int]]) -
 
 
 def _root_excess_of_nearest_cuts(candidates: list[list[int]], total: int, limit: int) -> float | None:
-    """Return sqrt(e) of the division at the candidates nearest to the even division; None if it is not possible.
+    """Return sqrt(e) of the division at the candidates nearest to the even division (see `_cuts_at_sentence_ends`).
 
-    See `_cuts_at_sentence_ends`. candidates: of each cut, in ascending order.
+    Returns None if a cut has no candidate, or a sample of this division is longer than the limit. candidates: a list
+    for each cut, in ascending order.
     """
     count = len(candidates) + 1
     previous, squares = 0, 0
@@ -182,8 +183,8 @@ def _greedy_cuts(candidates: list[int], limit: int) -> tuple[list[int], list[int
 def _best_cuts(candidates: Sequence[list[int]], limit: int) -> list[int] | None:
     """Return one candidate of each cut, neighbours at most `limit` apart, with the least sum of squared distances.
 
-    Returns None if there are none. candidates: of each cut, ascending, and greater than those of the previous cut; the
-    first and the last cut, which are the ends of the document, have one candidate.
+    Returns None if there are no such cuts. candidates: a list for each cut, in ascending order, and greater than all
+    candidates of the previous cut; the first and the last cut, which are the ends of the document, have one candidate.
     """
     previous, cost = candidates[0], [0]
     steps = []
@@ -206,9 +207,10 @@ def _best_predecessors(previous: list[int], cost: list[int], offsets: list[int],
     """Return for each offset the index of its best predecessor in `previous`.
 
     cost: the least sum of squared lengths up to each offset of `previous`. The square of a length is convex, so the
-    best index never decreases from one offset to the next, and neither does the first index within the limit. For an
-    offset between two solved ones, only the indices between theirs are tried: divide and conquer in n log n steps. If
-    no predecessor is within the limit, an index outside the limit is returned.
+    best index never decreases from one offset to the next, and neither does the first index within the limit. After the
+    best index of the middle offset is found, the offsets before it try only indices up to this one, and the offsets
+    after it only indices from this one on: divide and conquer in n log n steps. If no predecessor is within the limit,
+    an index outside the limit is returned.
     """
     choice = [0] * len(offsets)
     todo = [(0, len(offsets), 0, len(previous))]

@@ -7,8 +7,8 @@
     <prefix>.json            sources as ranges of samples, tokenizer, settings, versions, sha256 of .bin and .idx
     <prefix>.dropped.jsonl   dropped documents and samples with the reason; absent if nothing was dropped
 
-One sample is one Megatron sequence. Source of the layout: megatron/core/datasets/indexed_dataset.py of Megatron-LM.
-The command is `pretrain/preprocess.py`.
+One sample is one sequence in Megatron's terms. Source of the layout: megatron/core/datasets/indexed_dataset.py of
+Megatron-LM. The command is `pretrain/preprocess.py`.
 """
 
 import errno
@@ -28,7 +28,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from partial_folders import resume_journal
 
-from corpus_files.corpus_sidecar import files, read_sidecar
+from corpus_files.corpus_sidecar import corpus_paths, read_sidecar
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<QBQQ")  # version, dtype code, samples, length of the boundary array (documents + 1)
@@ -63,7 +63,7 @@ class Corpus:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        paths = files(prefix)
+        paths = corpus_paths(prefix)
         self.sidecar = read_sidecar(prefix)
         for ending in ("bin", "idx"):
             if not paths[ending].is_file():
@@ -134,12 +134,12 @@ class Corpus:
 
 def corpus_bytes(prefix: str | Path) -> int:
     """Return the size of a corpus on disk, in bytes."""
-    return sum(path.stat().st_size for path in files(prefix).values() if path.exists())
+    return sum(path.stat().st_size for path in corpus_paths(prefix).values() if path.exists())
 
 
 def dropped_records(prefix: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a corpus's dropped documents and samples."""
-    path = files(prefix)["dropped.jsonl"]
+    path = corpus_paths(prefix)["dropped.jsonl"]
     if path.is_file():
         with path.open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
@@ -148,7 +148,7 @@ def dropped_records(prefix: str | Path) -> Iterator[dict[str, Any]]:
 def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     """Return the dtype of the ids, the number of samples, and the length of the array of document boundaries.
 
-    path: the index, `<prefix>.idx`. Raises ValueError if it is damaged.
+    path: the index, `<prefix>.idx`. Raises ValueError if it is damaged, or its version or dtype is not supported.
     """
     with path.open("rb") as file:
         magic, header = file.read(len(MAGIC)), file.read(HEADER.size)
@@ -157,7 +157,8 @@ def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     version, code, samples, boundaries = HEADER.unpack(header)
     if version != VERSION or code not in DTYPES:
         raise ValueError(
-            f"{path} has version {version} and dtype code {code}; supported: version 1, code 8 (uint16) or 4 (int32)"
+            f"{path} has version {version} and dtype code {code}; supported: version 1, code 8 (uint16) or 4 (int32): "
+            "copy or write the corpus again"
         )
     needed = len(MAGIC) + HEADER.size + 12 * samples + 8 * boundaries
     if path.stat().st_size != needed:
@@ -177,8 +178,7 @@ class CorpusWriter:
 
     An exception in the block removes the partial files. Token ids are written immediately; the index is kept in memory
     until `finish`, at most 12 bytes per sample. Raises FileExistsError if the corpus exists and `overwrite` is False,
-    OSError if the disk is full, ValueError if another process
-    is writing the corpus.
+    ValueError if another process is writing the corpus, OSError if the disk is full.
     """
 
     def __init__(self, prefix: str | Path, vocab_size: int, overwrite: bool = False) -> None:
@@ -186,10 +186,10 @@ class CorpusWriter:
         self.tokens = self.dropped = 0
         self._is_new_parent = not self.prefix.parent.exists()
         self.folder, self._lock = Path(f"{prefix}.partial"), ExitStack()
-        is_left_over = (self.folder / "json").exists()  # by a run that was killed while it moved its files
+        was_killed = (self.folder / "json").exists()  # an earlier run was killed while it moved its files
         self._lock.enter_context(resume_journal.locked_folder(self.folder, ""))
-        existing = [str(path) for path in files(prefix).values() if path.exists()]
-        if existing and not overwrite and (not is_left_over or files(prefix)["json"].exists()):
+        existing = [str(path) for path in corpus_paths(prefix).values() if path.exists()]
+        if existing and not overwrite and (not was_killed or corpus_paths(prefix)["json"].exists()):
             self._remove_folder()
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
         self._bin, self._dropped = ((self.folder / name).open("wb") for name in ("bin", "dropped.jsonl"))
@@ -230,7 +230,7 @@ class CorpusWriter:
     def add(self, ids: np.ndarray, lengths: np.ndarray, samples_per_document: np.ndarray) -> None:
         """Append documents.
 
-        ids: (tokens,), those of all documents, concatenated. lengths: (samples,), tokens of each sample, at least 1.
+        ids: (tokens,), the ids of all documents, concatenated. lengths: (samples,), tokens of each sample, at least 1.
         samples_per_document: (documents,).
         """
         self.add_tokens(ids)
@@ -260,7 +260,7 @@ class CorpusWriter:
             self.add_tokens(block)
         if digest.hexdigest() != corpus.sidecar["sha256"]["bin"]:
             raise ValueError(f"{corpus.prefix}.bin differs from the sha256 in its sidecar; copy or write it again")
-        with files(corpus.prefix)["idx"].open("rb") as index:
+        with corpus_paths(corpus.prefix)["idx"].open("rb") as index:
             if hashlib.file_digest(index, "sha256").hexdigest() != corpus.sidecar["sha256"]["idx"]:
                 raise ValueError(f"{corpus.prefix}.idx differs from the sha256 in its sidecar; copy or write it again")
         self.add_index(corpus.lengths, np.diff(corpus.documents))
@@ -285,8 +285,8 @@ class CorpusWriter:
         """
         if not self.samples and not allow_empty:
             raise ValueError(
-                f"no document to write to {self.prefix} ({counted(self.dropped, 'document')} dropped: without text or "
-                "too short); nothing was written: check the input files and --min_length"
+                f"no document to write to {self.prefix} ({counted(self.dropped, 'document')} dropped: without text, "
+                "unreadable or too short); nothing was written: check the input files and --min_length"
             )
         for stream in (self._bin, self._dropped):
             stream.close()
@@ -298,7 +298,7 @@ class CorpusWriter:
         }  # fmt: skip
         text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "json").write_text(text, encoding="utf-8")
-        targets = files(self.prefix)
+        targets = corpus_paths(self.prefix)
         # The sidecar marks a corpus as complete: the old one is removed first, the new one is moved last.
         for path in (targets["json"], targets["dropped.jsonl"]):
             path.unlink(missing_ok=True)
@@ -335,7 +335,7 @@ def verify_corpus(prefix: str | Path) -> Corpus:
     """Compare all bytes of a corpus with its sidecar and return it; raises ValueError at the first difference."""
     corpus = Corpus(prefix)
     for ending in ("bin", "idx"):
-        path = files(prefix)[ending]
+        path = corpus_paths(prefix)[ending]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != corpus.sidecar["sha256"][ending]:
@@ -356,8 +356,11 @@ def verify_corpus(prefix: str | Path) -> Corpus:
     return corpus
 
 
-def check_free_space(prefix: str | Path, size: int) -> None:
-    """Raise ValueError if the disk of `prefix` has less than `size` bytes free."""
+def check_free_space(prefix: str | Path, size: int, alternative: str = "name a prefix elsewhere") -> None:
+    """Raise ValueError if the disk of `prefix` has less than `size` bytes free.
+
+    alternative: what the message proposes besides freeing space.
+    """
     folder = Path(prefix).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -365,5 +368,5 @@ def check_free_space(prefix: str | Path, size: int) -> None:
     if free < size:
         raise ValueError(
             f"{prefix} needs about {size / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free; "
-            "free space there or name a prefix elsewhere"
+            f"free space there or {alternative}"
         )

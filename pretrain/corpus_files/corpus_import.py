@@ -1,7 +1,7 @@
-"""Import corpora from other formats: Megatron's indexed dataset, and the published system's format.
+"""Import corpora from Megatron's indexed dataset, and from the format of the original KnowLM pretraining code (2023).
 
 Megatron's `.bin` and `.idx` have the format of corpus.py with more dtypes and without a sidecar; each sequence becomes
-a sample. The published system wrote three files for a corpus of n samples:
+a sample. The original KnowLM pretraining code wrote three files for a corpus of n samples:
 
     .bin    token ids, uint16
     .idx    the offset of each sample in .bin, in tokens: n uint64; then the length of each sample: n uint16
@@ -19,7 +19,7 @@ import numpy as np
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 
 from corpus_files.corpus import CHUNK_TOKENS, HEADER, MAGIC, VERSION, CorpusWriter, check_free_space
-from corpus_files.corpus_sidecar import files
+from corpus_files.corpus_sidecar import corpus_paths
 
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # Megatron's codes of integer dtypes
 
@@ -49,7 +49,7 @@ def open_megatron(prefix: str | Path) -> ExternalCorpus:
 
     Raises ValueError if the index is truncated, or its version or dtype is not supported.
     """
-    path = files(prefix)["idx"]
+    path = corpus_paths(prefix)["idx"]
     index = np.memmap(path, mode="r")
     at = len(MAGIC) + HEADER.size
     version, code, samples, boundaries = HEADER.unpack(index[len(MAGIC) : at].tobytes().ljust(HEADER.size, b"\0"))
@@ -59,7 +59,7 @@ def open_megatron(prefix: str | Path) -> ExternalCorpus:
         raise ValueError(f"{path} is truncated: it has {len(index):,} bytes for {samples:,} sequences; copy it again")
     dtype = np.dtype(MEGATRON_DTYPES[code])
     return ExternalCorpus(
-        np.memmap(files(prefix)["bin"], mode="r", dtype=dtype),
+        np.memmap(corpus_paths(prefix)["bin"], mode="r", dtype=dtype),
         np.frombuffer(index, "<i8", samples, at + 4 * samples) // dtype.itemsize,
         np.frombuffer(index, "<i4", samples, at),
         np.frombuffer(index, "<i8", boundaries, at + 12 * samples),
@@ -67,14 +67,14 @@ def open_megatron(prefix: str | Path) -> ExternalCorpus:
     )
 
 
-def open_published(prefix: str | Path) -> ExternalCorpus:
-    """Memory-map a corpus of the published system; raises ValueError if its files do not belong together."""
+def open_original_knowlm(prefix: str | Path) -> ExternalCorpus:
+    """Memory-map a corpus of the original KnowLM code; raises ValueError if a file is damaged or of another corpus."""
     paths = {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "dis")}
     samples, rest = divmod(paths["idx"].stat().st_size, 10)
     if rest or not samples:
         raise ValueError(
-            f"{paths['idx']} has neither Megatron's magic nor 10 bytes per sample; "
-            "it is damaged or not a corpus index: copy it again"
+            f"{paths['idx']} neither begins with Megatron's magic nor has 10 bytes per sample, as original KnowLM "
+            "corpora have; it is damaged or not a corpus index: copy it again"
         )
     index = np.memmap(paths["idx"], mode="r")
     return ExternalCorpus(
@@ -101,7 +101,8 @@ def _read_type_counts(path: Path, samples: int) -> list[int]:
     types = types or [samples]
     if sum(types) != samples:
         raise ValueError(
-            f"{path} counts {sum(types):,} samples, its .idx {samples:,}; they belong to different corpora"
+            f"{path} counts {sum(types):,} samples, its .idx {samples:,}; they belong to different corpora: copy both "
+            "again"
         )
     return types
 
@@ -109,21 +110,21 @@ def _read_type_counts(path: Path, samples: int) -> list[int]:
 def import_corpus(
     prefix: str | Path, tokenizer_path: str, new_prefix: str | Path, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write a corpus from Megatron's or the published system's files; return its sidecar.
+    """Write a corpus from files of Megatron or of the original KnowLM pretraining code; return its sidecar.
 
     tokenizer_path: the tokenizer of the corpus, which neither format records. Samples are unchanged. If the format has
     no documents, a document begins at each sample that begins with BOS; if the tokenizer has no BOS, at each sample
     after an EOS. Raises ValueError or OSError if a file is missing or damaged, or has ids that the tokenizer lacks.
     """
     for ending in ("bin", "idx"):
-        if not files(prefix)[ending].is_file():
+        if not corpus_paths(prefix)[ending].is_file():
             raise FileNotFoundError(f"{prefix}.{ending} does not exist; name a corpus by its path without .bin")
-        if not files(prefix)[ending].stat().st_size:
+        if not corpus_paths(prefix)[ending].stat().st_size:
             raise ValueError(f"{prefix}.{ending} is empty; copy it again")
-    with files(prefix)["idx"].open("rb") as file:
+    with corpus_paths(prefix)["idx"].open("rb") as file:
         is_megatron = file.read(len(MAGIC)) == MAGIC
     encoder = load_encoder(tokenizer_path)
-    corpus = open_megatron(prefix) if is_megatron else open_published(prefix)
+    corpus = open_megatron(prefix) if is_megatron else open_original_knowlm(prefix)
     check_free_space(new_prefix, 2 * len(corpus.ids) + 12 * len(corpus.lengths))
     ends = np.cumsum(corpus.lengths, dtype=np.int64)
     if (corpus.starts != ends - corpus.lengths).any() or (corpus.lengths < 1).any():

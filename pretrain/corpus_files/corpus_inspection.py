@@ -39,13 +39,14 @@ def decoded_samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> It
     """Yield a line with the decoded text for each of the first `show` samples of each source.
 
     tokenizer_path: a tokenizer's folder; None: the folder recorded in the sidecar. Raises ValueError if the corpus was
-    written with another tokenizer, or if the recorded folder does not exist.
+    written with another tokenizer, or if no folder is recorded or the recorded folder does not exist.
     """
     recorded = corpus.sidecar["tokenizer"].get("path", "")
-    if not tokenizer_path and not Path(recorded).exists():
+    if not tokenizer_path and not (recorded and Path(recorded).exists()):
+        fact = f"was written with the tokenizer in {recorded}, which does not exist here"
         raise ValueError(
-            f"{corpus.prefix} was written with the tokenizer in {recorded}, which does not exist in this folder; give "
-            "its place with --tokenizer_path, or --show 0 for the counts alone"
+            f"{corpus.prefix} {fact if recorded else 'does not record the folder of its tokenizer'}; name the "
+            "tokenizer's folder with --tokenizer_path, or give --show 0 for the counts alone"
         )
     encoder = load_encoder(tokenizer_path or recorded)
     if encoder.fingerprint != corpus.fingerprint:

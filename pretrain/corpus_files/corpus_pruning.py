@@ -44,14 +44,16 @@ def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, over
 
     Documents and sources without remaining samples are removed. `<new_prefix>.dropped.jsonl` records each range of
     removed samples and the number of documents that were removed with it; the settings in the sidecar record the list.
-    Raises ValueError if the old corpus differs from its sidecar.
+    Raises ValueError if the old corpus differs from its sidecar, or no sample would remain.
     """
     corpus = verify_corpus(prefix)
     removed = read_sample_ids(ids_path, len(corpus))
+    if len(removed) == len(corpus):
+        raise ValueError(f"{ids_path} lists all samples of {prefix}, so no sample would remain; correct the list")
     check_free_space(new_prefix, corpus_bytes(prefix))
     is_kept = np.ones(len(corpus), dtype=bool)
     is_kept[removed] = False
-    # index i: the numbers of remaining samples and of their tokens before sample i of the old corpus
+    # At index i: the number of remaining samples before sample i of the old corpus, and the number of their tokens.
     samples_before = np.append(0, np.cumsum(is_kept))
     tokens_before = np.append(0, np.cumsum(np.where(is_kept, corpus.lengths, 0), dtype=np.int64))
     per_document = np.diff(samples_before[corpus.documents])

@@ -14,16 +14,16 @@ SIDECAR: dict[str, Any] = {
 }  # fmt: skip
 
 
-def files(prefix: str | Path) -> dict[str, Path]:
+def corpus_paths(prefix: str | Path) -> dict[str, Path]:
     """Return the paths of a corpus by suffix: bin, idx, json and dropped.jsonl."""
     return {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "json", "dropped.jsonl")}
 
 
 def read_sidecar(prefix: str | Path) -> dict[str, Any]:
     """Parse `<prefix>.json`; raises FileNotFoundError if there is no corpus, ValueError if it is damaged."""
-    path = files(prefix)["json"]
+    path = corpus_paths(prefix)["json"]
     if not path.is_file():
-        if files(prefix)["idx"].is_file():
+        if corpus_paths(prefix)["idx"].is_file():
             raise ValueError(
                 f"{path} is missing beside {prefix}.idx: sources and tokenizer are unknown without it; "
                 "copy it too, or write the corpus again: python pretrain/preprocess.py --mode write"

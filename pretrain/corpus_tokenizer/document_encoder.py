@@ -38,9 +38,10 @@ class DocumentEncoder:
     Attributes:
         folder: the tokenizer's folder.
         engine: the engine that encodes.
-        checkers: the engines for comparison, each with the error message for other ids, in which {text} is replaced.
+        checkers: the engines for comparison, each with the error message if its ids differ; "{text}" in the message is
+            replaced by the beginning of the text.
         fingerprint: sha256 of the id-ordered table of pieces.
-        reference: the engine whose ids identify the tokenizer; see tokenizer_identity.py.
+        identity_engine: the engine whose ids identify the tokenizer; see tokenizer_identity.py.
         vocab_size: the largest id + 1.
         bos_id: None if the tokenizer has no BOS.
         checked: the number of texts compared so far.
@@ -50,7 +51,7 @@ class DocumentEncoder:
     engine: Engine
     checkers: list[tuple[Engine, str]]
     fingerprint: str
-    reference: ReferenceEngine
+    identity_engine: ReferenceEngine
     vocab_size: int
     bos_id: int | None
     eos_id: int
@@ -74,9 +75,9 @@ class DocumentEncoder:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the ids of a document; see tokenizer_identity.py."""
+        """The values that identify the ids of a document; see tokenizer_identity.py."""
         return {
-            "fingerprint": self.fingerprint, "ids_sha256": ids_sha256(self.reference),
+            "fingerprint": self.fingerprint, "ids_sha256": ids_sha256(self.identity_engine),
             "bos_id": self.bos_id, "eos_id": self.eos_id,
         }  # fmt: skip
 
@@ -114,14 +115,14 @@ def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
         build = f"python tools/build_tokenizer.py --tokenizer_model {model} --output_dir {folder}"
         message = f"{tokenizer_json} gives other ids than its tokenizer.model for {{text}}; build an exact one: {build}"
         checkers.append((converted, message))
-    identifying = converted or reference
-    table = identifying.table
+    identity_engine = converted or reference
+    table = identity_engine.table
     bos_id, eos_id = (_special_id(Path(folder), kind, table, reference) for kind in ("bos", "eos"))
     if eos_id is None:
         raise ValueError(f'{folder} names no end-of-text token; add "eos_token" to its tokenizer_config.json')
     return DocumentEncoder(
         folder=str(folder), engine=chosen, checkers=checkers, fingerprint=vocabulary_fingerprint(table),
-        reference=identifying, vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
+        identity_engine=identity_engine, vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
     )  # fmt: skip
 
 
@@ -153,7 +154,7 @@ def _special_id(folder: Path, kind: str, table: dict[str, int], reference: Refer
     token = json.loads(path.read_text(encoding="utf-8")).get(f"{kind}_token") if path.is_file() else None
     if isinstance(token, dict):
         token = token.get("content", token)
-    if token:  # "" in folders of 2023
+    if token:  # tokenizer_config.json of 2023 may have ""
         if not isinstance(token, str) or token not in table:
             raise ValueError(f"{path} names {token!r} as {kind}_token, which the tokenizer lacks; correct it")
         return table[token]

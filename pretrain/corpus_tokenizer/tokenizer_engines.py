@@ -45,7 +45,7 @@ class SentencePieceEngine:
         self._characters = np.array(characters, dtype=np.int32)
         unchanged = NORMALISER_PROBE.replace(" ", "▁")
         normalised = self.model.normalize(NORMALISER_PROBE)
-        # Characters that the model puts before a text; -1: the model also changes the text
+        # Number of characters that the model puts before a text; -1: the model also changes the text itself.
         self._prefix_length = {unchanged: 0, "▁" + unchanged: 1}.get(normalised, -1)
 
     def encode(self, text: str) -> EncodedText:

@@ -1,7 +1,7 @@
 """Decide whether two tokenizers give a document the same ids: pieces, BOS, EOS, and the ids of many texts.
 
-The texts stand for merges, normaliser, pre-tokeniser and added tokens. These have many notations in tokenizer.json and
-another one in tokenizer.model, so their notation cannot be compared.
+The ids of the texts depend on merges, normaliser, pre-tokeniser and added tokens. These cannot be compared directly,
+since they have several notations in tokenizer.json and another notation in tokenizer.model.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ def ids_sha256(engine: ReferenceEngine) -> str:
 
 
 def identity_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return which parts of two tokenizer entries of sidecars differ, "" if none: "BOS (1 and none), pieces".
+    """Return how the tokenizer entries of two sidecars differ, such as "BOS (1 and none), EOS (2 and 3)"; "" if equal.
 
-    A part that one of them lacks is not compared; older corpora have no ids_sha256.
+    A key that one of the entries lacks is not compared; older corpora have no ids_sha256.
     """
     differences = []
     for key, part in PARTS.items():

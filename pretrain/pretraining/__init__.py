@@ -1,1 +1,1 @@
-"""Continued pretraining: options, checks, trainer, memory estimates. Read pretraining_trainer.py first."""
+"""Continued pretraining: options, checks, trainer, hardware plan. Read pretraining_trainer.py first."""

@@ -23,7 +23,7 @@ from pretraining.training_speed import SPEEDS, flops_per_token, sent_bytes
 
 USEFUL_TOKENS = 2048  # tokens of the smallest micro batch that keeps a GPU busy
 STEP_TOKENS = 2**19  # tokens of a global batch, without --global_batch
-MOST_GPUS = 4096  # most GPUs that `describe_shortage` tries
+MAX_GPUS = 4096  # maximum number of GPUs that `describe_shortage` tries
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class ConfigPlan:
     recompute: bool
     state_bytes: float  # per GPU: weights, gradients, Adam
     buffer_bytes: float  # per GPU
-    step_bytes: float  # per GPU during Adam's step, when buffers and activations are freed
+    step_bytes: float  # per GPU: float32 gradients during Adam's step, when buffers and activations are freed
     sequence_bytes: float  # per GPU: activations and logits of a sequence
     host_bytes: float  # per node
     largest_micro_batch: int
     micro_batch: int
     accumulation: int
-    sent_bytes: float  # by a GPU in a step
+    sent_bytes: float  # that a GPU sends in a step
 
     @property
     def memory(self) -> float:
@@ -83,8 +83,8 @@ class ConfigPlan:
 def divide_batch(largest: int, gpus: int, load: Workload) -> tuple[int, int]:
     """Return micro batch and accumulation steps of a GPU; (0, 0) if no sequence fits.
 
-    largest: the largest micro batch that fits. Their product is the GPU's share of the global batch, or without one
-    about STEP_TOKENS tokens / gpus.
+    largest: the largest micro batch that fits. The product of both results is the number of sequences of a GPU in a
+    step: its share of the global batch or, if no global batch is given, about STEP_TOKENS / gpus tokens.
     """
     if largest < 1:
         return 0, 0
@@ -120,9 +120,10 @@ def make_plans(load: Workload, machine: Machine) -> list[ConfigPlan]:
 
 
 def recommend(plans: Sequence[ConfigPlan], block: int) -> ConfigPlan | None:
-    """Return the simplest plan with a micro batch of USEFUL_TOKENS, else the simplest that fits, else None.
+    """Return the simplest plan with a micro batch of at least USEFUL_TOKENS, else the simplest that fits, else None.
 
-    Plans with offloading are considered only if no other plan fits. block: tokens of a sequence.
+    A smaller micro batch is enough if it is the whole share of a GPU. Plans with offloading are considered only if no
+    other plan fits. block: tokens of a sequence.
     """
     for offload in (False, True):
         fitting = [plan for plan in plans if plan.micro_batch and ("offload" in plan.config) == offload]
@@ -146,7 +147,7 @@ def describe_shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPl
         lacking.append(f"{(closest.host_bytes - host) / GIB:,.0f} GiB of host memory on a node")
     line = f"no configuration fits: {closest.config} comes closest and lacks {' and '.join(lacking)}"
     within = range(machine.gpus + 1, machine.per_node)
-    for gpus in [*within, *range(machine.per_node, MOST_GPUS + 1, machine.per_node)]:
+    for gpus in [*within, *range(machine.per_node, MAX_GPUS + 1, machine.per_node)]:
         larger = Machine(gpus, machine.per_node, machine.gpu_memory, machine.host_memory)
         free = Workload(load.shape, load.block, load.precision)
         found = recommend(make_plans(free, larger), load.block) if gpus > machine.gpus else None
@@ -156,7 +157,7 @@ def describe_shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPl
 
 
 def tokens_per_second(plan: ConfigPlan, load: Workload, gpus: int, gpu: str) -> float:
-    """Return the tokens per second of all GPUs at the published share of the peak; recomputation costs a quarter."""
+    """Return the tokens per second of all GPUs at the share of the peak in SPEEDS; recomputation costs a quarter."""
     peak, share = SPEEDS[gpu]
     return gpus * peak * share / flops_per_token(load.shape, load.block) * (0.75 if plan.recompute else 1)
 
@@ -175,7 +176,7 @@ def recipe_command(plan: ConfigPlan, model: Path, load: Workload, machine: Machi
 def format_table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: str) -> str:
     """Return a table with one line per configuration.
 
-    A line has the memory with activations kept and recomputed, and the traffic and speed of the better of both.
+    A line has the memory with activations kept and recomputed, and traffic and speed of the recommended one of the two.
     """
     lines = [
         f"{'':<23}  {'GiB on a GPU':^14}  {'kept':^14}  {'recomputed':^14}  host GiB  GiB sent  tokens",
@@ -199,8 +200,8 @@ def assumptions(gpu: str) -> str:
     text = f"""\
 states: weights, gradients, Adam, 16 bytes a parameter, partitioned by the ZeRO stage. GiB a seq: activations and logits
 of a packed sequence, kept or recomputed (--gradient_checkpointing True, as in the recipes). seqs: the largest micro
-batch in {MEMORY_SHARE:.0%} of the memory, - if none; the rest is for CUDA, NCCL and fragmentation. host: while loading,
-and for offloading. sent: by a GPU."""
+batch in {MEMORY_SHARE:.0%} of the memory, - if none; the rest is for CUDA, NCCL and fragmentation. host: memory of a
+node for loading and offloading. sent: traffic of a GPU."""
     if not gpu:
         return f"{text}\ntokens per second: give --gpu for an estimate."
     peak, share = SPEEDS[gpu]

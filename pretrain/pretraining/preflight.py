@@ -11,11 +11,11 @@ from memory_estimate.model_shape import DEFAULTS, read_shape
 from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 from resumable_checkpoints.run_state import RunState, check_same_run, differences
 from sequence_packing.packed_sequences import PackedSequences, Packing, open_packed_sequences
-from sequence_packing.sampler import Schedule, parse_weights
+from sequence_packing.sampler import SequenceOrder, parse_weights
 from sequence_packing.sequence_batches import SourceGroups
 
 from pretraining.pretraining_arguments import PretrainingArguments
-from pretraining.pretraining_options import LONGEST_BLOCK
+from pretraining.pretraining_options import MAX_DEFAULT_BLOCK
 from pretraining.pretraining_trainer import StartPoint
 from pretraining.training_speed import SPEEDS, flops_per_token
 
@@ -48,7 +48,7 @@ def check_not_finished(output: Path) -> None:
 
 
 def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
-    """Check that a corpus and --block_size fit the base; return the block size, also if `block_size` is 0 (default).
+    """Check that a corpus and --block_size fit the base; return the block size: the default if `block_size` is 0.
 
     Raises ValueError if the corpus has another tokenizer or a larger vocabulary than the base, or block_size exceeds
     the context length of the base.
@@ -60,7 +60,9 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     config = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
     folder = exact_tokenizer_folder(base)
     if not (folder / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"{base} has no tokenizer.json, its tokenizer.model is not SentencePiece's; add it")
+        raise FileNotFoundError(
+            f"{base} has neither a tokenizer.json nor a SentencePiece tokenizer.model; add its tokenizer.json"
+        )
     different = identity_differences(corpus.sidecar["tokenizer"], load_encoder(folder, "reference").identity)
     if different:
         raise ValueError(
@@ -72,11 +74,11 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
             f"{corpus.prefix} may have ids up to {corpus.vocab_size - 1}, but {base} has {config['vocab_size']} "
             "embeddings; use another checkpoint, or enlarge its embeddings"
         )
-    *_, default = DEFAULTS.get(config.get("model_type"), (None, None, max(LONGEST_BLOCK, block_size)))
+    *_, default = DEFAULTS.get(config.get("model_type"), (None, None, max(MAX_DEFAULT_BLOCK, block_size)))
     context = config.get("max_position_embeddings") or default
     if block_size > context:
-        raise ValueError(f"--block_size {block_size} is more than the context of {base}, {context} tokens; lower it")
-    return block_size or min(context, LONGEST_BLOCK)
+        raise ValueError(f"--block_size {block_size} exceeds the context of {base}, {context} tokens; lower it")
+    return block_size or min(context, MAX_DEFAULT_BLOCK)
 
 
 def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
@@ -145,46 +147,51 @@ def pack_corpus(args: PretrainingArguments, corpus: Corpus, packing: Packing) ->
 
 
 def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any], global_batch: int) -> int:
-    """Return the number of steps in `epochs` epochs; an epoch has as many sequences as all groups with a weight."""
+    """Return the number of steps in `epochs` epochs; an epoch has the sequences of all groups with a weight above 0."""
     return ceil(epochs * sum(size for name, size in groups.sizes.items() if weights.get(name)) / global_batch)
 
 
 def pretraining_identity(
-    corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule, seed_option: str = "--seed"
+    corpus: Corpus, packing: Packing, global_batch: int, order: SequenceOrder, seed_option: str = "--seed"
 ) -> dict[str, Any]:
     """Return the settings that must be equal in a run and in the run that resumes it; see RunState.
 
-    seed_option: the option that gives the seed of the schedule.
+    seed_option: the option that gives the seed of the order, --seed or --data_seed.
     """
     return {
         "--data_path": "-".join(digest[:16] for digest in corpus.sidecar["sha256"].values()),
         "--block_size": packing.block_size,
         "--no_packing": not packing.packed,
         "--eval_fraction": packing.eval_fraction,
-        seed_option: schedule.seed,
+        seed_option: order.seed,
         BATCH: global_batch,
-        WEIGHTS: dict(zip(schedule.names, schedule.phases[-1].counts, strict=True)),
+        WEIGHTS: dict(zip(order.names, order.phases[-1].counts, strict=True)),
     }
 
 
 def start_point(
-    identity: dict[str, Any], schedule: Schedule, weights: dict[str, Any], checkpoint: Path | None, accept_changes: bool
-) -> tuple[StartPoint, Schedule]:
-    """Return where the run starts or resumes, and its schedule from there on.
+    identity: dict[str, Any],
+    order: SequenceOrder,
+    weights: dict[str, Any],
+    checkpoint: Path | None,
+    accept_changes: bool,
+) -> tuple[StartPoint, SequenceOrder]:
+    """Return where the run starts or resumes, and the order of the sequences from there on.
 
-    Raises ValueError if the checkpoint belongs to a run with other settings and accept_changes is False. If it is True
-    and only the weights or the global batch differ, the schedule of the checkpoint continues with a new phase. If
-    corpus, packing, seed or the list of sources differ, `schedule` starts at its beginning.
+    order: the order of a new run. Raises ValueError if the checkpoint belongs to a run with other settings and
+    accept_changes is False. If it is True and only the weights or the global batch differ, the order in the checkpoint
+    continues, with a new phase for new weights. If corpus, packing, seed or the list of sources differ, the run trains
+    on `order` from its beginning.
     """
     if not checkpoint:
-        return StartPoint(), schedule
+        return StartPoint(), order
     if not accept_changes:
         check_same_run(checkpoint, identity, "to resume it with these changes, give --accept_changes")
     saved = RunState.read(checkpoint)
     changes = differences(saved.identity, identity)
     step, tokens = step_of(checkpoint), saved.progress["tokens"]
     if changes.keys() - {BATCH, WEIGHTS} or saved.identity[WEIGHTS].keys() != identity[WEIGHTS].keys():
-        return StartPoint(step, 0, tokens), schedule
-    resumed = Schedule.restore(saved.progress["schedule"])
+        return StartPoint(step, 0, tokens), order
+    resumed = SequenceOrder.restore(saved.progress["schedule"])
     resumed.change_weights(weights, saved.progress["next_index"])
     return StartPoint(step, saved.progress["next_index"], tokens), resumed

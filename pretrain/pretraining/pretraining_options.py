@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from training_loop.trainer_options import option
 
-LONGEST_BLOCK = 4096  # most tokens of a packed sequence, without --block_size
+MAX_DEFAULT_BLOCK = 4096  # maximum tokens of a packed sequence if --block_size is not given
 
 
 @dataclass
@@ -14,7 +14,7 @@ class PretrainingOptions:
     model_name_or_path: str = option("", "checkpoint folder to continue from")
     data_path: str = option("", "prefix of the corpus: the path without .bin")
     output_dir: str | None = option(None, "folder to write: the trained checkpoint, and checkpoint-*")
-    block_size: int = option(0, f"tokens of a packed sequence; 0: the model's context, at most {LONGEST_BLOCK}")
+    block_size: int = option(0, f"tokens of a packed sequence; 0: the model's context, at most {MAX_DEFAULT_BLOCK}")
     no_packing: bool = option(False, "one sample per sequence, padded to the longest of its micro batch")
     source_weights: str = option("size", 'proportions: zh=0.6,en=0.4 (names or types), "size", temperature=0.7')
     global_batch_distributed: str = option("", "published form of --source_weights: [424,80], a number for each type")

@@ -1,4 +1,4 @@
-"""Trainer for continued pretraining: packed sequences in the schedule's order, mean loss over the tokens of a step.
+"""Trainer for continued pretraining: packed sequences in the order of a SequenceOrder, mean loss per token of a step.
 
 The log, checks after each step, evaluation and checkpoints are in training_loop/, shared with instruction tuning.
 """
@@ -14,7 +14,7 @@ from accelerate.utils import send_to_device
 from packed_attention.isolation_check import keeps_segments_apart
 from packed_attention.segment_attention import attention_arguments, attention_of
 from resumable_checkpoints.run_state import RunState
-from sequence_packing.sequence_batches import IGNORED, HeldOutSequences, RankBatchSampler, ScheduledSequences
+from sequence_packing.sequence_batches import IGNORED, HeldOutSequences, RankBatchSampler, TrainingSequences
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader
 from training_loop.loss_meter import LossMeter, MeanLosses
@@ -37,13 +37,13 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class StartPoint:
     """Where the run starts or resumes."""
 
-    step: int = 0  # steps before it
-    index: int = 0  # global index of the next sequence
-    tokens: int = 0  # trained tokens before it
+    step: int = 0  # number of steps before the start
+    index: int = 0  # global index of the first sequence
+    tokens: int = 0  # number of tokens trained on before the start
 
 
 class PretrainingTrainer(SourceTrainer):
-    """Trains on the sequences of a schedule, beginning at the start point.
+    """Trains on packed sequences in their order, beginning at the start point.
 
     Args:
         sequences: the training sequences in order.
@@ -51,13 +51,13 @@ class PretrainingTrainer(SourceTrainer):
         identity: the settings that must be equal to resume this run; see RunState.
         start: where the run starts or resumes.
         seconds_per_token: time per token at the peak FLOP/s of all GPUs, for MFU; 0 if not known.
-        more: arguments of SourceTrainer and Trainer.
+        more: further arguments of SourceTrainer and Trainer.
     """
 
     args: PretrainingArguments
 
     def __init__(
-        self, sequences: ScheduledSequences, held_out: HeldOutSequences | None, identity: dict[str, Any],
+        self, sequences: TrainingSequences, held_out: HeldOutSequences | None, identity: dict[str, Any],
         start: StartPoint, seconds_per_token: float = 0.0, **more: Any,
     ) -> None:  # fmt: skip
         args = more["args"]
@@ -91,7 +91,7 @@ class PretrainingTrainer(SourceTrainer):
             sequences, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             prefetch_factor=args.dataloader_prefetch_factor, worker_init_fn=leave_signals_to_parent,
-            generator=torch.Generator(),  # else starting the loader would advance dropout's generator
+            generator=torch.Generator(),  # otherwise starting the loader would change dropout's random numbers
         )  # fmt: skip
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
@@ -101,7 +101,7 @@ class PretrainingTrainer(SourceTrainer):
         return batches
 
     def before_training(self) -> None:
-        """Raise ValueError if samples of a packed sequence attend to each other; some backends ignore positions."""
+        """Raise ValueError if samples of a packed sequence attend to each other: some backends ignore position_ids."""
         collator: Any = self.data_collator
         if collator.packed and not keeps_segments_apart(self.model_wrapped, attention_of(self.model), self.args.device):
             raise ValueError(
@@ -112,7 +112,7 @@ class PretrainingTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return (summed loss of this micro batch / tokens of the step) x ranks; gradients are averaged over ranks."""
+        """Return (summed loss of this micro batch / tokens of the step) x ranks, as ranks average their gradients."""
         sources, labels = inputs.pop("sources"), inputs["labels"]
         if self.args.use_liger_kernel:  # its fused loss does not return the loss of each token
             inputs |= self._attention_arguments(inputs)
@@ -146,12 +146,12 @@ class PretrainingTrainer(SourceTrainer):
 
     def progress_entry(self, losses: MeanLosses, seconds: float) -> dict[str, float]:
         self.tokens_seen += losses.tokens
-        rate, schedule = losses.tokens / seconds, self.sequences.schedule
+        rate, order = losses.tokens / seconds, self.sequences.order
         entry: dict[str, float] = {"tokens_per_second": round(rate), "tokens": self.tokens_seen}
         if self.seconds_per_token:
             entry["mfu"] = round(rate * self.seconds_per_token, 4)
-        sizes = dict(zip(schedule.names, schedule.sizes.tolist(), strict=True))
-        for name, consumed in schedule.consumed(self.next_index).items():
+        sizes = dict(zip(order.names, order.sizes.tolist(), strict=True))
+        for name, consumed in order.consumed(self.next_index).items():
             entry[f"sequences_{name}"] = consumed
             entry[f"epochs_{name}"] = round(consumed / max(1, sizes[name]), 4)
         if self.args.fp16:
@@ -161,9 +161,9 @@ class PretrainingTrainer(SourceTrainer):
         return entry
 
     def measure_held_out(self, meter: LossMeter) -> None:
-        """Add the losses of this rank's batches, which are every world_size-th one.
+        """Add the losses of this rank's batches, every world_size-th batch, to a meter.
 
-        A rank with fewer batches repeats one with weight 0, since ZeRO-3 needs all ranks in every forward pass.
+        A rank with fewer batches repeats a batch with weight 0, since ZeRO-3 needs all ranks in every forward pass.
         """
         assert self.held_out is not None
         args, size, total = self.args, self.args.per_device_eval_batch_size, len(self.held_out)
@@ -184,6 +184,6 @@ class PretrainingTrainer(SourceTrainer):
     def run_state(self) -> RunState:
         progress = {
             "next_index": self.next_index, "tokens": self.tokens_seen + self.meter.tokens(),
-            "ranks": self.args.world_size, "schedule": self.sequences.schedule.state(),
+            "ranks": self.args.world_size, "schedule": self.sequences.order.state(),
         }  # fmt: skip
         return RunState(self.identity, progress)

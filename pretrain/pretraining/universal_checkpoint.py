@@ -52,7 +52,7 @@ def convert(checkpoint: Path) -> None:
     """
     remove_converted(checkpoint)
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-    check_free_space(checkpoint / LATEST, int(SPACE_FACTOR * size))
+    check_free_space(checkpoint / LATEST, int(SPACE_FACTOR * size), "resume with the same number of ranks")
     tag = (checkpoint / "latest").read_text().strip()
     partial = _partial(checkpoint)
     partial.mkdir()

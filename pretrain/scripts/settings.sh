@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Settings and launch of train.sh, train_multinode.sh and train.slurm, which source this file from the repository's top.
+# Settings of train.sh, train_multinode.sh and train.slurm, and the launch of the first two. They source this file from
+# the repository's top.
 #
 # Every setting is an environment variable with the default below; MODEL, DATA and OUT are required.
 set -euo pipefail
@@ -15,7 +16,7 @@ gpus=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
 detected=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
     | awk 'NR == 1 {print ($1 >= 8 ? "bf16" : "fp16")}')
 
-RANKS=${RANKS:-$((gpus > 0 ? gpus : 2))} # on this machine
+RANKS=${RANKS:-$((gpus > 0 ? gpus : 2))} # ranks on this machine: one for each GPU, or two on the CPU
 PRECISION=${PRECISION:-$detected}      # bf16 (Ampere and later), fp16 (V100), fp32
 MICRO_BATCH=${MICRO_BATCH:-4}          # packed sequences of a forward pass on a rank
 ACCUMULATION=${ACCUMULATION:-8}        # micro batches of a step; global batch = ranks x MICRO_BATCH x ACCUMULATION
@@ -27,7 +28,7 @@ LEARNING_RATE=${LEARNING_RATE:-2e-5}
 WARMUP=${WARMUP:-0.03}                 # warm-up steps; below 1: a share of all steps
 EVAL_FRACTION=${EVAL_FRACTION:-0}      # share of each source's documents held out for perplexity
 SEED=${SEED:-42}
-CONFIG=${CONFIG:-pretrain/configs/zero3$([ "$PRECISION" != fp16 ] || echo -fp16).json} # of DeepSpeed
+CONFIG=${CONFIG:-pretrain/configs/zero3$([ "$PRECISION" != fp16 ] || echo -fp16).json} # DeepSpeed configuration
 SAVE_STEPS=${SAVE_STEPS:-500}          # steps between checkpoints
 LOG_STEPS=${LOG_STEPS:-10}
 REPORT_TO=${REPORT_TO:-tensorboard}    # tensorboard, wandb, none
@@ -70,7 +71,7 @@ options=(--model_name_or_path "$MODEL" --data_path "$DATA" --output_dir "$OUT" -
 [ "$gpus" = 0 ] || options+=(--gradient_checkpointing True)
 if compgen -G "$OUT/checkpoint-*/complete.json" > /dev/null; then
     options+=(--resume_from_checkpoint True)
-elif [ -f "$MODEL/checkpoint.json" ]; then # MODEL has a seal
+elif [ -f "$MODEL/checkpoint.json" ]; then # written by `tools/checkpoint.py seal`: size and hash of every file
     python tools/checkpoint.py verify "$MODEL"
 fi
 
@@ -87,8 +88,8 @@ stop_ranks() {
 }
 
 # launch COMMAND…: run DeepSpeed's launcher. SIGTERM, SIGHUP and Ctrl-C are sent to the ranks only, which finish the step,
-# save a checkpoint and exit with status 143. Without this, `deepspeed` would end at once and leave the ranks running, or
-# its process on each node would kill them after 30 s. A second Ctrl-C kills everything.
+# save a checkpoint and exit with status 143. A signal to `deepspeed` itself would end it at once and leave the ranks
+# running, or its process on each node would kill them after 30 s. A second Ctrl-C kills everything.
 launch() {
     set -m # a process group of its own, which does not get Ctrl-C
     "$@" < /dev/null &

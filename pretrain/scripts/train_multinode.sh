@@ -20,7 +20,7 @@
 #
 # HOSTFILE     (hostfile) a line `name slots=GPUs` for each node, in the order of the ranks, without repeated names
 # MASTER_ADDR  an address of the first node that all others can reach. Default with ssh: the first address that
-#              `hostname -I` prints there; set it if that belongs to a container bridge or a slow network
+#              `hostname -I` prints there; set it if this address belongs to a container bridge or a slow network
 # MASTER_PORT  (29500) a free port on the first node, the same value on all nodes
 # SSH_PORT     (default of ssh) ssh port of all nodes
 # settings.sh has the other settings, as for train.sh.
@@ -49,7 +49,7 @@ while read -r host slots; do
     [[ $slots =~ ^slots=[1-9] ]] || fail "$HOSTFILE: '$host $slots' is not of the form: node1 slots=8"
     hosts+=("$host")
 done < <(cat "$HOSTFILE" && echo)
-# For a single line DeepSpeed would start the ranks on this machine, even if the line names another.
+# For a single line DeepSpeed would start the ranks on this machine, even if the line names another machine.
 [ ${#hosts[@]} -gt 1 ] || fail "$HOSTFILE names fewer than two nodes; for one node use pretrain/scripts/train.sh"
 
 where=(--hostfile "$HOSTFILE" --master_port "$MASTER_PORT")
@@ -76,8 +76,8 @@ else
     trap 'rm -f "$DS_ENV_FILE"' EXIT
     { env | grep -E "^($exported)="; cat ~/.deepspeed_env .deepspeed_env 2> /dev/null || true; } > "$DS_ENV_FILE"
 
-    # Stopping the ranks of the first node stops all, since ranks agree after each step. DeepSpeed's own handler would kill
-    # the ranks of each node after 30 s.
+    # Stopping the ranks of the first node stops all ranks, since they agree after each step whether to stop.
+    # DeepSpeed's own handler would kill the ranks of each node after 30 s.
     stop_ranks() {
         on "${hosts[0]}" "pkill -TERM -f '[-]u pretrain/train[.]py .*--output_dir $OUT '" || kill -TERM "$launcher" || true
     }

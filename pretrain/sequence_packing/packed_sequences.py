@@ -2,7 +2,7 @@
 
     <prefix>.rows-4096/           sequences of at most 4096 tokens; other settings are appended to the name
         samples.npy               (samples,) int64, sample indices in the order of the sequences
-        starts.npy                (sequences + 1,) int64, the start of each sequence in samples.npy, then the end
+        starts.npy                (sequences + 1,) int64, the start of each sequence in samples.npy, then its length
         rows.json                 settings, corpus hashes, and the training and held-out sequences of each source
 
 Packing is best-fit decreasing: samples are placed longest first, each into the fullest sequence with enough free space
@@ -20,7 +20,7 @@ import numpy as np
 from corpus_files.corpus import Corpus
 from partial_folders.cache_entries import ensure_cache_entry
 
-CHUNK_SAMPLES = 1 << 22  # samples packed together; more take more memory and hardly fill the sequences better
+CHUNK_SAMPLES = 1 << 22  # samples packed together; larger chunks need more memory and hardly fill sequences better
 VERSION = 3  # of the algorithm and the files; a folder of another version is replaced
 
 
@@ -170,7 +170,7 @@ def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
     starts: list[np.ndarray] = [np.zeros(1, np.int64)]
     sources, written, count = [], 0, 0  # samples and sequences so far
     tokens = {"train": 0, "held_out": 0}
-    with (folder / "samples.npy").open("wb") as samples:  # not memory-mapped: on a full disk that ends in SIGBUS
+    with (folder / "samples.npy").open("wb") as samples:  # not memory-mapped: a full disk would raise SIGBUS
         header = {"descr": "<i8", "fortran_order": False, "shape": (len(corpus),)}
         np.lib.format.write_array_header_1_0(samples, header)
         for source in corpus.sources:
@@ -196,8 +196,8 @@ def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
 def _pack_chunk(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
     """Pack the samples of a chunk; lengths: (samples,), tokens of each.
 
-    Returns the indices of the samples in the order of the sequences, (samples,), and the end of each sequence in them,
-    (sequences,).
+    Returns the indices of the samples in the order of the sequences, (samples,), and where each sequence ends in this
+    array, (sequences,).
     """
     if not packing.packed:
         return np.arange(len(lengths)), np.arange(1, len(lengths) + 1)

@@ -1,10 +1,11 @@
 """The order of the packed sequences of a run: sources are mixed by weight, and each source is shuffled.
 
-The global index counts the packed sequences of a run over all ranks. A periodic table gives the source at each global
-index, and the number of sequences of that source before it. A permutation that depends on seed, source and epoch maps
-this number to a sequence of the source. So the order does not depend on the number of ranks, a run can resume at any
-index without reading the previous sequences, memory does not grow with the corpus, and each epoch of a source has
-another order. If the weights name types of the corpus, each type is treated as one source here.
+The global index counts the packed sequences of a run over all ranks. The sources follow each other in a fixed pattern,
+which repeats after a period. From this pattern follow the source at each global index and the number of sequences of
+this source before it. A permutation that depends on seed, source and epoch maps this number to a sequence of the
+source. So the order does not depend on the number of ranks, a run can resume at any index without reading the previous
+sequences, memory does not grow with the corpus, and each epoch of a source has another order. If the weights name types
+of the corpus, each type is treated as one source here.
 """
 
 import hashlib
@@ -114,7 +115,7 @@ def source_key(seed: int, name: str) -> int:
 class WeightPhase:
     """A part of a run with constant weights."""
 
-    start: int  # its first global index
+    start: int  # first global index of the phase
     counts: tuple[int, ...]  # sequences of each source in a period
     offsets: tuple[int, ...]  # sequences of each source before `start`
 
@@ -138,7 +139,7 @@ class WeightPhase:
         return [o + periods * c + int(w) for o, c, w in zip(self.offsets, self.counts, within, strict=True)]
 
 
-class Schedule:
+class SequenceOrder:
     """The order of all sequences of a run.
 
     sizes: the number of sequences of each source. weights: the relative weight of each source; a source with weight 0
@@ -163,7 +164,7 @@ class Schedule:
         return tuple(period_counts([weights.get(name, 0) for name in self.names]))
 
     def change_weights(self, weights: Mapping[str, Fraction | int], index: int) -> None:
-        """Use other weights from a global index on; each source continues with its next sequence."""
+        """Use other weights from the global index `index` on; each source continues with its next sequence."""
         counts = self._counts(weights)
         if counts != self.phases[-1].counts:
             kept = [phase for phase in self.phases if phase.start < index]
@@ -196,27 +197,27 @@ class Schedule:
         return dict(zip(self.names, phase.consumed(index), strict=True))
 
     def state(self) -> dict[str, Any]:
-        """Return the schedule as JSON values, from which `restore` makes an equal one."""
+        """Return the order as JSON values, from which `restore` makes an equal order."""
         phases = [{"start": p.start, "counts": list(p.counts), "before": list(p.offsets)} for p in self.phases]
         return {"names": self.names, "sizes": self.sizes.tolist(), "seed": self.seed, "phases": phases}
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> "Schedule":
-        """Return the schedule of which `state` is the state."""
+    def restore(cls, state: Mapping[str, Any]) -> "SequenceOrder":
+        """Return the order that the result of `state` describes."""
         sizes = dict(zip(state["names"], state["sizes"], strict=True))
-        schedule = cls(sizes, sizes, state["seed"])
-        schedule.phases = [
+        order = cls(sizes, sizes, state["seed"])
+        order.phases = [
             WeightPhase(each["start"], tuple(each["counts"]), tuple(each["before"])) for each in state["phases"]
         ]
-        return schedule
+        return order
 
 
 def parse_weights(text: str, sizes: Mapping[str, int]) -> dict[str, Fraction | int]:
     """Return the weight of each source from "size", "temperature=A", or weights such as "zh=0.6,en=0.4".
 
-    sizes: the number of sequences of each source. temperature=A: a source of n sequences has weight n^A; A below 1
-    favours small sources (Conneau and Lample 2019 use 0.7). Raises ValueError on any other text, or if a source has no
-    weight.
+    sizes: the number of sequences of each source. temperature=A: a source of n sequences has weight n^A. A is an
+    exponent: where others write p ~ n^(1/T) with a temperature T, A is 1/T. A below 1 gives small sources more than
+    their share (Conneau and Lample 2019 use 0.7). Raises ValueError on any other text, or if a source has no weight.
     """
     if text == "size":
         return dict(sizes)

@@ -14,7 +14,7 @@ from corpus_files.corpus import Corpus
 from packed_attention.segment_attention import Segment
 
 from sequence_packing.packed_sequences import PackedSequences
-from sequence_packing.sampler import Schedule
+from sequence_packing.sampler import SequenceOrder
 
 IGNORED = -100  # the label of a position without loss
 
@@ -52,7 +52,7 @@ class SourceGroups:
         }
 
     def sequence_index(self, group: int, index: int) -> int:
-        """Return the index among all packed sequences of the sequence with an index within its group."""
+        """Return the index of a sequence among all packed sequences. index: its index within the group."""
         for first, last in self.ranges[group]:
             if index < last - first:
                 return first + index
@@ -60,14 +60,14 @@ class SourceGroups:
         raise IndexError(f"source {self.names[group]} has no sequence with this index")
 
 
-class ScheduledSequences(torch.utils.data.Dataset[PackedSequence]):
-    """Training dataset: item i is the i-th sequence of the schedule. length: the number of sequences of the run."""
+class TrainingSequences(torch.utils.data.Dataset[PackedSequence]):
+    """Training dataset: item i is the sequence at global index i of the order. length: number of items in the run."""
 
     def __init__(
-        self, corpus: Corpus, packed: PackedSequences, groups: SourceGroups, schedule: Schedule, length: int
+        self, corpus: Corpus, packed: PackedSequences, groups: SourceGroups, order: SequenceOrder, length: int
     ) -> None:
         self.corpus, self.packed, self.groups = corpus, packed, groups
-        self.schedule, self.length = schedule, length
+        self.order, self.length = order, length
 
     def __len__(self) -> int:
         return self.length
@@ -77,7 +77,7 @@ class ScheduledSequences(torch.utils.data.Dataset[PackedSequence]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[PackedSequence]:
         """Return several items; PyTorch's data loader calls it for all items of a batch."""
-        groups, within_group = self.schedule.locate(np.asarray(indices, dtype=np.int64))
+        groups, within_group = self.order.locate(np.asarray(indices, dtype=np.int64))
         return [
             _read_sequence(self.corpus, self.packed, self.groups.sequence_index(group, index), group)
             for group, index in zip(groups.tolist(), within_group.tolist(), strict=True)

@@ -1,1 +1,1 @@
-"""Drop duplicates, harmful text and documents of poor quality. Read cleaning_stages.py first."""
+"""Drop duplicates, harmful offers and documents of poor quality. Read cleaning_stages.py first."""

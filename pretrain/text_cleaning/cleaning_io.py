@@ -48,7 +48,7 @@ def divide_into_tasks(shards: list[Shard], task_bytes: int) -> list[tuple[int, i
 
 
 class ShardReader(PipelineStep):
-    """Reads the documents of a task's shards; writes lines without text to dropped/reader."""
+    """Reads the documents of a task's shards; records lines without readable text in dropped/reader."""
 
     type, name = "READER", "reader"
 
@@ -151,9 +151,9 @@ class KeptWriter(JsonRowsWriter):
 
 
 class DroppedWriter(JsonRowsWriter):
-    """Writes a record of each document that a filter dropped; of an unreadable line, `text` is the error message.
+    """Writes a record of each document that a filter dropped; for an unreadable line, `text` is the error message.
 
-    default_reason: the reason for documents whose metadata have none.
+    default_reason: the reason for documents whose metadata do not contain a reason.
     """
 
     def __init__(self, folder: Path, filter_name: str, default_reason: str = "") -> None:

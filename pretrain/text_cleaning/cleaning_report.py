@@ -69,7 +69,7 @@ class WriteReport(PipelineStep):
         for path in folder.iterdir():
             if path.is_dir() and path.name != "logs":  # logs are kept for later inspection
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.is_file() and path.name != JOURNAL:  # which the command that runs this task has locked
+            elif path.is_file() and path.name != JOURNAL:  # the command that runs this task has locked the journal
                 path.unlink()
 
 
@@ -111,17 +111,17 @@ def collect_report(plan: CleaningPlan, dropped_path: Path, shown: int) -> tuple[
     }
     report = {
         "totals": totals, "files": files, "languages": {name: dict(n) for name, n in sorted(languages.items())},
-        "settings": settings(plan), "versions": versions(),
+        "settings": cleaning_settings(plan), "versions": package_versions(),
     }  # fmt: skip
     return report, examples
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of the packages that affect which documents are kept."""
     return {name: version(name) for name in ("datatrove", "numpy", "opencc")}
 
 
-def settings(plan: CleaningPlan) -> dict[str, Any]:
+def cleaning_settings(plan: CleaningPlan) -> dict[str, Any]:
     """Return all settings that affect which documents are kept."""
     return {
         "text_key": plan.source.text_key, "text_template": plan.source.text_template, "language": plan.language,

@@ -89,25 +89,27 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "code": {"code_lines": {"longest": 1000, "mean": 100, "alphanumeric": 0.25}},  # StarCoder
 }
-# Other thresholds of short texts: a couplet may have no stop word, a dialogue has many ellipses, datatrove's rule on
-# the most frequent n-gram also counts an n-gram that occurs once, which is a large share of a single sentence, and
-# classics repeat a phrase. With a limit of 0.6, three copies of a part are dropped, but not two.
+# Thresholds that replace those above for texts of fewer than SHORT_TEXT_WORDS words. A couplet may have no stop word, a
+# dialogue has many ellipses, and classics repeat a phrase. datatrove's rule on the most frequent n-gram also counts an
+# n-gram that occurs once, which is a large share of a single sentence. With a limit of 0.6, three copies of a part are
+# dropped, but not two.
 SHORT_TEXT_WORDS = {"en": 100, "zh": 200}
 SHORT_TEXT_THRESHOLDS: dict[str, dict[str, Any]] = {
     "gopher_quality": {"min_stop_words": None, "max_symbol_word_ratio": None},
     "gopher_repetition": {"top_n_grams": (), "dup_n_grams": ((10, 0.6),)},
 }
-# Other thresholds of verse (text_shape.py), which has short lines and refrains.
+# Thresholds that replace THRESHOLDS for verse (text_shape.py), which has short lines and refrains.
 VERSE_THRESHOLDS: dict[str, dict[str, Any]] = {
     "gopher_quality": SHORT_TEXT_THRESHOLDS["gopher_quality"] | {"min_avg_word_length": None},
     "fineweb_quality": {"short_line_thr": 1, "new_line_ratio": 1, "char_duplicates_ratio": 0.6},
     "gopher_repetition": SHORT_TEXT_THRESHOLDS["gopher_repetition"]
     | {"dup_line_frac": 0.6, "dup_line_char_frac": 0.6, "dup_para_frac": 0.6, "dup_para_char_frac": 0.6},
 }
-ELLIPSIS_LINES = 3  # least number for max_ellipsis_lines_ratio: a text of one line may end in an ellipsis
+# max_ellipsis_lines_ratio applies from this number of lines with an ellipsis on: a text of one line may end in one.
+ELLIPSIS_LINES = 3
 # FineWeb's; a similarity of 0.7 is found with probability 0.56, 0.8 with 0.92.
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
-SHINGLES_PER_PASS = 1024  # the 112 hashes of each of so many shingles fit in the CPU's cache
+SHINGLES_PER_PASS = 1024  # n-grams hashed at a time: 112 hashes of each fit in the CPU's cache
 
 _ZH = CJK_CHARACTERS
 _WORD = re.compile(rf"[{_ZH}]|https?://[!-~]+|[^\W{_ZH}]+(?:['’][^\W{_ZH}]+)*|[^\w\s]+")
@@ -142,14 +144,15 @@ WORD_TOKENIZER: Any = MixedTextTokenizer()
 
 
 def normalised_text(document: Document) -> str:
-    """Return the text with white space collapsed and in Unicode NFC, which exact duplicates have in common."""
+    """Return the text in Unicode NFC with white space collapsed; exact duplicates have the same normalised text."""
     return unicodedata.normalize("NFC", " ".join(document.text.split()))
 
 
 class CodeLinesFilter(BaseFilter):
     """Drops data and minified or encoded text.
 
-    longest: characters of the longest line. mean: characters per line. alphanumeric: least share of letters and digits.
+    longest: maximum characters of a line. mean: maximum characters per line on average. alphanumeric: minimum share of
+    letters and digits.
     """
 
     name = "code_lines"
@@ -195,7 +198,7 @@ class RepetitionFilter(GopherRepetitionFilter):
 
 
 class QualityFilter(GopherQualityFilter):
-    """GopherQualityFilter with a limit on lines that end in an ellipsis only from ELLIPSIS_LINES such lines on."""
+    """GopherQualityFilter that limits lines with an ellipsis only in texts with at least ELLIPSIS_LINES of them."""
 
     def __init__(self, **limits: Any) -> None:
         super().__init__(**limits, language=WORD_TOKENIZER)
@@ -221,7 +224,7 @@ class PerLanguageFilter(BaseFilter):
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Return True to keep the document, else False and the reason of the first filter that drops it.
 
-        A document among whose listings there is prose is kept if the filters keep the prose alone.
+        A document with listings is also kept if the filters keep its prose alone, and this prose is not short.
         """
         language = doc.metadata["language"]
         result = self.judge(doc.text, language)
@@ -232,7 +235,10 @@ class PerLanguageFilter(BaseFilter):
         return result
 
     def judge(self, text: str, language: str) -> bool | tuple[bool, str]:
-        """Return True if no filter of a language drops a text, else False and the reason of the first that does."""
+        """Return True if the filters of a language keep a text, else False and the reason of the first that drops it.
+
+        If the usual variant drops a short text or verse, the variant for short texts or verse decides.
+        """
         result = self._apply(text, language, 0)
         if result is True or language not in SHORT_TEXT_WORDS:
             return result

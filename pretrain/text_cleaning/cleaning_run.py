@@ -18,7 +18,7 @@ from partial_folders import resume_journal
 from partial_folders.output_paths import check_place
 
 from text_cleaning.cleaning_io import CleaningPlan, divide_into_tasks
-from text_cleaning.cleaning_report import REPORT, WriteReport, settings, versions
+from text_cleaning.cleaning_report import REPORT, WriteReport, cleaning_settings, package_versions
 from text_cleaning.cleaning_stages import CleaningStage, stages
 from text_cleaning.harm_filter import read_word_lists
 
@@ -47,8 +47,8 @@ def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
     record = {
         "inputs": inputs,
         "tasks": plan.tasks,
-        "settings": settings(plan),
-        "versions": versions(),
+        "settings": cleaning_settings(plan),
+        "versions": package_versions(),
         "samples": shown,
     }
     record = json.loads(json.dumps(record))  # tuples become lists, as in the file
@@ -81,8 +81,8 @@ def check_partial_folder(folder: Path) -> None:
 def run(options: argparse.Namespace) -> str:
     """Run the stages for a parsed command line; return a summary line. Raises ValueError or OSError.
 
-    This process locks the folder of intermediate files. Submitted Slurm jobs outlive the lock: their recorded ids make
-    another run refuse (slurm_queue.py).
+    This process locks the folder of intermediate files. Submitted Slurm jobs outlive the lock: another run is refused
+    while their recorded ids are in Slurm's queue (slurm_queue.py).
     """
     executors.disable_datatrove_log()
     execution = executor_options(options)
@@ -107,8 +107,8 @@ def run(options: argparse.Namespace) -> str:
 def run_locked(plan: CleaningPlan, execution: ExecutorOptions, target: Path, options: argparse.Namespace) -> None:
     """Run or submit the stages in the locked folder of intermediate files.
 
-    Finished tasks are kept for the next run, except after a ValueError: the input or the options have to change, and
-    with other input or options the run starts again.
+    Finished tasks are kept for the next run, except after a ValueError: the user must change the input or the options,
+    and with other input or options a run starts from the beginning.
     """
     folder = plan.folder
     try:
@@ -119,7 +119,7 @@ def run_locked(plan: CleaningPlan, execution: ExecutorOptions, target: Path, opt
             run_stages(plan, execution, target, options)
     except BaseException as error:
         can_resume = any(folder.glob("logs/*/completions/*")) and not isinstance(error, ValueError)
-        if not can_resume and not recorded_jobs(folder / "logs"):  # else Slurm jobs use the folder
+        if not can_resume and not recorded_jobs(folder / "logs"):  # recorded Slurm jobs still use the folder
             resume_journal.remove_folder(folder)
         raise
 
@@ -128,15 +128,15 @@ def run_stages(plan: CleaningPlan, execution: ExecutorOptions, target: Path, opt
     """Run the stages in order and write the result to `target`; on Slurm, submit them."""
     previous: PipelineExecutor | None = None
     for stage in [*stages(plan), CleaningStage("report", [WriteReport(plan, target, options.samples)], 1)]:
-        previous = executors.make(
+        previous = executors.make_executor(
             execution, stage.steps, stage.tasks, options.num_workers, plan.folder / "logs" / stage.name,
             depends=previous if execution.executor == "slurm" else None, job_name=f"clean-{stage.name}",
         )  # fmt: skip
         if execution.executor != "slurm":
-            executors.run(previous)
+            executors.run_tasks(previous)
     if execution.executor == "slurm":
         assert previous is not None
-        executors.run(previous)  # submits all stages
+        executors.run_tasks(previous)  # submits all stages
 
 
 def cleaning_summary(target: Path) -> str:

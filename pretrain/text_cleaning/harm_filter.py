@@ -1,7 +1,7 @@
-"""The harm filter: drop text that offers harmful goods and services, navigation bars and lists of keywords.
+"""The harm filter: drop offers of harmful goods and services, and texts that are navigation bars or keyword lists.
 
-A text is judged in parts of about PART_CHARACTERS, and dropped if at least half of the parts would be. The time is
-linear in the length of the text.
+A text is divided into parts of about PART_CHARACTERS, and dropped if at least half of the parts are an offer, a
+navigation bar or a keyword list. The time is linear in the length of the text.
 """
 
 import math
@@ -14,22 +14,23 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from text_language.language_detection import LANGUAGE_ALIASES
 
 from text_cleaning.offer_evidence import evidence_points
-from text_cleaning.page_structure import structure
+from text_cleaning.page_structure import page_kind
 from text_cleaning.phrase_finder import PhraseFinder
 from text_cleaning.text_folding import JOINED, fold
 
 PART_CHARACTERS = 600
-# An offer has contact data, a link, a call to action or a price, and at least `points`: `phrase` for the first phrase
-# of the word list, 1 for each other one up to `further`, `disguised` for each of up to two disguised words, and the
-# points of offer_evidence.py. A keyword list is also a text without signs of a report in which `mentions` of phrases of
-# the word list take `share` of the characters.
+# A part with phrases of the word list is an offer if it has contact data, a link, a call to action or a price, and at
+# least `points` points: `phrase` for the first phrase, 1 for each other phrase up to `further`, `disguised` for each of
+# up to two disguised words, and the points of offer_evidence.py. It is a keyword list if it has no evidence of a
+# report, and at least `mentions` occurrences of phrases, which take at least `share` of its characters. Keyword lists
+# without phrases: page_structure.py.
 HARM_LIMITS = {"points": 6, "phrase": 2, "further": 3, "disguised": 2, "mentions": 2, "share": 0.35}
 
 
 class HarmFilter(BaseFilter):
-    """Drops offers of what a word list names, navigation bars and lists of keywords.
+    """Drops offers of the goods and services in a word list, navigation bars and keyword lists.
 
-    word_lists: language -> phrases in lower case and simplified characters. Text in other languages is kept.
+    word_lists: language -> folded phrases (text_folding.py). Documents in other languages are kept.
     """
 
     name = "harm"
@@ -50,19 +51,22 @@ class HarmFilter(BaseFilter):
         reasons: Counter[str] = Counter()
         for at in range(0, len(text), size):
             reasons[self._reason(fold(text[at : at + size]), language)] += 1
-            if reasons[""] * 2 > parts:  # the other parts change nothing
+            if reasons[""] * 2 > parts:  # more than half of the parts are kept
                 return True
         del reasons[""]
         return (False, reasons.most_common(1)[0][0]) if reasons else True
 
     def _reason(self, part: str, language: str) -> str:
-        """Return why a folded part of a text would be dropped: "offer", "navigation", "keyword_list", or "" if not."""
+        """Return the reason to drop a folded part of a text: "offer", "navigation" or "keyword_list"; "" if none."""
         phrases = self.phrases[language].find(part)
-        return (phrases and reason_of_phrases(part, phrases)) or structure(part, language)
+        return (phrases and reason_of_phrases(part, phrases)) or page_kind(part, language)
 
 
 def reason_of_phrases(text: str, phrases: list[str]) -> str:
-    """Return "offer" or "keyword_list" if a folded text is one because of the phrases that it has, else ""."""
+    """Return "offer" or "keyword_list" if the phrases in a folded text show that it is one of these, else "".
+
+    phrases: the phrases of the word list in the text, in order, with repetitions.
+    """
     points = evidence_points(text)
     if any(points[kind] for kind in ("contact", "link", "call", "price")):
         disguised = text.count(JOINED) + sum(any(map(str.isdigit, phrase)) or "@" in phrase for phrase in set(phrases))
@@ -76,7 +80,7 @@ def reason_of_phrases(text: str, phrases: list[str]) -> str:
 
 
 def read_word_lists(folder: Path) -> dict[str, list[str]]:
-    """Read the word lists en.txt and zh.txt of a folder: language -> sorted phrases, folded.
+    """Read the word lists en.txt and zh.txt of a folder: language -> sorted phrases, folded (text_folding.py).
 
     A list has one phrase per line; lines that begin with # are comments. english.txt and chinese.txt are also read.
     Raises FileNotFoundError if the folder has no list, ValueError if a list is not UTF-8.

@@ -14,8 +14,8 @@ _ID = r"[a-z0-9_+@][a-z0-9_.-]{3,}"  # stands for ID in the patterns
 class Evidence:
     """A kind of evidence: `points` for each different match, and at most `most` matches count.
 
-    The alternatives of a pattern are separated by " | "; line breaks within one are removed. english: matches whole
-    words. chinese: matches anywhere.
+    The alternatives of a pattern are separated by " | "; line breaks within an alternative are removed. english:
+    matches whole words. chinese: matches anywhere.
     """
 
     points: int
@@ -24,9 +24,9 @@ class Evidence:
     english: str
 
 
-# At the same place, the pattern of the earlier kind matches.
+# If patterns of several kinds match at the same place, the first of these kinds counts.
 EVIDENCE = {
-    "quotation": Evidence(  # what a text quotes, it does not offer; kinds below do not match inside
+    "quotation": Evidence(  # a text does not offer what it quotes; the kinds below do not match within a quotation
         points=-2, most=2,
         chinese=r"""
             [“「『][^”」』\n]{6,120}[”」』]""",
@@ -210,7 +210,7 @@ _PATTERNS = (
 def evidence_points(text: str) -> dict[str, int]:
     """Return the points of each kind of evidence in a folded text."""
     found: dict[str, set[str]] = {kind: set() for kind in EVIDENCE}
-    for pattern, kinds in _PATTERNS[text.isascii() :]:  # Chinese patterns also match numbers of Chinese telephones
+    for pattern, kinds in _PATTERNS[text.isascii() :]:  # for ASCII text, only the English pattern
         for match in pattern.finditer(text):
             assert match.lastindex, match
             found[kinds[match.lastindex - 1]].add(match.group())

@@ -1,4 +1,4 @@
-"""Recognise navigation bars and lists of keywords, which have menu items or repeated words instead of sentences."""
+"""Recognise navigation bars and keyword lists, which have menu items or repeated words instead of sentences."""
 
 import re
 from collections import Counter
@@ -42,12 +42,14 @@ MENU_ITEMS = {  # by language, separated by commas
         podcast, crosswords, electronics, accessories, sale, shop, brands, new in, women, men, kids, forum, forums,
         community, members, events, calendar, documentation, docs, index, table of contents""",
 }
-# A navigation bar has at most `sentences` and `articles` (the, 的) in a part of a text (harm_filter.py), and at least
-# `items` different menu items, which take at least `share` of its letters.
+# A part of a text (harm_filter.py) is a navigation bar if it has at most `sentences` sentence ends, at most `articles`
+# articles (the, 的) and at least `items` different menu items, and its menu items take at least `share` of its letters.
 MENU_LIMITS = {"sentences": 2, "articles": 2, "items": 5, "share": 0.5}
-# A list of keywords has no sentence end, at least `repeats` occurrences of a word, at least `letters`, at most
-# `other_signs` characters that are neither letters nor commas, and at most `function_words`; its three most frequent
-# words take at least `share` of its letters.
+# A part of a text is a keyword list if
+# - it has no sentence end, and at least `letters` letters (a to z) and Chinese characters,
+# - at most the share `function_words` of its words are function words,
+# - at most the share `other_signs` of its characters are punctuation or symbols other than separators (commas etc.),
+# - its up to three most frequent words with at least `repeats` occurrences each take at least `share` of its letters.
 KEYWORD_LIMITS = {"repeats": 4, "letters": 24, "share": 0.4, "function_words": 0.12, "other_signs": 0.03}
 FUNCTION_WORDS = """
     a an and are as at be been but by can could did do does from had has have he her him his i if in is it its may
@@ -64,8 +66,8 @@ _SENTENCE_ENDS = ("。", ". ", ".\n", "！", "？", "!", "?", "；")
 _OTHER_SIGNS = re.compile(r"[^\w\s,，、;；|·.]")
 
 
-def structure(text: str, language: str) -> str:
-    """Return "navigation" or "keyword_list" if a folded text is one, else ""."""
+def page_kind(text: str, language: str) -> str:
+    """Return "navigation" if a folded text is a navigation bar, "keyword_list" if it is a keyword list, else ""."""
     ends = 0
     for mark in _SENTENCE_ENDS:
         ends += text.count(mark)
@@ -77,7 +79,7 @@ def structure(text: str, language: str) -> str:
 
 
 def is_navigation(text: str, language: str) -> bool:
-    """Whether a folded text without sentences consists mostly of menu items."""
+    """Whether a folded text with at most MENU_LIMITS["sentences"] sentence ends consists mostly of menu items."""
     if text.count(" the ") + text.count("的") > MENU_LIMITS["articles"]:
         return False
     items = _MENU[language].find(text)
@@ -87,7 +89,7 @@ def is_navigation(text: str, language: str) -> bool:
 
 
 def is_keyword_list(text: str) -> bool:
-    """Whether a folded text without sentences repeats few words."""
+    """Whether a folded text without sentence ends consists mostly of a few words that it repeats."""
     words = _WORD.findall(text)
     letters = sum(map(len, words))
     if letters < KEYWORD_LIMITS["letters"] or len(_OTHER_SIGNS.findall(text)) > KEYWORD_LIMITS["other_signs"] * len(
@@ -97,6 +99,6 @@ def is_keyword_list(text: str) -> bool:
     if sum(word in _FUNCTION_WORDS for word in words) > KEYWORD_LIMITS["function_words"] * len(words):
         return False
     counts = Counter(word for word in words if len(word) > 2)
-    counts.update(a + b for a, b in pairwise(words) if a >= "一" <= b != a)  # Chinese: pairs of characters
+    counts.update(a + b for a, b in pairwise(words) if a >= "一" <= b != a)  # a Chinese word is two characters
     frequent = [(word, count) for word, count in counts.most_common(3) if count >= KEYWORD_LIMITS["repeats"]]
     return sum(len(word) * count for word, count in frequent) >= KEYWORD_LIMITS["share"] * letters

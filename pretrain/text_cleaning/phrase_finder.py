@@ -1,4 +1,4 @@
-"""Find the phrases of a list in a text, also with lookalike characters, in time that is linear in its length."""
+"""Find the phrases of a list in a text, also with lookalike characters, in time linear in the length of the text."""
 
 import re
 from collections.abc import Iterable
@@ -32,12 +32,12 @@ class PhraseFinder:
         )
 
     def find(self, text: str) -> list[str]:
-        """Return the phrases in a folded text, as it spells them."""
+        """Return the phrases in a folded text in order, as the text spells them."""
         return [phrase for phrase in self.pattern.findall(text) if _is_spelling(phrase)]
 
 
 def _is_spelling(text: str) -> bool:
-    """Whether at least half of the characters are letters, and all of them in words of three: `$30` is not seo."""
+    """Whether at least half of the characters are letters; of up to three characters, all: `$30` is not "seo"."""
     letters = sum(map(str.isalpha, text))
     return letters == len(text) or letters * 2 >= len(text) > 3
 
@@ -45,7 +45,8 @@ def _is_spelling(text: str) -> bool:
 def _pattern(tree: dict[str, Any], first: bool = True) -> str:
     """Return the pattern of a tree: character -> subtree, "" where a phrase ends. It prefers longer phrases.
 
-    first: the tree has the first characters of phrases, which match only themselves: `re` skips quickly to them.
+    first: the tree begins with the first characters of phrases. These match no lookalikes, since `re` finds a fixed
+    character fast.
     """
     found = [
         (re.escape(character) if first else _spellings(character)) + _pattern(rest, False)
@@ -57,7 +58,7 @@ def _pattern(tree: dict[str, Any], first: bool = True) -> str:
 
 
 def _spellings(character: str) -> str:
-    """Return the pattern of a character of a phrase."""
+    """Return the pattern of a character of a phrase, which also matches its lookalikes."""
     if character == " ":
         return r"[\s-]?"
     return f"[{character}{LOOKALIKES[character]}]" if character in LOOKALIKES else re.escape(character)

@@ -6,18 +6,22 @@ from functools import cache
 
 from opencc import OpenCC
 
-# Full-width, circled and mathematical letters and digits, which Unicode's compatibility form replaces, and characters
-# without width. Full-width punctuation is not in the set, so most Chinese text needs no compatibility form.
-_WITHOUT_WIDTH = "\u00ad\u200b-\u200f\u2060\ufeff"
+# A text is normalised to NFKC only if it has one of these characters: zero-width characters, which are removed, or
+# circled, full-width and mathematical letters and digits or the ideographic space U+3000, which NFKC replaces.
+# Full-width punctuation is not among them, so most Chinese text is not normalised.
+_ZERO_WIDTH = "\u00ad\u200b-\u200f\u2060\ufeff"
 _COMPATIBLE = "\u2460-\u24ff\u3000\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d7ff"
-_UNUSUAL = re.compile(f"[{_WITHOUT_WIDTH}{_COMPATIBLE}]")
-_REMOVED = re.compile(f"[{_WITHOUT_WIDTH}]+")
-# Four or more single letters or digits with the same separator between them, or three or more Chinese characters.
+_UNUSUAL = re.compile(f"[{_ZERO_WIDTH}{_COMPATIBLE}]")
+_REMOVED = re.compile(f"[{_ZERO_WIDTH}]+")
+# A word with separators: four or more single letters or digits with the same separator between all of them, or three or
+# more Chinese characters with any separators.
 _MARKS = r" .*_\-+~|/\\·•・★☆●◆"
 _SEPARATED = re.compile(
     rf"(?<!\w)\w([{_MARKS}])\w(?!\w)(?:\1\w(?!\w)){{2,}}+|[一-鿿](?:[{_MARKS}][一-鿿](?![一-鿿])){{2,}}+"
 )
-_MAY_BE_SEPARATED = tuple(  # fast, and found in few texts; the first pattern begins with one character
+# A fast test: every text with a separated word matches one of these patterns, and few other texts do. The space has a
+# pattern of its own, since `re` searches fastest for a pattern that begins with a fixed character.
+_MAY_BE_SEPARATED = tuple(
     re.compile(rf"{mark}(?:\w[{_MARKS}]\w[{_MARKS}]\w(?!\w)|[一-鿿][{_MARKS}][一-鿿])")
     for mark in (" ", f"[{_MARKS[1:]}]")
 )
@@ -31,7 +35,10 @@ def _converter() -> OpenCC:
 
 
 def fold(text: str) -> str:
-    """Return the text in lower case, in simplified characters, and with separated words joined."""
+    """Return the text in lower case and in simplified characters, without zero-width characters.
+
+    Unusual letters and digits are replaced (NFKC), and separated words are joined, with JOINED before each.
+    """
     text = text.lower()
     if not text.isascii():
         if _UNUSUAL.search(text):
@@ -43,6 +50,6 @@ def fold(text: str) -> str:
 
 
 def _join(match: re.Match[str]) -> str:
-    """Return a word without its separators, after JOINED unless it is a number."""
+    """Return a word without its separators, with JOINED before it unless it is a number."""
     word = _ANY_MARKS.sub("", match.group())
     return word if word.isdigit() else JOINED + word

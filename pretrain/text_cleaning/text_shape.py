@@ -9,15 +9,16 @@ _PROMPT = re.compile(
     r"\s*(?:[$%] |>>> |\.\.\. |(?:mysql|sqlite|ghci|irb|psql)[^ ]*> |In \[\d+\]: |"
     r"\[?[\w.-]+@[\w.-]+[^#$%>]{0,40}[#$%>] ?|(?:PS )?[A-Z]:\\[^>]{0,80}> ?)\S"
 )
-LEAST_SHARE = 0.1  # of the characters of a text that its prose needs to stand for it
-REPEATED_LINES = 3  # occurrences of a line in a text with listings that make it a part of them
+MIN_PROSE_SHARE = 0.1  # minimum share of prose in the characters of a text; below it, `prose_of` returns the whole text
+REPEATED_LINES = 3  # in a text with listings, a line with this many occurrences belongs to a listing
 
 
 def prose_of(text: str) -> str:
-    """Return a text without its listings, or the whole text if less than LEAST_SHARE of it is prose.
+    """Return a text without its listings, or the whole text if less than MIN_PROSE_SHARE of it is prose.
 
     A listing is a fenced block, a line that is indented by four spaces or a tab, or a line with a prompt and the lines
-    after it, up to an empty line. In a text with one of these, a line that occurs REPEATED_LINES times is also output.
+    after it, up to an empty line. In a text with listings, lines that occur at least REPEATED_LINES times are also
+    removed.
     """
     prose, fenced, session = [], False, False
     for line in text.splitlines(keepends=True):
@@ -31,7 +32,7 @@ def prose_of(text: str) -> str:
         counts = Counter(prose)
         prose = [line for line in prose if counts[line] < REPEATED_LINES or not line.strip()]
     found = "".join(prose)
-    return found if len(found) >= LEAST_SHARE * len(text) else text
+    return found if len(found) >= MIN_PROSE_SHARE * len(text) else text
 
 
 _LINE_END = tuple(",;:.!?—-\"'”’，；：。！？、…」）")
@@ -42,9 +43,10 @@ VERSE_LIMITS = {"lines": 4, "characters": 100, "long_lines": 0.1, "broken_lines"
 def is_verse(text: str) -> bool:
     """Whether a text has short lines that break sentences: verse, lyrics or dialogue, but neither a menu nor a listing.
 
-    At least `broken_lines` of the lines end with a punctuation mark or begin with a small letter, or all lines have the
-    same length; at most `long_lines` have more than `characters`; at most `markup` of all characters are signs of code
-    or digits.
+    The conditions (VERSE_LIMITS): at least `lines` lines that are not blank. At least the share `broken_lines` of the
+    lines end with a punctuation mark or begin with a small letter, or all lines have the same length. At most the share
+    `long_lines` of the lines have more than `characters` characters. At most the share `markup` of all characters are
+    signs of code or digits.
     """
     lines = [line for raw in text.splitlines() if (line := raw.strip())]
     if len(lines) < VERSE_LIMITS["lines"]:

@@ -13,7 +13,7 @@ import pytest
 from corpora import TOKENIZER, Documents, write_corpus
 from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, verify_corpus
 from corpus_files.corpus_merging import merge_corpora
-from corpus_files.corpus_sidecar import files
+from corpus_files.corpus_sidecar import corpus_paths
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -118,7 +118,7 @@ def edit(path: Path, old: str, new: str) -> None:
 )  # fmt: skip
 def test_damaged_corpus_raises_error_with_file_and_reason(tmp_path: Path, damage: object, message: str) -> None:
     assert callable(damage)
-    damage(files(write_corpus(tmp_path / "a", DOCUMENTS)))
+    damage(corpus_paths(write_corpus(tmp_path / "a", DOCUMENTS)))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Corpus(tmp_path / "a")
 
@@ -126,7 +126,7 @@ def test_damaged_corpus_raises_error_with_file_and_reason(tmp_path: Path, damage
 @pytest.mark.parametrize(("ending", "at"), [("bin", 5), ("idx", 34)])
 def test_verify_and_merge_refuse_a_flipped_bit(tmp_path: Path, ending: str, at: int) -> None:
     """The bit of the index changes the length of the first sample."""
-    data = bytearray((path := files(write_corpus(tmp_path / "a", DOCUMENTS))[ending]).read_bytes())
+    data = bytearray((path := corpus_paths(write_corpus(tmp_path / "a", DOCUMENTS))[ending]).read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"a\.{ending} differs from the sha256 in the sidecar"):
@@ -216,7 +216,7 @@ def test_second_writer_of_a_corpus_is_refused_and_the_first_one_finishes(tmp_pat
 
 def test_merge_refuses_another_tokenizer_or_dtype(tmp_path: Path) -> None:
     a = write_corpus(tmp_path / "a", DOCUMENTS)
-    sidecar = json.loads(files(write_corpus(tmp_path / "b", DOCUMENTS))["json"].read_text())
+    sidecar = json.loads(corpus_paths(write_corpus(tmp_path / "b", DOCUMENTS))["json"].read_text())
     sidecar["tokenizer"] |= {"fingerprint": "0" * 64, "eos_id": 5}
     (tmp_path / "b.json").write_text(json.dumps(sidecar))
     c = write_corpus(tmp_path / "c", DOCUMENTS, vocab_size=70_000)
@@ -243,5 +243,7 @@ def test_merge_copies_records_of_dropped_documents(tmp_path: Path) -> None:
 
 
 def test_check_free_space_refuses_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"needs about 1000000000\.00 GB, .* free space there"):
+    with pytest.raises(ValueError, match=r"needs about 1000000000\.00 GB, .* free space there or name a prefix"):
         check_free_space(tmp_path / "not/yet/there", 10**18)
+    with pytest.raises(ValueError, match=r" free; free space there or use fewer files$"):
+        check_free_space(tmp_path / "not/yet/there", 10**18, "use fewer files")

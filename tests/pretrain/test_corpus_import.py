@@ -50,7 +50,7 @@ def test_import_reads_megatron_dataset(tmp_path: Path, megatron: Any, tiny_token
 
 
 def published(prefix: Path, samples: list[list[int]], types: Any) -> Path:
-    """A corpus as the published system writes it."""
+    """A corpus as the original KnowLM pretraining code writes it."""
     lengths = np.array([len(sample) for sample in samples])
     Path(f"{prefix}.bin").write_bytes(np.concatenate(samples).astype("<u2").tobytes())
     starts = (np.cumsum(lengths) - lengths).astype("<u8").tobytes()
@@ -99,7 +99,7 @@ class Payload:
         (lambda p: torch.save({"a": 1}, p.with_suffix(".dis")), "old.dis does not hold a list of whole numbers"),
         (lambda p: torch.save(Payload(), p.with_suffix(".dis")), "old.dis is not a list saved by torch"),
         (lambda p: p.with_suffix(".dis").write_bytes(b"what"), "old.dis is not a list saved by torch"),
-        (lambda p: p.with_suffix(".idx").write_bytes(bytes(33)), "nor 10 bytes per sample"),
+        (lambda p: p.with_suffix(".idx").write_bytes(bytes(33)), "nor has 10 bytes per sample"),
         (lambda p: p.with_suffix(".idx").write_bytes(b""), "old.idx is empty"),
         (lambda p: p.with_suffix(".bin").write_bytes(bytes(20)), "old.bin has 10 ids, its index 12"),
         (lambda p: p.with_suffix(".bin").write_bytes(bytes(40)), "old.bin has 20 ids, its index 12"),

@@ -1,5 +1,6 @@
 """corpus_inspection.py: `preprocess.py --mode read` shows the sources."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +44,17 @@ def test_read_from_another_folder_names_the_recorded_tokenizer(
     error = run_script(*command, status=2).stderr
     assert error.startswith(f"error: {tmp_path}/en was written with the tokenizer in llama-13b, which does not exist")
     assert run_script(*command, "--show", 0).stdout.splitlines()[-1].startswith("en ")
+
+
+def test_read_of_a_corpus_without_recorded_tokenizer_asks_for_its_folder(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    file = rows(tmp_path / "en.jsonl", ["A cat. " * 40])
+    build_corpus([str(file)], str(tmp_path / "en"), str(tiny_tokenizer), CorpusSettings(seq_length=32))
+    sidecar = json.loads((tmp_path / "en.json").read_text())
+    del sidecar["tokenizer"]["path"]
+    (tmp_path / "en.json").write_text(json.dumps(sidecar))
+    command = (SCRIPT, "--mode", "read", "--read_path_prefix", tmp_path / "en")
+    error = run_script(*command, status=2).stderr
+    assert f"{tmp_path}/en does not record the folder of its tokenizer; name" in error and "--tokenizer_path" in error
+    assert "en sample 0, " in run_script(*command, "--tokenizer_path", tiny_tokenizer).stdout

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster_jobs.executors import make, run
+from cluster_jobs.executors import make_executor, run_tasks
 from cluster_jobs.job_commands import RAY, ExecutorOptions, add_executor_options, executor_options
 from conftest import REPOSITORY, RunScript, free_port
 from corpora import files_of, rows
@@ -53,21 +53,21 @@ def ran(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_second_run_skips_finished_tasks(tmp_path: Path, workers: int) -> None:
     for _ in range(2):
-        run(make(LOCAL, [Task(tmp_path)], 5, workers, tmp_path / "logs"))
+        run_tasks(make_executor(LOCAL, [Task(tmp_path)], 5, workers, tmp_path / "logs"))
         assert ran(tmp_path) == {f"{rank} of 5": "x" for rank in range(5)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_error_of_a_task_is_raised_and_next_run_does_the_rest(tmp_path: Path, workers: int) -> None:
     with pytest.raises(ValueError, match="a line is wrong; correct it"):
-        run(make(LOCAL, [Task(tmp_path, 2, "error")], 4, workers, tmp_path / "logs"))
-    run(make(LOCAL, [Task(tmp_path)], 4, workers, tmp_path / "logs"))
+        run_tasks(make_executor(LOCAL, [Task(tmp_path, 2, "error")], 4, workers, tmp_path / "logs"))
+    run_tasks(make_executor(LOCAL, [Task(tmp_path)], 4, workers, tmp_path / "logs"))
     assert set(ran(tmp_path)) == {f"{rank} of 4" for rank in range(4)} and ran(tmp_path)["0 of 4"] == "x"
 
 
 def test_killed_worker_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(ChildProcessError, match=r"a worker process was killed.* use fewer than 2"):
-        run(make(LOCAL, [Task(tmp_path, 1, "kill")], 6, 2, tmp_path / "logs"))
+        run_tasks(make_executor(LOCAL, [Task(tmp_path, 1, "kill")], 6, 2, tmp_path / "logs"))
 
 
 def test_executor_options_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_running_ray_builds_the_local_corpus_and_raises_its_error(
 def test_address_without_ray_is_one_line_at_once(tmp_path: Path) -> None:
     options = ExecutorOptions("ray", ray_address=f"127.0.0.1:{free_port()}")
     with pytest.raises(ConnectionError, match=rf"--ray_address {options.ray_address}: Ray does not answer \(.*refused"):
-        make(options, [Task(tmp_path)], 1, 1, tmp_path / "logs")
+        make_executor(options, [Task(tmp_path)], 1, 1, tmp_path / "logs")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")

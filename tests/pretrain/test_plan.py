@@ -270,7 +270,7 @@ def test_too_small_machine_is_one_line_and_status_2(
         ({}, {"--gpus": "12"}, "is not a multiple of 8 GPUs a node"),
         ({}, {"--gpu": "tpu"}, "invalid choice: 'tpu'"),
         ({}, {"--gpu": "v100", "--precision": "bf16"}, "a V100 does not compute in bf16"),
-        ({}, {"--block_size": "4096"}, "over the context"),
+        ({}, {"--block_size": "4096"}, "exceeds the context"),
         ({}, {"--global_batch": "100", "--gpus": "24"}, "is not a multiple of 24 GPUs; try 96"),
         ({}, {"--gpu_mem": "32"}, "unknown option --gpu_mem; did you mean --gpu_memory?"),
         ({"model_type": "gpt2"}, {}, "model_type gpt2"),

@@ -15,7 +15,7 @@ from pretraining import preflight
 from pretraining.pretraining_trainer import StartPoint
 from resumable_checkpoints.run_state import RunState
 from sequence_packing.packed_sequences import PackedSequences, Packing, open_packed_sequences
-from sequence_packing.sampler import Schedule
+from sequence_packing.sampler import SequenceOrder
 from transformers import AutoConfig
 
 
@@ -57,7 +57,7 @@ def test_context_of_a_config_without_it_is_that_of_transformers(
     (base / "config.json").write_text(json.dumps(config))
     assert AutoConfig.from_pretrained(base).max_position_embeddings == 2048
     assert preflight.check_corpus(Corpus(small_corpus), str(base), 0) == 2048
-    with pytest.raises(ValueError, match=r"--block_size 4096 is more than the context of .*, 2048 tokens"):
+    with pytest.raises(ValueError, match=r"--block_size 4096 exceeds the context of .*, 2048 tokens"):
         preflight.check_corpus(Corpus(small_corpus), str(base), 4096)
 
 
@@ -71,18 +71,18 @@ def test_more_ranks_than_sequences_are_refused(two_sources: Path, tmp_path: Path
         pack(1000)
 
 
-def test_accepted_weights_start_a_phase_and_accepted_corpus_starts_a_new_schedule(tmp_path: Path) -> None:
+def test_accepted_weights_start_a_phase_and_accepted_corpus_starts_a_new_order(tmp_path: Path) -> None:
     sizes, even = {"zh": 10, "en": 20}, {"zh": 1, "en": 1}
-    schedule, checkpoint = Schedule(sizes, even, 4), tmp_path / "checkpoint-10"
+    order, checkpoint = SequenceOrder(sizes, even, 4), tmp_path / "checkpoint-10"
     checkpoint.mkdir()
     identity = {"--data_path": "a", preflight.BATCH: 16, preflight.WEIGHTS: even}
-    RunState(identity, {"next_index": 160, "tokens": 999, "schedule": schedule.state()}).write(checkpoint)
-    assert preflight.start_point(identity, schedule, even, None, False)[0] == StartPoint(0, 0, 0)
-    start, resumed = preflight.start_point(identity, Schedule(sizes, even, 4), even, checkpoint, False)
+    RunState(identity, {"next_index": 160, "tokens": 999, "schedule": order.state()}).write(checkpoint)
+    assert preflight.start_point(identity, order, even, None, False)[0] == StartPoint(0, 0, 0)
+    start, resumed = preflight.start_point(identity, SequenceOrder(sizes, even, 4), even, checkpoint, False)
     assert (start, len(resumed.phases)) == (StartPoint(10, 160, 999), 1)
 
     heavy = {"zh": 3, "en": 1}
-    other, changed = Schedule(sizes, heavy, 4), identity | {preflight.WEIGHTS: heavy}
+    other, changed = SequenceOrder(sizes, heavy, 4), identity | {preflight.WEIGHTS: heavy}
     with pytest.raises(ValueError, match=r"--source_weights was .* and is .*give --accept_changes"):
         preflight.start_point(changed, other, heavy, checkpoint, False)
     start, resumed = preflight.start_point(changed, other, heavy, checkpoint, True)
@@ -90,8 +90,8 @@ def test_accepted_weights_start_a_phase_and_accepted_corpus_starts_a_new_schedul
     assert resumed.state()["phases"][1] == {"start": 160, "counts": [3, 1], "before": [80, 80]}
     assert np.bincount(resumed.locate(np.arange(160, 560))[0]).tolist() == [300, 100]
 
-    start, resumed = preflight.start_point(identity | {"--data_path": "b"}, schedule, even, checkpoint, True)
-    assert (start, resumed) == (StartPoint(10, 0, 999), schedule)
-    by_type = Schedule({"0": 30}, {"0": 1}, 4)
+    start, resumed = preflight.start_point(identity | {"--data_path": "b"}, order, even, checkpoint, True)
+    assert (start, resumed) == (StartPoint(10, 0, 999), order)
+    by_type = SequenceOrder({"0": 30}, {"0": 1}, 4)
     changed = identity | {preflight.WEIGHTS: {"0": 1}}
     assert preflight.start_point(changed, by_type, {"0": 1}, checkpoint, True)[1] is by_type

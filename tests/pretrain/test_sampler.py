@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sequence_packing import sampler
-from sequence_packing.sampler import Schedule, parse_weights, period_counts, period_table, permute
+from sequence_packing.sampler import SequenceOrder, parse_weights, period_counts, period_table, permute
 from sequence_packing.sequence_batches import RankBatchSampler
 
 
@@ -53,19 +53,19 @@ def test_epoch_of_a_source_has_each_of_its_sequences_once(
 ) -> None:
     weights = data.draw(st.lists(st.integers(1, 20), min_size=len(sizes), max_size=len(sizes)))
     names = [f"s{number}" for number in range(len(sizes))]
-    schedule = Schedule(dict(zip(names, sizes, strict=True)), dict(zip(names, weights, strict=True)), seed)
-    sources, places = schedule.locate(np.arange(200 * epochs))
+    order = SequenceOrder(dict(zip(names, sizes, strict=True)), dict(zip(names, weights, strict=True)), seed)
+    sources, places = order.locate(np.arange(200 * epochs))
     for source, size in enumerate(sizes):
         taken = places[sources == source]
         for begin in range(0, len(taken) // size * size, size):
             assert sorted(taken[begin : begin + size]) == list(range(size))
-    consumed = schedule.consumed(200 * epochs)
+    consumed = order.consumed(200 * epochs)
     assert list(consumed.values()) == np.bincount(sources, minlength=len(sizes)).tolist()
 
 
 def test_second_epoch_of_a_source_has_another_order() -> None:
-    schedule = Schedule({"a": 50}, {"a": 1}, 0)
-    _, places = schedule.locate(np.arange(100))
+    order = SequenceOrder({"a": 50}, {"a": 1}, 0)
+    _, places = order.locate(np.arange(100))
     assert places[:50].tolist() != places[50:].tolist()
 
 
@@ -82,32 +82,32 @@ def test_order_does_not_depend_on_the_number_of_ranks(first: int, steps: int, mi
 
 
 def test_any_index_can_be_looked_up_directly() -> None:
-    schedule = Schedule({"a": 1000, "b": 77}, {"a": Fraction("0.7"), "b": Fraction("0.3")}, 5)
-    walked = [schedule.locate(np.array([index])) for index in range(5000, 5100)]
-    sources, places = schedule.locate(np.arange(5000, 5100))
+    order = SequenceOrder({"a": 1000, "b": 77}, {"a": Fraction("0.7"), "b": Fraction("0.3")}, 5)
+    walked = [order.locate(np.array([index])) for index in range(5000, 5100)]
+    sources, places = order.locate(np.arange(5000, 5100))
     assert [(int(s[0]), int(p[0])) for s, p in walked] == list(zip(sources.tolist(), places.tolist(), strict=True))
 
 
 def test_new_weights_start_a_phase_and_sources_continue() -> None:
     sizes = {"a": 100, "b": 100}
-    schedule = Schedule(sizes, {"a": 1, "b": 1}, 3)
-    before = schedule.locate(np.arange(60))
-    schedule.change_weights({"a": 1, "b": 3}, 60)
-    schedule = Schedule.restore(json.loads(json.dumps(schedule.state())))
-    assert [array.tolist() for array in schedule.locate(np.arange(60))] == [array.tolist() for array in before]
-    sources, places = schedule.locate(np.arange(60 + 400))
+    order = SequenceOrder(sizes, {"a": 1, "b": 1}, 3)
+    before = order.locate(np.arange(60))
+    order.change_weights({"a": 1, "b": 3}, 60)
+    order = SequenceOrder.restore(json.loads(json.dumps(order.state())))
+    assert [array.tolist() for array in order.locate(np.arange(60))] == [array.tolist() for array in before]
+    sources, places = order.locate(np.arange(60 + 400))
     assert np.bincount(sources[60:]).tolist() == [100, 300]
     for source in (0, 1):
         assert sorted(places[sources == source][:100]) == list(range(100))
-    assert schedule.consumed(60) == {"a": 30, "b": 30}
-    schedule.change_weights({"a": 1, "b": 3}, 460)
-    assert len(schedule.phases) == 2  # equal weights start no new phase
+    assert order.consumed(60) == {"a": 30, "b": 30}
+    order.change_weights({"a": 1, "b": 3}, 460)
+    assert len(order.phases) == 2  # equal weights start no new phase
 
 
 def test_memory_does_not_grow_with_the_size_of_the_sources() -> None:
     tracemalloc.start()
-    schedule = Schedule({"a": 900_000_000, "b": 100_000_000}, {"a": 9, "b": 1}, 0)
-    schedule.locate(np.arange(10**15, 10**15 + 1000))
+    order = SequenceOrder({"a": 900_000_000, "b": 100_000_000}, {"a": 9, "b": 1}, 0)
+    order.locate(np.arange(10**15, 10**15 + 1000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e6
@@ -138,6 +138,6 @@ def test_source_weights_are_parsed_or_refused() -> None:
         with pytest.raises(ValueError, match=message):
             parse_weights(given_, sizes)
     with pytest.raises(ValueError, match="must not be below 0"):
-        Schedule(sizes, {"zh": 0, "en": 0}, 0)
+        SequenceOrder(sizes, {"zh": 0, "en": 0}, 0)
     with pytest.raises(ValueError, match="has no training sequences"):
-        Schedule({"zh": 0, "en": 3}, {"zh": 1, "en": 1}, 0)
+        SequenceOrder({"zh": 0, "en": 3}, {"zh": 1, "en": 1}, 0)

@@ -18,14 +18,14 @@ from packed_attention.segment_attention import Segment, attention_arguments
 from pretraining.pretraining_arguments import PretrainingArguments
 from pretraining.pretraining_trainer import PretrainingTrainer, StartPoint
 from sequence_packing.packed_sequences import Packing, open_packed_sequences
-from sequence_packing.sampler import Schedule
+from sequence_packing.sampler import SequenceOrder
 from sequence_packing.sequence_batches import (
     IGNORED,
     Collator,
     PackedSequence,
     RankBatchSampler,
-    ScheduledSequences,
     SourceGroups,
+    TrainingSequences,
 )
 from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
@@ -104,12 +104,12 @@ def make_trainer(
     packing = Packing(args.block_size, packed)
     sequences = open_packed_sequences(corpus, packing, tmp_path)
     groups = SourceGroups.of_split(sequences, "train")
-    schedule = Schedule(groups.sizes, groups.sizes, args.seed)
+    order = SequenceOrder(groups.sizes, groups.sizes, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     segment_attention.register()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=backend)
     return PretrainingTrainer(
-        ScheduledSequences(corpus, sequences, groups, schedule, args.max_steps * batch), None, {}, StartPoint(),
+        TrainingSequences(corpus, sequences, groups, order, args.max_steps * batch), None, {}, StartPoint(),
         log_path=tmp_path / "out/train_log.jsonl", model=model, args=args,
         data_collator=Collator(args.block_size, 2, packed),
     )  # fmt: skip
@@ -183,7 +183,7 @@ def test_packed_and_padded_samples_give_the_same_gradients(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus
 ) -> None:
     packed = make_trainer(tmp_path / "a", tiny_checkpoint, short_samples, "sdpa", max_steps=1)
-    places = packed.sequences.schedule.locate(np.arange(2))[1]
+    places = packed.sequences.order.locate(np.arange(2))[1]
     samples = [int(sample) for place in places for sample in packed.sequences.packed[place]]
     packed.train_until_stopped(None)
     single = make_trainer(
@@ -192,7 +192,7 @@ def test_packed_and_padded_samples_give_the_same_gradients(
     )  # fmt: skip
     chosen = {i: PackedSequence([short_samples[sample]], 0) for i, sample in enumerate(samples)}
     chosen_only = {"__getitems__": lambda _, indices: [chosen[i] for i in indices]}
-    single.sequences.__class__ = type("Chosen", (ScheduledSequences,), chosen_only)
+    single.sequences.__class__ = type("Chosen", (TrainingSequences,), chosen_only)
     single.train_until_stopped(None)
     one, other = packed.state.log_history[0], single.state.log_history[0]
     assert one["tokens"] == other["tokens"]

@@ -139,7 +139,7 @@ def test_signal_requeue_and_cancel_save_checkpoints_and_the_weights_are_those_of
     job.wait_for_text("\nstep 2/")
     elapsed = int(slurm.command("squeue", "--noheader", "--format=%M", f"--jobs={job.job}").split(":")[-2])
     slurm.command("scontrol", "update", f"JobId={job.job}", f"TimeLimit={elapsed + 4}")  # the signal comes 5 min before
-    job.wait_for_text("time limit reached; the job is requeued and will resume from")
+    job.wait_for_text("time limit or preemption: the job is requeued and will resume from")
     assert "stopped by SIGTERM after step" in job.text()
     slurm.command("scontrol", "update", f"JobId={job.job}", "TimeLimit=60")
     first = job.wait_for_restart(1)
