@@ -30,6 +30,8 @@ Offsets = Mapping[str, set[Span]]  # name -> spans
 
 
 class ExtractedItem(NamedTuple):
+    """An item of an answer: an entity, a triple or an event."""
+
     key: str  # key in the answer, which identifies the item's type
     names: tuple[str, ...]  # an entity; subject and object; an event's trigger, if it has one
     arguments: tuple[tuple[str, str], ...] = ()  # (role, name) of an event's arguments

@@ -72,7 +72,7 @@ class GracefulShutdown:
         self.report_all_answered()
 
     def report_all_answered(self) -> None:
-        """Tell the supervisor once that this process has answered its last request; it counts the processes."""
+        """Tell the supervisor that this process has answered its last request; only once, since it counts processes."""
         if not self.has_reported:
             self.has_reported = True
             notify_supervisor(ALL_ANSWERED)
