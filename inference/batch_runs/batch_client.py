@@ -64,7 +64,7 @@ class BatchClient:
             async with self.connect() as self.session:
                 status, body = await self.request_with_retries("GET", "/v1/models", None)
         except ConnectionError as error:
-            raise ConnectionError(f"{error}; start the server, or give another --url") from None
+            raise ConnectionError(f"{error}; start the server or wait for it, or give another --url") from None
         try:
             cards = json.loads(body)["data"]
             bases = [card["id"] for card in cards if not card.get("parent")]

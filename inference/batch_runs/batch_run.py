@@ -76,7 +76,7 @@ def run_batch(
 
     The input is read to its end before `connect` contacts or prepares the server. parameters: defaults for all rows;
     served_model: the model for rows without "model". Raises ValueError for a parameter that no row uses, and the errors
-    of AnswerFile and of the server. The messages of ConnectionError and KeyboardInterrupt say which lines are kept.
+    of AnswerFile and `connect`. The messages of ConnectionError and KeyboardInterrupt say which lines are kept.
     """
     digest, counts = hash_and_count(source)
     unused = [name for name in parameters if name not in SHARED_PARAMETERS]

@@ -70,10 +70,8 @@ class GenerateRequest(BaseModel):
         last = self if self.messages is None else self.messages[-1]
         asked = self.instruction if self.messages is None else self.messages[-1].content
         if not (asked or last.input):
-            empty = (
-                "the instruction and its input are" if self.messages is None else "the last message and its input are"
-            )
-            raise ValueError(f"{empty} empty; send a text")
+            subject = "instruction" if self.messages is None else "last message"
+            raise ValueError(f"the {subject} and its input are empty; send a text")
         if self.messages is None:
             return one_turn(self.instruction or "", self.input or "")
         return [{"role": each.role, "content": each.content, "input": each.input or ""} for each in self.messages]

@@ -211,9 +211,9 @@ def returned_log_probabilities(request: Any) -> int:
 def limit_generation(engine_client: Any) -> None:
     """Make vLLM's AsyncLLM apply the limits of RequestCost to each prompt.
 
-    Too many log probabilities, too many characters of bad words, and a prompt with more answers than a request may have
-    sequences are errors (status 400). A prompt waits while the request's earlier prompts leave too few sequences or
-    prompt tokens for it.
+    A request with too many log probabilities or characters of bad words gets status 400, and so does a prompt with more
+    answers than the request may have sequences. A prompt waits while earlier prompts of its request use too many
+    sequences or prompt tokens.
     """
     generate, vocabulary = engine_client.generate, engine_client.model_config.get_vocab_size()
     processor = engine_client.output_processor
