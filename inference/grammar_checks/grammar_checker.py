@@ -1,8 +1,8 @@
 """Check the constraints of answers: JSON schemas, patterns, choices, EBNF and Lark grammars, structural tags.
 
 vLLM converts a constraint on the event loop and compiles it in the engine, without a limit: one request could stop all
-others, and a constraint that only the compiler refuses is answered with status 500. So each new constraint of every
-route is first tried in a process of its own (bounded_process.py, vllm_bridge/grammar_trial.py).
+others, and a constraint that only the compiler refuses is answered with status 500. So each new constraint of a client
+is first tried in a process of its own (bounded_process.py, vllm_bridge/grammar_trial.py).
 """
 
 import asyncio

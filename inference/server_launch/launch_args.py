@@ -40,8 +40,8 @@ def print_notice(line: str) -> None:
 def precheck(arguments: Sequence[str]) -> None:
     """Check the folders, JSON, template and port in a command line before vLLM is imported, which takes seconds.
 
-    Sets the environment variables that keep vLLM and the hub client off the network. Raises ValueError or
-    FileNotFoundError.
+    Sets environment variables that turn off usage reports and telemetry and, for a local model, all access to the hub.
+    Raises ValueError or FileNotFoundError.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     names = ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path", "chat-template", "config")
