@@ -40,7 +40,7 @@ class BatchRow(NamedTuple):
     route: str = "/generate"  # or /extract
 
     def sequences(self) -> int:
-        """Return a lower bound of the request's sequences in the engine at a time, from the length of its text."""
+        """Return a lower bound of the number of the request's concurrent sequences, from the length of its text."""
         text = self.request["text"] if self.request and self.route == "/extract" else ""
         return min(CONCURRENT_WINDOWS, 1 + len(text) // WINDOW_CHARACTERS) if isinstance(text, str) else 1
 

@@ -23,7 +23,7 @@ from extraction.text_windows import CONCURRENT_WINDOWS, split_into_windows
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from vllm_bridge.vllm_hooks import is_bounded
+from vllm_bridge.vllm_hooks import skips_trial
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.concurrency import map_concurrently, run_in_thread_if_long
@@ -143,7 +143,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
     spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
     grammar = answer_grammar(prompt.form, types, model.encoder.answer_prefix)
     fields = {"structured_outputs": {"grammar": grammar}, "temperature": 0}
-    is_bounded.set(True)  # the limits of the schema bound the grammar
+    skips_trial.set(True)  # the limits of the schema also limit the grammar
     limit = request.max_tokens or MAX_ANSWER_TOKENS
 
     async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:

@@ -74,8 +74,8 @@ def default_max_num_seqs(args: argparse.Namespace) -> int:
     return max_num_seqs[from_vllm("UsageContext").OPENAI_API_SERVER]
 
 
-# True for a request whose constraint is known to be small, so that it is not tried
-is_bounded: ContextVar[bool] = ContextVar("is_bounded", default=False)
+# True while a request is handled whose constraint is known to be fast
+skips_trial: ContextVar[bool] = ContextVar("skips_trial", default=False)
 
 
 def check_constraints(engine_client: Any) -> None:
@@ -94,7 +94,7 @@ def check_constraints(engine_client: Any) -> None:
 
     async def check_and_add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         constraint = getattr(params, "structured_outputs", None)
-        if constraint is not None and not is_bounded.get():
+        if constraint is not None and not skips_trial.get():
             await check_constraint(constraint, check)
         return await add_request(request_id, prompt, params, *args, **kwargs)
 
