@@ -6,8 +6,8 @@
 
 A row is a request body of /generate: {"instruction", "input"} or {"messages"}, optionally with "parameters" and
 "model". Its output line has all of its keys, followed by "generated_text", "num_output_tokens_cf" and "error". Each
-parameter of /generate is also an option, the default for these rows: a number, true, false, text, or JSON
-(--stop '["\\n\\n"]'). Options of launch_vllm.py follow after --.
+parameter of /generate is also an option, which sets the default for these rows; its value is a number, true, false,
+text, or JSON (--stop '["\\n\\n"]'). Options of launch_vllm.py follow after --.
 
 A row with "task", "schema" and "text" is a request body of /extract, optionally with "language", "model", "max_tokens"
 and "window_tokens". Its output line has all of its keys, followed by those of the response: "entities", "triples" or
@@ -37,8 +37,8 @@ from typing import Any
 
 from server_guard.process_supervisor import SERVING, notify_supervisor, supervise
 
-CONCURRENCY = 32  # requests at a time to a running server
-NEW_SERVER_CONCURRENCY = 512  # to a server started by this command: more than a batch of the engine, so it never waits
+CONCURRENCY = 32  # requests to a running server at the same time
+NEW_SERVER_CONCURRENCY = 512  # to a server started by this command: more than an engine batch, so that it stays full
 # Lowest and highest value of vLLM's sampling parameters (SamplingParams._verify_args and CompletionRequest, 0.32). They
 # are checked before a server starts; the server checks the values of each row.
 RANGES = {
@@ -46,7 +46,7 @@ RANGES = {
     "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "max_tokens": (1, inf), "max_new_tokens": (1, inf),
     "min_tokens": (0, inf), "seed": (-(2**63), 2**63 - 1),
 }  # fmt: skip
-ABOVE = ("top_p", "repetition_penalty")  # the lowest value itself is refused
+EXCLUSIVE_MINIMUM = ("top_p", "repetition_penalty")  # parameters whose lowest value itself is refused
 OPTIONS = ("input", "output", "model", "url", "template_path", "concurrency", "api_key", "overwrite", "engine")
 
 
@@ -81,8 +81,10 @@ def check_parameters(given: Mapping[str, str]) -> dict[str, Any]:
     parameters = {name: value for name, value in parameters.items() if value is not None}
     for name, value in parameters.items():
         lowest, highest = RANGES.get(name, (None, None))
-        if lowest is not None and not (lowest <= value <= highest and (value > lowest or name not in ABOVE)):
-            low = f"above {lowest}" if name in ABOVE else f"of {lowest} or more"
+        if lowest is not None and not (
+            lowest <= value <= highest and (value > lowest or name not in EXCLUSIVE_MINIMUM)
+        ):
+            low = f"above {lowest}" if name in EXCLUSIVE_MINIMUM else f"of {lowest} or more"
             most = f", at most {highest}" if highest != inf else ""
             raise ValueError(f"--{name} {given[name]} is out of range; give a number {low}{most}")
     return parameters
@@ -108,7 +110,7 @@ def main(
         model: a checkpoint folder; with --url, the served model for rows without "model".
         url: URL of a running server; without it, this command starts one.
         template_path: prompt template that replaces the checkpoint's: Jinja, or alpaca's JSON.
-        concurrency: number of concurrent requests; 0 means 32 with --url, else 512. A long text counts as up to 16.
+        concurrency: concurrent requests; 0 means 32 with --url, else 512; a text of /extract counts as 1 to 16.
         api_key: API key of the server; prefer the environment variable KNOWLM_API_KEY, which `ps` does not show.
         overwrite: replace a finished output, or the partial output of another run.
         engine: options of launch_vllm.py as one string; the same as giving them after --.
@@ -146,7 +148,7 @@ def main(
 
 
 def interrupt_on_sigterm(number: int, *_: object) -> None:
-    """Signal handler: do the same as on Ctrl-C, which asyncio handles, once; the exit status is that of SIGTERM."""
+    """Signal handler: interrupt the run as Ctrl-C does, with SIGTERM's exit status; further signals are ignored."""
     signal.signal(number, signal.SIG_IGN)
     interrupts.exit_status = interrupts.TERMINATED
     signal.raise_signal(signal.SIGINT)

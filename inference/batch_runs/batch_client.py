@@ -29,8 +29,8 @@ class BatchClient:
     def __init__(self, url: str, key: str, concurrency: int, socket_file: str | None = None) -> None:
         """Check the URL; raises ValueError if it is invalid.
 
-        url: the server's address; key: API key for the header Authorization, "" for none; concurrency: requests at a
-        time; socket_file: path of the Unix socket of a server without an address.
+        url: the server's address; key: API key for the header Authorization, "" for none; concurrency: requests at the
+        same time; socket_file: path of the Unix socket of a server without an address.
         """
         parts = urlsplit(url.rstrip("/").removesuffix("/generate").removesuffix("/extract"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -64,7 +64,7 @@ class BatchClient:
             async with self.connect() as self.session:
                 status, body = await self.request_with_retries("GET", "/v1/models", None)
         except ConnectionError as error:
-            raise ConnectionError(f"{error}; start the server, or give another --url") from None
+            raise ConnectionError(f"{error}; start the server or wait for it, or give another --url") from None
         try:
             cards = json.loads(body)["data"]
             bases = [card["id"] for card in cards if not card.get("parent")]
@@ -111,7 +111,9 @@ class BatchClient:
             finally:
                 self.sent.remove(began)
             if status in UNAUTHORIZED_STATUSES:
-                raise ValueError(f"{self.url} does not accept the key (status {status}); give it in KNOWLM_API_KEY")
+                raise ValueError(
+                    f"{self.url} does not accept the key (status {status}); give a valid key in KNOWLM_API_KEY"
+                )
             if status in BUSY_STATUSES:
                 self.wait_for_busy_server(response.headers.get("Retry-After", ""))
                 continue

@@ -25,7 +25,7 @@ SHOWN_CHARACTERS = 200  # of a setting's value in an error message
 
 
 def check_answers_path(output: Path, overwrite: bool) -> None:
-    """Raise FileNotFoundError if the output's folder does not exist, ValueError if it is sealed or not writable.
+    """Raise FileNotFoundError if the folder of the output does not exist, ValueError if it is sealed or not writable.
 
     Without `overwrite`, raise FileExistsError if the output exists.
     """

@@ -17,7 +17,7 @@ REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # 
 EXTRACTION_KEYS = ("task", "schema", "text")  # of each request to /extract
 EXTRACTION_SHAPE = '{"task", "schema", "text"}'
 EXTRACT_FIELDS = (*EXTRACTION_KEYS, "language", "model", "max_tokens", "window_tokens")  # sent to /extract
-AMBIGUOUS_KEYS = ("instruction", "messages", "parameters")  # of /generate; a row with all EXTRACTION_KEYS has none
+AMBIGUOUS_KEYS = ("instruction", "messages", "parameters")  # of /generate; an error in a row with all EXTRACTION_KEYS
 SHARED_PARAMETERS = {"max_tokens"}  # of the command line that apply to /extract, too
 ITEM_FIELDS = ("entities", "triples", "events")  # a response of /extract without an error has one of them
 WINDOW_CHARACTERS = 4096  # of a long window; most are shorter (WINDOW_TOKENS of routes/extract_api.py)
@@ -40,7 +40,7 @@ class BatchRow(NamedTuple):
     route: str = "/generate"  # or /extract
 
     def sequences(self) -> int:
-        """Return a lower bound of the request's sequences in the engine at a time, from the length of its text."""
+        """Return a lower bound of the number of the request's concurrent sequences, from the length of its text."""
         text = self.request["text"] if self.request and self.route == "/extract" else ""
         return min(CONCURRENT_WINDOWS, 1 + len(text) // WINDOW_CHARACTERS) if isinstance(text, str) else 1
 
@@ -74,7 +74,7 @@ def batch_row(number: int, row: Row, model: str, parameters: Mapping[str, Any]) 
 
 
 def ambiguity(content: Mapping[str, Any]) -> str:
-    """Return why a row with EXTRACTION_KEYS could be a request of /generate as well, or ""."""
+    """Return the error of a row that has EXTRACTION_KEYS and also a key of /generate, "" if it has none of these."""
     key = next((name for name in AMBIGUOUS_KEYS if content.get(name) is not None), None)
     return f"has 'task', 'schema' and 'text', and also {key!r}" if key else ""
 
@@ -107,7 +107,10 @@ def generate_request(content: dict[str, Any], model: str, parameters: Mapping[st
 
 
 def row_answer(route: str, response: Any) -> dict[str, Any]:
-    """Return the answer in a route's JSON response, its fields in output order; raises KeyError or TypeError."""
+    """Return the answer in a route's JSON response, with its fields in output order.
+
+    Raises KeyError or TypeError if the response has another format.
+    """
     names = (*(name for name in ITEM_FIELDS if name in response), *NO_ANSWER[route])
     return {name: response[name] for name in names}
 

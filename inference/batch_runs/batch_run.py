@@ -46,7 +46,10 @@ def model_identity(model: str) -> str:
 
 
 def without_speed_options(options: list[str]) -> list[str]:
-    """Return vLLM's options, except SPEED_OPTIONS, with their values; adapter folders become their `model_identity`."""
+    """Return vLLM's options without SPEED_OPTIONS and their values.
+
+    The folder of an adapter (NAME=FOLDER) is replaced by its `model_identity`.
+    """
     kept, is_kept = [], True
     for word in options:
         if word.startswith("--"):
@@ -71,9 +74,9 @@ def run_batch(
 ) -> int:
     """Answer the rows that have no answer yet, rename the output, print a summary; return the number of failed rows.
 
-    The input is read to its end before `connect` contacts or prepares the server. parameters: defaults for all rows.
-    served_model: the model for rows without "model". Raises ValueError if parameters are given that no row uses. An
-    interruption, and an error of the server's connection, says which lines are kept.
+    The input is read to its end before `connect` contacts or prepares the server. parameters: defaults for all rows;
+    served_model: the model for rows without "model". Raises ValueError for a parameter that no row uses, and the errors
+    of AnswerFile and `connect`. The messages of ConnectionError and KeyboardInterrupt say which lines are kept.
     """
     digest, counts = hash_and_count(source)
     unused = [name for name in parameters if name not in SHARED_PARAMETERS]
@@ -108,8 +111,8 @@ def run_batch(
 def prepare_new_server(model: str, template_path: str, options: list[str], concurrency: int) -> ServerConnection:
     """Return the settings that determine a new server's answers, and a function that starts it and answers rows.
 
-    options: of launch_vllm.py; concurrency: requests at a time. Raises ValueError or FileNotFoundError if the template
-    cannot be read.
+    options: of launch_vllm.py; concurrency: requests at the same time. Raises ValueError or FileNotFoundError if the
+    template cannot be read.
     """
     template = read_template(template_path, "--template_path") if template_path else None
 

@@ -23,8 +23,8 @@ STOP_SECONDS = 5  # longest wait for the server's end; after that the supervisor
 def started_server(model: str, template_path: str, options: Sequence[str]) -> Iterator[str]:
     """Start a server, yield the path of its socket once the server answers, and stop the server.
 
-    options: further options of launch_vllm.py. If the server does not start, it prints the error, and SystemExit with
-    its exit status is raised.
+    options: further options of launch_vllm.py. If the server does not start, the server prints the error, and this
+    function raises SystemExit with the server's exit status.
     """
     template = ["--template_path", template_path] if template_path else []
     environment = {"VLLM_LOGGING_LEVEL": "WARNING"} | os.environ

@@ -42,7 +42,7 @@ class AnswerForm(NamedTuple):
     all_types: bool  # True: all types in the schema's order, with [] if empty; False: non-empty types, in any order
 
     def name_slots(self) -> list[AnswerSlot]:
-        """Return the slot of an entity or trigger, or those of a subject and an object in this order; no role slot."""
+        """Return the slots of names without a role: the entity, the trigger, or the subject and then the object."""
         return sorted((slot for slot in self.item if not slot.by_role), key=lambda slot: slot.key not in SUBJECTS)
 
     def types_by_key(self, types: tuple[SchemaType, ...]) -> dict[str, list[SchemaType]]:

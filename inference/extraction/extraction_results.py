@@ -1,8 +1,8 @@
 """Parse the answers of all windows of a text, merge them, and add the offsets of names in the text.
 
-Offsets count characters (Unicode code points) of the whole text. A name is searched only in the windows whose answers
-contain it. An item from several windows is returned once, with the offsets from all of them; items are sorted by their
-first occurrence in the text. A name that does not occur in these windows is kept with "in_text": false.
+Offsets count characters (Unicode code points) of the whole text. A name is searched for only in the windows whose
+answers contain it; a name that does not occur in them is kept with "in_text": false. An item from several windows is
+returned once, with the offsets from all of them. Items are sorted by their first occurrence in the text.
 """
 
 import json
@@ -30,6 +30,8 @@ Offsets = Mapping[str, set[Span]]  # name -> spans
 
 
 class ExtractedItem(NamedTuple):
+    """An item of an answer: an entity, a triple or an event."""
+
     key: str  # key in the answer, which identifies the item's type
     names: tuple[str, ...]  # an entity; subject and object; an event's trigger, if it has one
     arguments: tuple[tuple[str, str], ...] = ()  # (role, name) of an event's arguments

@@ -12,7 +12,7 @@ import regex
 from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, word_ends
 
 MAX_WINDOWS = 2**14  # of one text; each becomes a prompt
-CONCURRENT_WINDOWS = 16  # most windows of one text in the engine at the same time
+CONCURRENT_WINDOWS = 16  # maximum number of windows of one text in the engine at the same time
 GRAPHEME = regex.compile(r"\X")
 GRAPHEME_CHARACTERS = 64  # read at once, since the time of `\X` is quadratic in a run of regional indicators (flags)
 
@@ -74,7 +74,8 @@ def finer_ends(text: str, start: int, limit: int, max_tokens: int) -> list[int]:
         if cuts := [start + place for place in find_ends()]:
             return cuts
     raise ValueError(
-        f"the character {text[start]!r} needs more than {max_tokens} tokens; use a model with a longer context"
+        f"the character {text[start]!r} needs more than {max_tokens} tokens; raise window_tokens, or use a model with "
+        "a longer context"
     )
 
 

@@ -1,1 +1,1 @@
-"""Try the grammars, schemas and patterns of requests within bounds. Read grammar_checker.py first."""
+"""Try the grammars, schemas and patterns of requests within limits of time and size. Read grammar_checker.py first."""

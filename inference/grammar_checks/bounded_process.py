@@ -1,8 +1,8 @@
 """Run a function in forked processes, each within a limit of processor time and memory.
 
-A library that compiles grammars can neither be interrupted in a thread nor limited in memory; a process can. A child is
-forked once and shares this process's modules and tokenizer; it forks a process per call, in milliseconds, and kills it
-at the limit. The child has a single thread, so its forks are safe.
+A library that compiles grammars can neither be interrupted in a thread nor limited in memory; a process can. The server
+forks one child, which shares the server's modules and tokenizer. For each call, the child forks another process (in
+milliseconds), which is killed at the limit. The child has a single thread, so its forks are safe.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-WALL_FACTOR = 8  # a call is also killed after this many times its processor time, if it waits or the machine is busy
+WALL_FACTOR = 8  # a call is also killed if its elapsed time is this many times the limit of processor time
 STANDARD_STREAMS = (0, 1, 2)
 
 Function = Callable[[Any], Any]
@@ -33,13 +33,13 @@ class QueueFullError(Exception):
 
 
 class BoundedProcess:
-    """Runs a function in processes that are forked from this one; calls run one after the other."""
+    """Runs the calls of a function one after the other, each in a process of its own."""
 
     def __init__(self, prepare: Callable[[], Function], seconds: int, memory: int, max_waiting: int) -> None:
         """Fork the child at once: this process should have few threads yet.
 
         prepare: called in the child, returns the function; seconds: processor time of a call; memory: bytes that a call
-        may allocate; max_waiting: calls that wait or run.
+        may allocate; max_waiting: maximum number of calls that wait or run.
         """
         self.prepare, self.seconds, self.memory, self.max_waiting = prepare, seconds, memory, max_waiting
         self.waiting = 0
@@ -62,8 +62,8 @@ class BoundedProcess:
     async def run(self, argument: Any) -> Any:
         """Return function(argument).
 
-        Raises ValueError with the message of the function's ValueError, LimitExceededError, QueueFullError, and
-        RuntimeError for another exception of the function.
+        Raises ValueError with the message of the function's ValueError, LimitExceededError if the call was killed,
+        QueueFullError if too many calls wait, and RuntimeError for another exception or if the child was killed.
         """
         if self.waiting >= self.max_waiting:
             raise QueueFullError

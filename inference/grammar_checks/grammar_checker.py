@@ -1,8 +1,8 @@
-"""Bounds for what constrains an answer: JSON schema, pattern, choices, EBNF or Lark grammar, structural tags.
+"""Check the constraints of answers: JSON schemas, patterns, choices, EBNF and Lark grammars, structural tags.
 
 vLLM converts a constraint on the event loop and compiles it in the engine, without a limit: one request could stop all
-others, and a constraint that only the compiler refuses is answered with status 500. So each new constraint of every
-route is first tried in a process of its own (bounded_process.py, vllm_bridge/grammar_trial.py).
+others, and a constraint that only the compiler refuses is answered with status 500. So each new constraint of a client
+is first tried in a process of its own (bounded_process.py, vllm_bridge/grammar_trial.py).
 """
 
 import asyncio
@@ -16,7 +16,7 @@ MAX_CHARACTERS = 2**16
 MAX_CHOICES = 1024
 TRIAL_SECONDS = 3  # processor time
 TRIAL_MEMORY = 2**31  # bytes
-MAX_WAITING = 16  # trials; further requests get status 503
+MAX_WAITING = 16  # trials that wait or run; further requests get status 503
 MAX_KNOWN = 4096  # results that are kept
 
 Constraint = dict[str, Any]  # fields of vLLM's StructuredOutputsParams that are given
@@ -24,7 +24,7 @@ Result = tuple[Constraint | None, str]  # the constraint that the engine gets, o
 
 
 class GrammarChecker:
-    """Checks constraints; equal ones are tried once, and results are kept."""
+    """Checks constraints. Equal constraints are tried once, and the last MAX_KNOWN results are kept."""
 
     def __init__(self, process: BoundedProcess) -> None:
         self.process = process
@@ -34,7 +34,8 @@ class GrammarChecker:
     async def check(self, constraint: Constraint) -> Constraint:
         """Return the constraint for the engine, in which Unicode classes are replaced by ranges.
 
-        Raises ValueError with the reason if it exceeds a bound or cannot be compiled, and QueueFullError.
+        Raises ValueError with the reason if the constraint exceeds a limit or cannot be compiled, QueueFullError if too
+        many trials wait, and RuntimeError if the trial fails for another reason.
         """
         text = constraint_text(constraint)
         key = sha256(text.encode("utf-8", "surrogatepass")).digest()
@@ -62,7 +63,7 @@ class GrammarChecker:
 
 
 def constraint_text(constraint: Constraint) -> str:
-    """Return a constraint as text. Raises ValueError if it is larger than the bounds."""
+    """Return a constraint as JSON text; raises ValueError if it has too many choices or characters."""
     choices = constraint.get("choice")
     if isinstance(choices, list) and len(choices) > MAX_CHOICES:
         raise ValueError(f"structured_outputs has {len(choices)} choices; send at most {MAX_CHOICES}")

@@ -8,7 +8,7 @@ import regex
 
 # an escape or a bracket; a Unicode class is p or P with a name in braces or of one letter
 TOKEN = re.compile(r"\\(?P<kind>[pP])(?:\{(?P<name>[^{}]*)\}|(?P<letter>[A-Za-z]))|\\.|\[\^?\]?|\]|[^\\\[\]]+|.", re.S)
-MAX_CHARACTERS = 2**18  # of a pattern with ranges
+MAX_CHARACTERS = 2**18  # of all ranges in a pattern
 NAME = re.compile(r"\^?[\w -]{1,60}(?:[=:][\w -]{1,60})?", re.A)
 
 
@@ -43,10 +43,12 @@ def class_ranges(name: str, negated: bool) -> str:
             raise regex.error("no name")
         members = regex.compile(rf"\{'P' if negated else 'p'}{{{name}}}+")
     except regex.error:
-        raise ValueError(f"the pattern has the unknown Unicode class {name[:60]!r}") from None
+        raise ValueError(
+            f"the pattern has the unknown Unicode class {name[:60]!r}; use one such as \\p{{Han}}"
+        ) from None
     # surrogates are not characters of UTF-8; a range must not span them
     halves = ("".join(map(chr, range(0xD800))), "".join(map(chr, range(0xE000, sys.maxunicode + 1))))
     runs = [match[0] for half in halves for match in members.finditer(half)]
     if not runs:
-        raise ValueError(f"the Unicode class {name!r} has no character")
+        raise ValueError(f"the Unicode class {name!r} has no character; remove it from the pattern")
     return "".join(f"\\u{{{ord(run[0]):x}}}-\\u{{{ord(run[-1]):x}}}" for run in runs)

@@ -64,8 +64,8 @@ async def beam_search(
 ) -> list[int]:
     """Return the token ids of the best answer, its end token included.
 
-    stop_ids: tokens that end an answer; max_logprobs: the most log probabilities that next_tokens gives for a beam.
-    Raises ValueError if these are too few.
+    stop_ids: tokens that end an answer; max_logprobs: maximum number of log probabilities that next_tokens can return
+    for a beam. Raises ValueError if the search needs more.
     """
     ends = set() if settings.ignore_eos else {*stop_ids}
     beams, finished = [Beam([], 0.0)], []  # finished: scores are divided by the length
@@ -94,16 +94,22 @@ async def beam_search(
 
 
 async def search_answer(request: Request, model: ServedModel, prompt: list[int], settings: BeamSettings) -> list[int]:
-    """Return the token ids of the best answer of the server's engine to a prompt, its end token included.
+    """Search with the server's engine; return the token ids of the best answer to a prompt, its end token included.
 
-    Raises HTTPException and, for more beams than the engine takes, vLLM's exceptions.
+    Raises ValueError for settings that the server does not support, vLLM's exceptions if its queue is full, and
+    HTTPException if the engine fails or is stopped.
     """
     engine, state = request.app.state.engine_client, request.state
-    if "logits" in engine.model_config.logprobs_mode:
-        raise ValueError("beam search reads log probabilities; remove num_beams, or --logprobs-mode of the server")
+    if "logits" in (mode := engine.model_config.logprobs_mode):
+        raise ValueError(
+            f"beam search needs log probabilities, but the server has --logprobs-mode {mode}; remove num_beams, or "
+            "restart the server without this option"
+        )
     queue = request.app.state.args.max_num_queued_reqs
     if settings.num_beams > queue:
-        raise ValueError(f"num_beams is {settings.num_beams}, the server accepts {queue} sequences at once; lower it")
+        raise ValueError(
+            f"num_beams is {settings.num_beams}, the server accepts {queue} sequences at once; lower num_beams"
+        )
     engine.check_admission(settings.num_beams)  # a full queue is an error now; later steps wait for room
     adapter = request.app.state.openai_serving_models.lora_requests.get(model.name)
     make_params, kind = from_vllm("SamplingParams"), from_vllm("RequestOutputKind").FINAL_ONLY

@@ -23,7 +23,7 @@ from extraction.text_windows import CONCURRENT_WINDOWS, split_into_windows
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from vllm_bridge.vllm_hooks import is_bounded
+from vllm_bridge.vllm_hooks import skips_trial
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.concurrency import map_concurrently, run_in_thread_if_long
@@ -31,7 +31,7 @@ from routes.request_body import Text
 from routes.response_envelope import envelope_route, openapi_responses
 from routes.served_models import ServedModel, complete, run_when_admitted
 
-MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
+MAX_ANSWER_TOKENS = 1024  # per window; longer answers are mostly repetitions
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
 WINDOW_SHARE = 1 / 3  # maximum share that a window may take of the tokens left after the instruction
 QUEUE_SHARE = 1 / 2  # maximum share of the engine's queue for the windows of all requests, so that others are served
@@ -50,18 +50,18 @@ class ExtractRequest(BaseModel):
         description="types (ner), relations (re, spo), event types with roles (ee)",
     )
     language: Literal["auto", "en", "zh"] | None = Field(
-        default=None, description="language of the instruction; auto: that of the text"
+        default=None, description="language of the instruction; auto: the language of the text"
     )
     model: Text | None = Field(default=None, description="name of an adapter; default: the base")
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        description=f"answer tokens per window; default {MAX_ANSWER_TOKENS}, or the rest of the context",
+        description=f"answer tokens per window; default {MAX_ANSWER_TOKENS}; at most the rest of the context",
     )
     window_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="text tokens per window; default: whole sentences up to the usual length of the tuning texts",
+        description=f"text tokens per window; default: the usual length of the tuning texts, else {WINDOW_TOKENS}",
     )
 
 
@@ -79,7 +79,7 @@ class ExtractAnswer(BaseModel):
     events: list[dict[str, Any]] | None = Field(
         default=None, description='ee: {"type", "trigger": NAME or null, "arguments": [{"role", …NAME}]}'
     )
-    complete: bool = Field(default=False, description="false: the token limit cut a window's answer")
+    complete: bool = Field(default=False, description="false: an error, or an answer that was cut by its token limit")
     windows: int = Field(default=0, description="pieces that the text was split into")
     num_output_tokens_cf: int = Field(default=0, description="tokens generated for all windows")
     error: str | None = Field(default=None, description="one line")
@@ -88,9 +88,11 @@ class ExtractAnswer(BaseModel):
 async def choose_windows(
     model: ServedModel, instruction: str, text: str, max_tokens: int | None, usual_characters: int | None
 ) -> list[Span]:
-    """Return the windows of a text: of at most `max_tokens` tokens, else of the usual length of the tuning texts.
+    """Return the windows of a text.
 
-    Raises ValueError if the instruction alone fills the context.
+    max_tokens: maximum number of tokens of a window; if None, the windows have up to `usual_characters` characters, the
+    usual length of the tuning texts, or up to WINDOW_TOKENS tokens if this is None, too. Raises ValueError if the
+    instruction leaves no room for a text in the context.
     """
     instruction_tokens = len(await model.encode_async(one_turn(instruction)))
     room = int((model.context - instruction_tokens) * WINDOW_SHARE)
@@ -108,13 +110,14 @@ async def choose_windows(
 
 
 class ExtractQueue:
-    """The requests of /extract, whose windows wait in the order of their arrival for a place in the engine's queue.
+    """Limits the requests of /extract, and the places that their windows take in the engine's queue.
 
-    Otherwise, thousands of waiting windows retry while the queue is full and occupy the event loop.
+    Windows wait for a place in the order of their arrival. Otherwise, thousands of windows would try again and again
+    while the queue is full, and occupy the event loop.
     """
 
     def __init__(self, places: int) -> None:
-        """places: the size of the engine's queue; also the maximum number of requests."""
+        """places: the size of the engine's queue; also the maximum number of requests to /extract at the same time."""
         self.places, self.requests = places, 0
         self.window_places = asyncio.Semaphore(max(1, int(places * QUEUE_SHARE)))
 
@@ -132,7 +135,7 @@ class ExtractQueue:
 
 
 async def extract_items(request: ExtractRequest, raw_request: Request, window_places: asyncio.Semaphore) -> Response:
-    """Return the response to a request; window_places: in the engine's queue, for the windows of all requests."""
+    """Return the response to a request; window_places: places in the engine's queue for windows of all requests."""
     task, text = request.task, request.text
     model = raw_request.app.state.knowlm_models.get(request.model)
     types = check_schema(task, request.schema_)
@@ -140,7 +143,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
     spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
     grammar = answer_grammar(prompt.form, types, model.encoder.answer_prefix)
     fields = {"structured_outputs": {"grammar": grammar}, "temperature": 0}
-    is_bounded.set(True)  # by the limits of the schema
+    skips_trial.set(True)  # the limits of the schema also limit the grammar
     limit = request.max_tokens or MAX_ANSWER_TOKENS
 
     async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
@@ -166,7 +169,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
 
 
 def extract_router(places: int) -> APIRouter:
-    """Return a router with the route /extract; places: of the engine's queue."""
+    """Return a router with the route /extract; places: the size of the engine's queue."""
     router = APIRouter(route_class=envelope_route(ExtractAnswer, {"": ExtractRequest}))
     queue = ExtractQueue(places)
 

@@ -3,8 +3,8 @@
     {"instruction": "…", "input": "…", "parameters": {"top_p": 0.7, "max_tokens": 256}}
     {"generated_text": "…", "num_output_tokens_cf": 17, "error": null}
 
-The prompt is rendered by the model's own chat template and given to vLLM as token ids (chat_prompts/). Sampling,
-batching and their errors are those of vLLM's /v1/completions; beam search is beam_search.py.
+The model's chat template renders the prompt, which vLLM gets as token ids (chat_prompts/). The handler of vLLM's
+/v1/completions validates the parameters and generates the answer, except for beam search (beam_search.py).
 """
 
 import json
@@ -19,12 +19,12 @@ from vllm_bridge.vllm_imports import from_vllm
 
 from routes.beam_search import search_answer
 from routes.request_body import MAX_MESSAGES, Text
-from routes.response_envelope import STOPPED, envelope_route, error_response, openapi_responses
+from routes.response_envelope import STOPPED, describe_error, envelope_route, openapi_responses
 from routes.sampling_parameters import BeamSettings, Parameters, StructuredOutputs, completion_fields
 from routes.served_models import complete
 
 
-class ChatTurn(BaseModel):
+class ChatMessage(BaseModel):
     """One message of a conversation."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -39,9 +39,9 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    instruction: Text | None = Field(default=None, description="the task; this or messages")
+    instruction: Text | None = Field(default=None, description="the task; required without messages")
     input: Text | None = Field(default=None, description="the text that the instruction refers to")
-    messages: list[ChatTurn] | None = Field(
+    messages: list[ChatMessage] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_MESSAGES,
@@ -61,7 +61,7 @@ class GenerateRequest(BaseModel):
                 raise ValueError("input belongs to instruction; put it into the message that refers to it")
             if self.messages[-1].role != "user":
                 raise ValueError("the last message must be the user's")
-            if any(turn.input and turn.role != "user" for turn in self.messages):
+            if any(message.input and message.role != "user" for message in self.messages):
                 raise ValueError("only the user's messages have an input")
         return self
 
@@ -70,26 +70,27 @@ class GenerateRequest(BaseModel):
         last = self if self.messages is None else self.messages[-1]
         asked = self.instruction if self.messages is None else self.messages[-1].content
         if not (asked or last.input):
-            raise ValueError("the instruction and its input are empty; send a text")
+            subject = "instruction" if self.messages is None else "last message"
+            raise ValueError(f"the {subject} and its input are empty; send a text")
         if self.messages is None:
             return one_turn(self.instruction or "", self.input or "")
-        return [{"role": turn.role, "content": turn.content, "input": turn.input or ""} for turn in self.messages]
+        return [{"role": each.role, "content": each.content, "input": each.input or ""} for each in self.messages]
 
 
-REQUEST_MODELS: dict[str, type[BaseModel]] = {  # see validation_message
+REQUEST_MODELS: dict[str, type[BaseModel]] = {  # see describe_validation_errors
     "": GenerateRequest,
     "parameters": Parameters,
-    "messages": ChatTurn,
+    "messages": ChatMessage,
     "structured_outputs": StructuredOutputs,
 }
 
 
 class GenerateAnswer(BaseModel):
-    """Response of /generate, also for errors. In a stream, each event is one, with the next piece of the text."""
+    """Response of /generate, also for errors; in a stream, the data of each event, with the next piece of the text."""
 
     generated_text: str = ""
     num_output_tokens_cf: int = Field(
-        default=0, description="generated tokens, with the end token; in a stream: the tokens so far"
+        default=0, description="number of generated tokens, including the end token; in a stream: so far"
     )
     error: str | None = Field(default=None, description="one line")
 
@@ -111,7 +112,7 @@ async def envelope_events(events: AsyncIterator[str], path: str) -> AsyncIterato
                 elif choice["text"] or choice["finish_reason"]:
                     yield envelope_event(choice["text"], tokens)
     except Exception as error:
-        yield envelope_event(error=error_response(error, path)[0])
+        yield envelope_event(error=describe_error(error, path)[0])
     yield "data: [DONE]\n\n"  # as in OpenAI's interface
 
 
@@ -132,7 +133,7 @@ def generate_router() -> APIRouter:
     @from_vllm("with_cancellation")
     @from_vllm("load_aware_call")
     async def generate(request: GenerateRequest, raw_request: Request) -> Response:
-        """Answer an instruction with its input, or a conversation, with the model's prompt template."""
+        """Answer an instruction and its input, or a conversation."""
         model = raw_request.app.state.knowlm_models.get(request.model)
         ids = await model.encode_async(request.conversation())
         parameters = request.parameters or Parameters()

@@ -1,4 +1,4 @@
-"""The JSON body of a request, parsed within limits (a long one in a thread), and types of its fields."""
+"""Parse the JSON body of a request within limits (long bodies in a thread), and define types of fields."""
 
 import json
 from typing import Annotated, Any
@@ -8,12 +8,13 @@ from pydantic import AfterValidator, Field
 
 from routes.concurrency import run_in_thread_if_long
 
-MAX_KEYS = 1024  # of one object; each unknown key would be reported as an error
+MAX_KEYS = 1024  # of one object; pydantic creates an error for each unknown key
 MAX_MESSAGES = 2**14  # of a conversation
-MAX_LIST = 1024  # texts of one parameter
+MAX_TEXTS = 1024  # in the list of one parameter
 
 
 def check_surrogates(text: str) -> str:
+    """Return a text; raises ValueError if it has half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -23,12 +24,15 @@ def check_surrogates(text: str) -> str:
 
 def check_json_texts(value: dict[str, Any]) -> dict[str, Any]:
     """Return an object; raises ValueError if one of its texts or keys has half of a surrogate pair."""
-    check_surrogates(json.dumps(value, ensure_ascii=False))
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text or key has half of a surrogate pair; send whole characters") from None
     return value
 
 
 Text = Annotated[str, AfterValidator(check_surrogates)]
-Texts = Annotated[list[Text], Field(fail_fast=True, max_length=MAX_LIST)]
+Texts = Annotated[list[Text], Field(fail_fast=True, max_length=MAX_TEXTS)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(check_json_texts)]
 
@@ -45,10 +49,11 @@ class JsonRequest(Request):
 
 
 def parse_body(body: bytes) -> Any:
-    """Return the value of a JSON text; NaN and Infinity, which JSON does not have, are refused.
+    """Return the value of a JSON text.
 
-    Raises json.JSONDecodeError for invalid JSON, and HTTPException (status 400) for a text that is not UTF-8, is
-    nested too deeply, repeats a key, or has an object of more than MAX_KEYS keys.
+    Raises json.JSONDecodeError for invalid JSON, and HTTPException (status 400) for a text that is not UTF-8, is nested
+    too deeply, repeats a key, or has an object of more than MAX_KEYS keys, NaN or Infinity (which JSON does not have),
+    or an integer of more digits than Python reads (4300).
     """
     try:
         return json.loads(body.decode("utf-8-sig"), object_pairs_hook=checked_object, parse_constant=refuse_constant)

@@ -1,4 +1,4 @@
-"""The response envelope of a route: a JSON format for its answers and all of its errors."""
+"""The response envelope of a route: one JSON format for answers and for all errors."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from vllm_bridge.vllm_imports import from_vllm
 from routes.request_body import JsonRequest
 
 MAX_ERRORS = 5  # reported in one response
-MAX_QUOTE = 200  # characters of vLLM's message
+MAX_MESSAGE = 200  # characters of a message of vLLM; a longer message is cut
 MAX_NAME = 60  # characters of an unknown field's name
 STOPPED = "the server was stopped before the answer was complete; ask again"
 
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 def shorten(message: str) -> str:
-    """Return a message of vLLM on one line; a message that quotes a long input is cut."""
+    """Return a message of vLLM on one line, cut to MAX_MESSAGE characters, since it may quote a long input."""
     line = " ".join(message.split())
-    return line if len(line) <= MAX_QUOTE else f"{line[:MAX_QUOTE]} …"
+    return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} …"
 
 
-def validation_message(errors: Sequence[Any], models: Mapping[str, type[BaseModel]]) -> tuple[str, int]:
-    """Return pydantic's errors as one line, and the HTTP status: 400 for a body that is not JSON, else 422.
+def describe_validation_errors(errors: Sequence[Any], models: Mapping[str, type[BaseModel]]) -> tuple[str, int]:
+    """Return (pydantic's errors as one line, HTTP status: 400 for a body that is not JSON, else 422).
 
     models: "" -> pydantic model of the body; field name -> model of the nested object.
     """
@@ -44,8 +44,7 @@ def validation_message(errors: Sequence[Any], models: Mapping[str, type[BaseMode
             parents = [step for step in location[:-1] if not step.isdecimal()]
             unknown.setdefault(parents[-1] if parents else "", []).append(location[-1][:MAX_NAME])
         elif not location and error["type"] != "value_error":
-            example = ", ".join(f'"{name}": …' for name in field_names(models[""]))
-            messages.append(f"the body must be an object such as {{{example}}}")
+            messages.append(f"the body must be a JSON object; known fields: {', '.join(field_names(models['']))}")
         else:
             text = error["msg"].removeprefix("Value error, ")
             messages.append(": ".join(filter(None, [".".join(location[:3]), text[0].lower() + text[1:]])))
@@ -62,7 +61,10 @@ def field_names(model: type[BaseModel]) -> list[str]:
 
 
 def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseModel]]) -> type[APIRoute]:
-    """Return a route class that sends each error in the field `error` of `envelope`; models: see validation_message."""
+    """Return a route class that sends each error in the field `error` of `envelope`.
+
+    models: see describe_validation_errors.
+    """
 
     def failure_response(message: str, status: int) -> JSONResponse:
         content = envelope(error=" ".join(message.split())).model_dump(exclude_none=True)
@@ -81,16 +83,16 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
                 try:
                     return await handler(JsonRequest(request.scope, request.receive))
                 except (RequestValidationError, ValidationError) as error:
-                    return failure_response(*validation_message(error.errors(), models))
+                    return failure_response(*describe_validation_errors(error.errors(), models))
                 except HTTPException as error:  # also raised by FastAPI for a body that cannot be decoded
                     return failure_response(str(error.detail), error.status_code)
                 except Exception as error:
-                    return failure_response(*error_response(error, request.url.path))
+                    return failure_response(*describe_error(error, request.url.path))
 
             return handle
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            """Respond to a request for the route's path; to an unsupported method with status 405 in the envelope."""
+            """Handle a request for the route's path; an unsupported method gets status 405 in the envelope."""
             if self.methods and scope["method"] not in self.methods:
                 allowed = ", ".join(sorted(self.methods))
                 response = failure_response(f"the method is {scope['method']}; send {allowed}", 405)
@@ -102,13 +104,16 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
 
 
 def openapi_responses(envelope: type[BaseModel], streams: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of a route's responses: the envelope for every status."""
+    """Return the OpenAPI description of a route's responses: the envelope for every status.
+
+    streams: whether the route can also respond with a stream of events.
+    """
     events: dict[str, Any] = {"content": {"text/event-stream": {"schema": {}}}} if streams else {}
     return {200: {"model": envelope, **events}, "4XX": {"model": envelope}, "5XX": {"model": envelope}}
 
 
-def error_response(error: Exception, path: str) -> tuple[str, int]:
-    """Return vLLM's message and status for an exception; status 500 is logged with a traceback."""
+def describe_error(error: Exception, path: str) -> tuple[str, int]:
+    """Return (vLLM's message, HTTP status) for an exception; status 500 is logged with the path and a traceback."""
     details = from_vllm("create_error_response")(error).error
     if details.code == 500:
         logger.exception("POST %s failed", path)

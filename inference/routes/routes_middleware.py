@@ -24,7 +24,7 @@ class RoutesMiddleware:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Forward an event; raises ValueError or FileNotFoundError at startup if an adapter cannot be served."""
+        """Forward an event; raises ValueError or FileNotFoundError at startup if a model cannot be served."""
         if scope["type"] == "lifespan":
             app, state = scope["app"], scope["app"].state
             if getattr(state, "openai_serving_completion", None) is not None:  # the model generates text

@@ -24,9 +24,8 @@ class BeamSettings(NamedTuple):
     num_beams: int
     max_tokens: int
     length_penalty: float = 1.0  # an ended beam's score is divided by its number of tokens to this power
-    repetition_penalty: float = (
-        1.0  # factor (1 or more) of the log probability of tokens that prompt or beam already have
-    )
+    # factor (1 or more) of the log probability of tokens that the prompt or the beam already has
+    repetition_penalty: float = 1.0
     ignore_eos: bool = False
 
 
@@ -48,7 +47,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     max_tokens: int | None = Field(
-        default=None, description=f"longest answer; default {DEFAULT_MAX_TOKENS}, or the rest of the context"
+        default=None, description=f"maximum number of tokens; default {DEFAULT_MAX_TOKENS}, or the rest of the context"
     )
     min_tokens: int | None = None
     temperature: float | None = Field(default=None, description="0 is greedy")
@@ -95,7 +94,7 @@ def completion_fields(parameters: Parameters, room: int, stream: bool = False) -
     fields.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, room))
     if beams == 1:
         if "length_penalty" in fields:
-            raise ValueError("length_penalty is for beam search only; remove it, or give num_beams")
+            raise ValueError("length_penalty is for beam search only; remove it, or give num_beams above 1")
         return fields
     if stream:
         raise ValueError(

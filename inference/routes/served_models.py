@@ -46,12 +46,18 @@ class ServedModel(NamedTuple):
         context can hold is refused without being tokenised.
         """
         if len(messages) > self.context:
-            raise ValueError(f"the conversation has {len(messages)} messages, the context {self.context} tokens")
+            raise ValueError(
+                f"the conversation has {len(messages)} messages, the context {self.context} tokens; send fewer messages"
+            )
         if (characters := text_length(messages)) > self.context * self.longest_piece:
-            raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
+            raise ValueError(
+                f"the text has {characters} characters, too many for a context of {self.context} tokens; shorten it"
+            )
         ids = self.encoder.prompt(messages)
-        if not 0 < len(ids) < self.context:
-            raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
+        if not ids:
+            raise ValueError("the prompt has no tokens; send a text")
+        if len(ids) >= self.context:
+            raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; shorten the prompt")
         return ids
 
     async def encode_async(self, messages: Sequence[Message]) -> list[int]:
@@ -97,7 +103,7 @@ class ServedModels:
     """All models that a request can name. vLLM can load adapters at run time, so its list is read for each request."""
 
     def __init__(self, state: Any) -> None:
-        """Read the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
+        """Read the base and the adapters of --lora-modules; raises ValueError if a model cannot be served.
 
         state: the application's state, with vLLM's engine_client (started) and openai_serving_models.
         """

@@ -1,28 +1,33 @@
-"""Bound the number of objects and elements of a JSON body, since the time to parse and validate it grows with them.
+"""Limit the numbers of objects, lists and elements of a JSON body, with which the time to parse and validate it grows.
 
-vLLM's routes do both on the event loop: a body of 8 MiB may have 2.7 million objects, or 250,000 messages.
+vLLM's routes parse and validate a body on the event loop. Within 8 MiB, a body could have 2.7 million objects, or
+250,000 messages.
 """
 
 import numpy as np
 
-UNCHECKED_BYTES = 2**15  # a shorter body cannot take long
-MAX_OBJECTS = 2**14
-MAX_ELEMENTS = 2**18  # keys, items and token ids
+UNCHECKED_BYTES = 2**15  # bodies up to this length are parsed quickly and are not checked
+MAX_OBJECTS = 2**14  # also the maximum number of lists
+MAX_ELEMENTS = 2**18  # keys of objects and items of lists, such as token ids
 
 
 def structure_error(body: bytes) -> str | None:
-    """Return a line that names the bound which a JSON text exceeds, or None."""
+    """Return an error message if a JSON text exceeds one of the limits, else None."""
     if len(body) <= UNCHECKED_BYTES:
         return None
     limits = {"objects": MAX_OBJECTS, "lists": MAX_OBJECTS, "elements": MAX_ELEMENTS}
     for kind, count in count_structure(body).items():
         if count > limits[kind]:
-            return f"the body has {count} {kind}; send at most {limits[kind]} at once"
+            unit = "elements (keys and list items)" if kind == "elements" else kind
+            return f"the body has {count} {unit}; send at most {limits[kind]} at once"
     return None
 
 
 def count_structure(body: bytes) -> dict[str, int]:
-    """Return the numbers of objects, lists and elements (both, and commas) of a JSON text, outside its strings.
+    """Return the numbers of objects, lists and elements of a JSON text.
+
+    Brackets and commas are counted, except in strings. The elements (keys of objects and items of lists) are counted as
+    objects + lists + commas, so an empty object or list counts as one element.
 
     Takes about 20 ms per MiB, and holds the GIL for a small part of it.
     """

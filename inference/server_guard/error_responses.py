@@ -34,7 +34,8 @@ def route_path(scope: Scope) -> str:
 async def send_refusal(scope: Scope, receive: Receive, send: Send) -> None:
     """ASGI application that responds with the RefusedError in scope["refusal"].
 
-    To close the connection, it awaits `receive` once after the body has been sent.
+    If the connection is to be closed, the application awaits `receive` once after it has sent the body, so that the
+    guard can read the rest of the request before the connection ends.
     """
     refusal: RefusedError = scope["refusal"]
     body = json.dumps(error_body(route_path(scope), refusal.status, refusal.message)).encode()

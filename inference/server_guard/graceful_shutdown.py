@@ -72,7 +72,10 @@ class GracefulShutdown:
         self.report_all_answered()
 
     def report_all_answered(self) -> None:
-        """Tell the supervisor once that this process has answered its last request; it counts the processes."""
+        """Tell the supervisor that this process has answered its last request.
+
+        The supervisor counts the processes that have, so each process tells it only once.
+        """
         if not self.has_reported:
             self.has_reported = True
             notify_supervisor(ALL_ANSWERED)

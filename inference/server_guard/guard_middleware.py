@@ -1,8 +1,8 @@
 """ASGI middleware in front of every route: API keys, body size, rate limits and graceful shutdown.
 
-launch_vllm.py adds GuardMiddleware to `--middleware` as the outermost middleware of each API process; its settings are
-the server's arguments. vLLM's own key check covers /v1 and a few other routes; this one covers every route. Refusals
-have the same CORS headers as vLLM's responses, so that a page of an allowed origin can read them.
+launch_vllm.py adds GuardMiddleware to `--middleware` as the outermost middleware of each API process; the middleware
+reads its settings from the server's arguments. vLLM's own key check covers /v1 and a few other routes; this one covers
+every route. Refusals have the same CORS headers as vLLM's responses, so that a page of an allowed origin can read them.
 """
 
 import asyncio
@@ -16,10 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm_bridge.request_cost import (
-    bound_generation,
-    bound_texts,
+    count_beam_log_probabilities,
     counted_cost,
-    most_sequences,
+    limit_generation,
+    limit_texts,
+    max_request_sequences,
     record_sequences,
     tokens_used,
     warm_up,
@@ -48,7 +49,7 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
-        self.most_sequences = 0  # of one request in the engine; set at startup
+        self.max_sequences = 0  # of one request in the engine at the same time; set at startup
         self.shutdown = GracefulShutdown()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +79,7 @@ class GuardMiddleware:
 
     async def run_route(self, request: "GuardedRequest", client_names: Sequence[str]) -> None:
         """Run the route; charge the tokens to the client names, even if the request fails or is cancelled."""
-        with counted_cost(self.most_sequences) as cost:
+        with counted_cost(self.max_sequences) as cost:
             try:
                 await self.app(request.scope, request.receive, request.send)
             finally:
@@ -97,18 +98,20 @@ class GuardMiddleware:
         report_missing_template()
         report_unknown_models(state.args.model)
         check_streams(state)
+        count_beam_log_probabilities(state)
         check_constraints(state.engine_client)
         check_sequences(state.engine_client)
-        bound_generation(state.engine_client)
-        bound_texts()
+        limit_generation(state.engine_client)
+        limit_texts()
         await warm_up(state.engine_client)
-        self.most_sequences = most_sequences(state.engine_client.vllm_config.scheduler_config.max_num_seqs)
+        self.max_sequences = max_request_sequences(state.engine_client.vllm_config.scheduler_config.max_num_seqs)
         if state.args.limit_tokens:
             record_sequences(state.engine_client)
 
         async def receive_event() -> Message:
             message = await receive()
-            if message["type"] == "lifespan.shutdown" and self.shutdown.draining:  # otherwise the engine has ended
+            # A shutdown without draining follows a failure of the engine.
+            if message["type"] == "lifespan.shutdown" and self.shutdown.draining:
                 self.shutdown.report_all_answered()
             return message
 
@@ -132,7 +135,7 @@ class GuardSettings:
         )
 
     def check_request(self, scope: Scope) -> Sequence[str]:
-        """Return the names of the client to which the request's tokens are charged; empty if the request has no limits.
+        """Return the client's names, to which the request's tokens are charged; empty if no rate limit applies to it.
 
         Raises RefusedError if the request is not admitted.
         """
@@ -177,7 +180,10 @@ class GuardedRequest:
         self.refusal: RefusedError | None = None  # once it is set, the route's messages are dropped
 
     async def receive(self) -> Message:
-        """Return the next event; the body of a request is one event, after its structure has been checked."""
+        """Return the next event; a request's body is returned as one event, after its length and structure are checked.
+
+        Raises RefusedError for a body that exceeds a limit.
+        """
         parts = []
         while True:
             message = await self.app_receive()
@@ -239,13 +245,13 @@ class GuardedRequest:
 
 
 def shutdown_refusal() -> RefusedError:
-    """Return the refusal of a request that arrives during shutdown."""
+    """Return the refusal of a request that arrives during shutdown, or that the shutdown aborts."""
     message = f"the server is shutting down; try again in {RESTART_SECONDS} s"
     return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, RESTART_SECONDS)
 
 
 async def drop_message() -> None:
-    """Send nothing: the awaitable for a message of a route whose request was refused."""
+    """Do nothing; awaited instead of sending a message of a route whose request was refused."""
 
 
 def is_public(scope: Scope) -> bool:

@@ -1,13 +1,13 @@
 """Log filters that keep the text of requests out of the log, unless --enable-log-requests is given.
 
-vLLM does not log prompts, but its parsers quote requests in some warnings and exception messages, and the access log
-has the whole URL, including the query.
+vLLM does not log prompts, but its code that reads requests and parses answers quotes them in some warnings and in the
+messages of exceptions. The access log has the whole URL, including the query.
 """
 
 import logging
 import traceback
 
-PARSERS = ("vllm.entrypoints", "vllm.renderers", "vllm.parser", "vllm.tool_parsers", "vllm.reasoning")
+QUOTING_LOGGERS = ("vllm.entrypoints", "vllm.renderers", "vllm.parser", "vllm.tool_parsers", "vllm.reasoning")
 HIDDEN = "…"
 
 
@@ -19,15 +19,15 @@ def install_log_filters() -> None:
 
 
 def remove_query(record: logging.LogRecord) -> bool:
-    """Filter that removes the query of a URL."""
+    """Filter that removes the query of a URL from a line of the access log."""
     if isinstance(record.args, tuple):
         record.args = tuple(value.partition("?")[0] if isinstance(value, str) else value for value in record.args)
     return True
 
 
 def remove_request_text(record: logging.LogRecord) -> bool:
-    """Filter that replaces texts in a parser's warning (numbers are kept) and the message of its exception."""
-    if record.levelno >= logging.WARNING and record.name.startswith(PARSERS):
+    """Filter that hides the arguments, except numbers, and the exception's message in warnings of QUOTING_LOGGERS."""
+    if record.levelno >= logging.WARNING and record.name.startswith(QUOTING_LOGGERS):
         if isinstance(record.args, tuple):
             record.args = tuple(value if isinstance(value, int | float) else HIDDEN for value in record.args)
         if record.exc_info and record.exc_info[0]:

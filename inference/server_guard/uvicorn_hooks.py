@@ -24,7 +24,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.pending_bytes += len(data)
         super().data_received(data)
         if self.pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The head of the request has more than {MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(f"The head or the trailer of the request has more than {MAX_HEAD_BYTES} bytes.")
 
     def on_headers_complete(self) -> None:
         self.pending_bytes = 0

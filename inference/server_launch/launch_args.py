@@ -25,7 +25,7 @@ from server_launch.launch_values import JSON_LISTS, JSON_OBJECTS, check_json, na
 
 DEFAULT_HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 600
-# vLLM: 20. Beam search with a penalty reads as many as the prompt and the answer have different tokens.
+# vLLM's default is 20. Beam search with a penalty reads one more for each distinct token of prompt and answer.
 MAX_LOGPROBS = 256
 MODEL_MISSING = "--model is missing; give a checkpoint folder (or a hub name)"
 # Options whose preset depends on the model or the machine; parse_server_args sets those that the user did not give.
@@ -40,8 +40,8 @@ def print_notice(line: str) -> None:
 def precheck(arguments: Sequence[str]) -> None:
     """Check the folders, JSON, template and port in a command line before vLLM is imported, which takes seconds.
 
-    Sets the environment variables that keep vLLM and the hub client off the network. Raises ValueError or
-    FileNotFoundError.
+    Sets environment variables that turn off usage reports and telemetry and, for a local model, all access to the hub.
+    Raises ValueError or FileNotFoundError.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     names = ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path", "chat-template", "config")
@@ -194,7 +194,7 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
         config = model_configuration(Path(args.model)) if is_local and Path(args.model).is_dir() else {}
         notices += preset_for_cpu(args, config, os.environ)
     elif platform.is_cuda_alike() and args.nnodes == 1 and "ray" not in backends:
-        check_devices(local_processes(args), platform.device_count(), "GPU")  # vLLM checks it in the engine
+        check_devices(local_processes(args), platform.device_count(), "GPU")  # vLLM would check this only in the engine
     vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
     if args.template_path:
         args.chat_template = read_template(args.template_path, "--template_path")

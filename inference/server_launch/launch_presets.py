@@ -18,11 +18,11 @@ GIB = 2**30
 # Head dimensions that vLLM 0.32's CPU attention kernel supports; found by trying all multiples of 8 up to 512.
 CPU_HEAD_DIMS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
-# Published options that vLLM no longer has: (number of values, options that replace it, reason).
+# Published options that vLLM no longer has: (number of values, options that replace it, reason if it is dropped).
 FORMER_OPTIONS: dict[str, tuple[int, list[str], str]] = {
     "--use-np-weights": (0, [], "vLLM reads safetensors directly"),
-    "--use-dummy-weights": (0, ["--load-format", "dummy"], "now --load-format dummy"),
-    "--worker-use-ray": (0, ["--distributed-executor-backend", "ray"], "now --distributed-executor-backend ray"),
+    "--use-dummy-weights": (0, ["--load-format", "dummy"], ""),
+    "--worker-use-ray": (0, ["--distributed-executor-backend", "ray"], ""),
     "--engine-use-ray": (0, [], "the engine always has its own process"),
     "--disable-log-requests": (0, [], "requests are logged only with --enable-log-requests"),
     "--swap-space": (1, [], "vLLM recomputes preempted requests instead of swapping them"),
@@ -45,7 +45,9 @@ def translate_former_options(arguments: Sequence[str]) -> tuple[list[str], list[
         if values and not equals:
             next(words, None)
         current += replacement
-        notices.append(f"{option} is no longer needed: {reason}")
+        notices.append(
+            f"{option} is replaced by {' '.join(replacement)}" if replacement else f"{option} is dropped: {reason}"
+        )
     return current, notices
 
 
@@ -75,7 +77,7 @@ def kv_cache_gib(config: Mapping[str, Any], context: int | None = None) -> int:
 
 
 def local_processes(args: argparse.Namespace) -> int:
-    """Return the number of processes of this machine that compute a copy of the model, or a part of a copy."""
+    """Return the number of processes on this machine, each of which computes a copy of the model or part of a copy."""
     one_copy = args.data_parallel_external_lb or args.data_parallel_rank is not None
     copies = args.data_parallel_size if args.data_parallel_size_local is None else args.data_parallel_size_local
     return (1 if one_copy else copies) * args.tensor_parallel_size * args.pipeline_parallel_size
@@ -101,9 +103,9 @@ def bind_cores(cores: Sequence[int], ranks: int) -> str:
 
 
 def quantization_format(config: Mapping[str, Any]) -> str:
-    """Return the compressed-tensors format in a checkpoint's config.json, "" if it is not quantized.
+    """Return the format of compressed-tensors in a checkpoint's config.json, "" if there is none.
 
-    "pack-quantized": 4-bit weights (GPTQ, AWQ), which vLLM cannot multiply in float32 on a CPU.
+    "pack-quantized" are the 4-bit weights of GPTQ and AWQ, "int-quantized" the weights of INT8.
     """
     return (config.get("quantization_config") or {}).get("format", "")
 
@@ -117,8 +119,8 @@ def check_gpu_options(args: argparse.Namespace, config: Mapping[str, Any]) -> No
         raise ValueError("vLLM serves over Ray on GPUs only; without a GPU use --nnodes and --node-rank")
     if args.pipeline_parallel_size > 1 and (args.enforce_eager or args.enable_lora):
         raise ValueError(
-            "without a GPU, vLLM's pipeline serves compiled models without adapters only; remove --enforce-eager and "
-            "--lora-modules, or use --tensor-parallel-size instead"
+            "without a GPU, vLLM's pipeline parallelism supports only compiled models without adapters; remove "
+            "--enforce-eager, --enable-lora and --lora-modules, or --pipeline-parallel-size"
         )
     if args.enable_lora and args.fully_sharded_loras:
         raise ValueError("without a GPU, adapters are not sharded over processes; remove --fully-sharded-loras")
@@ -151,15 +153,18 @@ def preset_for_cpu(
     stored = config.get("dtype", config.get("torch_dtype"))
     if args.dtype is None and stored == "float32" and quantization_format(config) != "pack-quantized":
         args.dtype = "float32"
-        notices.append("no GPU: --dtype float32, the checkpoint's (auto would round it to bfloat16)")
+        notices.append("no GPU: --dtype float32, as in the checkpoint (auto would round its weights to bfloat16)")
     context = args.max_model_len if args.max_model_len and args.max_model_len > 0 else None
     if args.enable_chunked_prefill is None:
         if (args.max_num_batched_tokens or math.inf) >= (context or config.get("max_position_embeddings", 0)):
             args.enable_chunked_prefill = False
-            notices.append("no GPU: --no-enable-chunked-prefill; with it, a request with a seed can crash the engine")
+            notices.append(
+                "no GPU: --no-enable-chunked-prefill (with chunks, a request with a seed can crash the engine)"
+            )
         else:
             notices.append(
-                "no GPU: a request with a seed can crash the engine; --max-num-batched-tokens is below the context"
+                "no GPU: a request with a seed can crash the engine, since --max-num-batched-tokens is below the "
+                "context; raise it to the context"
             )
     if args.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):
         gib = environment["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib(config, context))

@@ -1,7 +1,8 @@
-"""Try a constraint as vLLM's engine would use it: convert, compile, and generate a random answer with it.
+"""Try a constraint as vLLM's engine would use it: convert it, compile it, and generate a random answer with it.
 
-vLLM's engine has one backend for all requests: the one of the first constrained request. With the backend "auto", a
-constraint that xgrammar refuses is validated by another backend and then fails in xgrammar's, so it is refused here.
+vLLM's engine has one backend, which compiles the constraints of all requests: the backend of the first constrained
+request. With the setting "auto", vLLM also accepts constraints that only another backend than xgrammar supports, and
+fails to compile them if its backend is xgrammar. Such constraints are therefore refused here.
 """
 
 import os
@@ -18,23 +19,24 @@ from grammar_checks.unicode_classes import expand_unicode_classes
 from vllm_bridge.vllm_imports import from_vllm
 
 TRIAL_TOKENS = 512
-MAX_CONVERSION_SECONDS = 0.2  # vLLM converts a constraint on the event loop
-MAX_STEP_SECONDS = 0.03  # the engine computes the allowed tokens between two steps of all requests
+MAX_CONVERSION_SECONDS = 0.2  # processor time; vLLM converts a constraint on the event loop
+MAX_STEP_SECONDS = 0.03  # processor time; a slow computation of the allowed tokens delays all requests
 LOG_PREFIX = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # time and source line in xgrammar's messages
 
 
 def prepare_trials(vllm_config: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return the function that tries a constraint: fields of StructuredOutputsParams -> the fields for the engine.
+    """Return a function that tries a constraint: fields of StructuredOutputsParams -> the fields for the engine.
 
-    It raises ValueError if the constraint is refused.
+    The function raises ValueError if it refuses the constraint.
     """
-    os.environ["VLLM_REGEX_COMPILATION_TIMEOUT_S"] = "0"  # vLLM's limit of elapsed time depends on the other processes
+    # No limit: vLLM limits the elapsed time, which depends on the machine's load. BoundedProcess limits processor time.
+    os.environ["VLLM_REGEX_COMPILATION_TIMEOUT_S"] = "0"
     manager = from_vllm("StructuredOutputManager")(vllm_config)
     manager._use_async_grammar_compilation = False
     backend = vllm_config.structured_outputs_config.backend
     backend = "xgrammar" if backend == "auto" else backend
     settings = replace(vllm_config.structured_outputs_config, backend=backend)
-    warm_up(manager, backend)
+    create_backend(manager, backend)
     allowed = manager.backend.allocate_token_bitmask(1)
     avoided = np.array(manager.tokenizer.all_special_ids)  # an end token would shorten the trial
 
@@ -53,14 +55,14 @@ def prepare_trials(vllm_config: Any) -> Callable[[dict[str, Any]], dict[str, Any
             raise
         except Exception as error:
             raise ValueError(compiler_message(error)) from None
-        generate(grammar, allowed, avoided)
+        generate_randomly(grammar, allowed, avoided)
         return fields
 
     return try_constraint
 
 
-def warm_up(manager: Any, backend: str) -> None:
-    """Create the manager's backend, which reads the vocabulary."""
+def create_backend(manager: Any, backend: str) -> None:
+    """Make vLLM's StructuredOutputManager create its backend (grammar compiler), which reads the vocabulary."""
     params = from_vllm("StructuredOutputsParams")(json_object=True)
     params._backend = backend
     request = SimpleNamespace(
@@ -71,7 +73,7 @@ def warm_up(manager: Any, backend: str) -> None:
     manager.grammar_init(request)
 
 
-def generate(grammar: Any, allowed: Any, avoided: Any) -> None:
+def generate_randomly(grammar: Any, allowed: Any, avoided: Any) -> None:
     """Generate a random answer of at most TRIAL_TOKENS tokens.
 
     allowed: int32 bit mask of the vocabulary, one row; avoided: ids that are used only if no other is allowed. Raises
@@ -84,7 +86,10 @@ def generate(grammar: Any, allowed: Any, avoided: Any) -> None:
         seconds = time.thread_time() - began
         tokens = np.flatnonzero(np.unpackbits(allowed.numpy()[0].view(np.uint8), bitorder="little"))
         if not len(tokens):
-            raise ValueError(f"after {count} tokens, it allows neither a token nor the end; no answer satisfies it")
+            raise ValueError(
+                f"after {count} tokens of a random answer, it allows neither a token nor the end; remove the rule or "
+                "schema that no text satisfies"
+            )
         preferred = np.setdiff1d(tokens, avoided)
         began = time.thread_time()
         grammar.accept_tokens("trial", [int(random.choice(preferred if len(preferred) else tokens))])
@@ -94,13 +99,14 @@ def generate(grammar: Any, allowed: Any, avoided: Any) -> None:
 
 
 def check_seconds(work: str, seconds: float, limit: float) -> None:
+    """Raise ValueError if `work`, a phrase for the message, took more than `limit` seconds."""
     if seconds > limit:
         raise ValueError(f"{work} takes more than {limit:g} s; send a simpler constraint")
 
 
 def compiler_message(error: Exception) -> str:
-    """Return the message of a compiler on one line, without places in its source."""
+    """Return the message of a grammar compiler's exception on one line, without the lines of the compiler's source."""
     message = LOG_PREFIX.sub("", f"{error}" if error.__cause__ is None else f"{error.__cause__}")
     if "Check failed" in message:
-        return "the grammar compiler cannot build it; a repeat in a pattern has at most 128 copies"
+        return "the grammar compiler cannot build it; simplify it (a repeat in a pattern has at most 128 copies)"
     return " ".join(message.split())[:200]

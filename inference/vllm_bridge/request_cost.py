@@ -1,27 +1,33 @@
-"""Count and bound the work of a request: sequences, text to tokenise, log probabilities to return, tokens.
+"""Count and limit the work of a request: sequences, characters to tokenise, log probabilities to return, tokens.
 
-vLLM computes prompts and sequences in the order of their arrival, tokenises the texts of all requests in one thread
-(about 1 s per million characters), and creates the log probabilities of a response on the event loop: during a request
-for 100 answers of 400 tokens with 256 log probabilities each, /health waited for 113 s.
+Without these limits, one request can delay all others: vLLM computes prompts and sequences in the order of their
+arrival, tokenises the texts of all requests in one thread (about 1 s per million characters), and creates the log
+probabilities of a response on the event loop. During a request for 100 answers of 400 tokens with 256 log probabilities
+per token, /health responded after 113 s.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, NamedTuple
 
 from vllm_bridge.vllm_imports import from_vllm
 
-MAX_CHARACTERS = 2**20  # of a request
+MAX_CHARACTERS = 2**20  # of all texts of a request
 MAX_LOG_PROBABILITIES = 2**16  # of a response
-SEQUENCE_SHARE = 0.5  # largest share of --max-num-seqs for the sequences of one request
-LEAST_SEQUENCES = 16  # lower limit of this share
-PREFILL_SHARE = 1  # times --max-num-batched-tokens: prompt tokens of a request without a first output
-PREFILL_PAUSE = 0.005  # seconds before a prompt looks again whether those before it have their first output
-OVERFLOW_PAUSE = 0.05  # seconds before a prompt that has waited for its turn tries a full queue again
+# A request may have this share of --max-num-seqs, but at least MIN_REQUEST_SEQUENCES, in the engine at the same time.
+SEQUENCE_SHARE = 0.5
+MIN_REQUEST_SEQUENCES = 16
+PREFILL_FACTOR = 1  # times --max-num-batched-tokens: maximum prompt tokens of a request without a first output
+PREFILL_PAUSE = 0.005  # seconds between checks whether earlier prompts of the request have their first output
+OVERFLOW_PAUSE = 0.05  # seconds between attempts of a prompt that has waited for its turn, while the queue is full
+# attribute of the application's state: method of this handler that supports beam search
+BEAM_SEARCH_HANDLERS = {
+    "openai_serving_completion": "create_completion", "openai_serving_chat": "create_chat_completion"
+}  # fmt: skip
 
 
 class Prompt(NamedTuple):
@@ -36,9 +42,10 @@ class Prompt(NamedTuple):
 class RequestCost:
     """Counts of one HTTP request over all its prompts and answers, and the sequences that it may still start."""
 
-    most_sequences: int  # in the engine at the same time
+    max_sequences: int  # in the engine at the same time
     characters: int = 0
     log_probabilities: int = 0
+    beam_log_probabilities: int = 0  # per token, in the response to a beam search
     prefilling: dict[str, int] = field(default_factory=dict)  # request id -> tokens of a prompt without output
     has_output: bool = False  # whether the engine has returned an output
     sequences: list[Any] = field(default_factory=list)  # vLLM's records of started sequences; see record_sequences
@@ -46,27 +53,29 @@ class RequestCost:
     @cached_property
     def free_sequences(self) -> asyncio.Semaphore:
         """Counts the sequences that the request may still start."""
-        return asyncio.Semaphore(self.most_sequences)
+        return asyncio.Semaphore(self.max_sequences)
 
     @cached_property
     def turn(self) -> asyncio.Lock:
-        """Held while a prompt waits for its sequences, so that two prompts do not wait for each other."""
+        """Held by the prompt that starts next; otherwise two prompts could hold sequences that the other waits for."""
         return asyncio.Lock()
 
     @asynccontextmanager
-    async def turn_of(self, prompt: Prompt, processor: Any, most_tokens: int) -> AsyncIterator[bool]:
-        """Wait until a prompt may start; yields whether it had to wait.
+    async def turn_of(self, prompt: Prompt, processor: Any, max_tokens: int) -> AsyncIterator[bool]:
+        """Wait until a prompt may start, and hold its sequences until exit; yields whether it had to wait.
 
-        processor: vLLM's OutputProcessor. most_tokens: of prompts without output, unless it is one prompt.
+        processor: vLLM's OutputProcessor. max_tokens: maximum number of tokens of all prompts without output; a longer
+        prompt waits until no other prompt is without output.
         """
-        waits = self.turn.locked() or self.free_sequences.locked()
+        waits = self.turn.locked()
         taken = 0
         try:
             async with self.turn:
                 for _ in range(prompt.sequences):
+                    waits = waits or self.free_sequences.locked()
                     await self.free_sequences.acquire()
                     taken += 1
-                while self.prefilling and self.prefilling_tokens(processor) + prompt.tokens > most_tokens:
+                while self.prefilling and self.prefilling_tokens(processor) + prompt.tokens > max_tokens:
                     waits = True
                     await asyncio.sleep(PREFILL_PAUSE)
                 self.prefilling[prompt.request_id] = prompt.tokens
@@ -77,7 +86,7 @@ class RequestCost:
                 self.free_sequences.release()
 
     def prefilling_tokens(self, processor: Any) -> int:
-        """Return the tokens of the prompts that have been started and have no output yet."""
+        """Return the number of tokens of all prompts that have been started and have no output yet."""
         for request_id in [*self.prefilling]:
             started = processor.external_req_ids.get(request_id, ())
             states = [processor.request_states[each] for each in started if each in processor.request_states]
@@ -90,7 +99,8 @@ class RequestCost:
         self.characters += len(text)
         if self.characters > MAX_CHARACTERS:
             raise from_vllm("VLLMValidationError")(
-                f"the text has more than {MAX_CHARACTERS} characters; send less at once, or to /generate or /extract"
+                f"the texts of the request have more than {MAX_CHARACTERS} characters; send fewer or shorter texts "
+                "(prompts of /generate and /extract are not counted)"
             )
 
     def add_log_probabilities(self, count: int) -> None:
@@ -98,26 +108,27 @@ class RequestCost:
         self.log_probabilities += count
         if self.log_probabilities > MAX_LOG_PROBABILITIES:
             raise from_vllm("VLLMValidationError")(
-                f"answers x tokens x log probabilities per token is {self.log_probabilities}, more than "
-                f"{MAX_LOG_PROBABILITIES}; lower n, max_tokens (by default the rest of the context) or logprobs"
+                f"the number of requested log probabilities is {self.log_probabilities}, more than "
+                f"{MAX_LOG_PROBABILITIES}; send fewer prompts, or lower n, max_tokens (by default the rest of the "
+                "context), logprobs or prompt_logprobs"
             )
 
 
 current_cost: ContextVar[RequestCost | None] = ContextVar("current_cost", default=None)
 
 
-def most_sequences(max_num_seqs: int) -> int:
-    """Return the most sequences that one request may have in an engine of `max_num_seqs` at the same time."""
-    return max(int(max_num_seqs * SEQUENCE_SHARE), LEAST_SEQUENCES)
+def max_request_sequences(max_num_seqs: int) -> int:
+    """Return the maximum number of sequences that one request may have in the engine at the same time."""
+    return max(int(max_num_seqs * SEQUENCE_SHARE), MIN_REQUEST_SEQUENCES)
 
 
 @contextmanager
-def counted_cost(sequences: int) -> Iterator[RequestCost]:
-    """Count the cost of the request that this asyncio task and its children serve within the context.
+def counted_cost(max_sequences: int) -> Iterator[RequestCost]:
+    """Context manager that counts the cost of the request that this asyncio task and its children serve.
 
-    sequences: the most that the request may have in the engine at the same time.
+    max_sequences: maximum number of the request's sequences in the engine at the same time.
     """
-    cost = RequestCost(sequences)
+    cost = RequestCost(max_sequences)
     token = current_cost.set(cost)
     try:
         yield cost
@@ -125,8 +136,8 @@ def counted_cost(sequences: int) -> Iterator[RequestCost]:
         current_cost.reset(token)
 
 
-def bound_texts() -> None:
-    """Make vLLM count every text before it tokenises it, also where it truncates long prompts."""
+def limit_texts() -> None:
+    """Make vLLM count the characters of each text before the text is truncated and tokenised."""
     tokenize_params = from_vllm("TokenizeParams")
     check = tokenize_params._text_len_check
 
@@ -139,58 +150,94 @@ def bound_texts() -> None:
 
 
 def prompt_ids(prompt: Any) -> Sequence[int]:
-    """Return the token ids of vLLM's EngineInput; none if it has embeddings."""
+    """Return the token ids of a prompt (vLLM's EngineInput), an empty sequence if it consists of embeddings."""
     return prompt.get("prompt_token_ids") or () if isinstance(prompt, Mapping) else ()
 
 
 def is_beam_step(params: Any) -> bool:
-    """Return whether SamplingParams are those of a step of vLLM's beam search: one token, which is not detokenised.
+    """Return whether SamplingParams are those of one step of a beam search: one token, which is not detokenised.
 
-    Callers of /inference/v1/generate may send `detokenize` too.
+    `detokenize` alone does not tell, since a request to /inference/v1/generate may set it to false.
     """
     return not params.detokenize and (params.n, params.max_tokens, params.prompt_logprobs) == (1, 1, None)
 
 
-def count_log_probabilities(prompt: Any, params: Any, vocabulary: int) -> int:
-    """Return the most log probabilities in the response to an engine request.
+def count_log_probabilities(prompt: Any, params: Any, vocabulary: int, beam_step: int = 0) -> int:
+    """Return the maximum number of log probabilities for a prompt in the response.
 
-    prompt: vLLM's EngineInput; params: its SamplingParams; vocabulary: its size, for which -1 stands. A step of a beam
-    search counts 0, since its response has no log probabilities.
+    prompt: vLLM's EngineInput; params: its SamplingParams; vocabulary: number of token ids, which replaces a value of
+    -1; beam_step: result for a step of a beam search, which reads more log probabilities than the response has.
     """
     if is_beam_step(params):
-        return 0
+        return beam_step
     tokens = params.n * (params.max_tokens or 0)
     wanted = [(params.num_logprobs, tokens), (params.prompt_logprobs, len(prompt_ids(prompt)))]
     return sum((vocabulary if each == -1 else each + 1) * count for each, count in wanted if each is not None)
 
 
-def bound_generation(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM count the log probabilities and bad words of each prompt, and share its sequences.
+def count_beam_log_probabilities(state: Any) -> None:
+    """Make vLLM's handlers record the log probabilities per token that the response to a beam search has.
 
-    It runs no more sequences and prompt tokens of a request at a time than its share; the other prompts wait. A prompt
-    with more answers than the share is an error (status 400).
+    state: the application's state, with vLLM's handlers. The engine is asked for 2 n log probabilities per step, even
+    if the response has none.
+    """
+
+    def recording(create: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        @wraps(create)
+        async def record_and_create(request: Any, *args: Any, **kwargs: Any) -> Any:
+            if (cost := current_cost.get()) and getattr(request, "use_beam_search", False):
+                cost.beam_log_probabilities = returned_log_probabilities(request)
+            return await create(request, *args, **kwargs)
+
+        return record_and_create
+
+    for name, method in BEAM_SEARCH_HANDLERS.items():
+        if handler := getattr(state, name, None):
+            setattr(handler, method, recording(getattr(handler, method)))
+
+
+def returned_log_probabilities(request: Any) -> int:
+    """Return the log probabilities per token in the response to a beam search.
+
+    request: vLLM's CompletionRequest (logprobs: a number or None) or ChatCompletionRequest (logprobs: a bool).
+    """
+    if request.logprobs is None or request.logprobs is False:
+        return 0
+    wanted = (request.top_logprobs or 0) if request.logprobs is True else request.logprobs
+    available = 2 * (request.n or 1)
+    return 1 + (available if wanted == -1 else min(wanted, available))
+
+
+def limit_generation(engine_client: Any) -> None:
+    """Make vLLM's AsyncLLM apply the limits of RequestCost to each prompt.
+
+    A request with too many log probabilities or characters of bad words gets status 400, and so does a prompt with more
+    answers than the request may have sequences. A prompt waits while earlier prompts of its request use too many
+    sequences or prompt tokens.
     """
     generate, vocabulary = engine_client.generate, engine_client.model_config.get_vocab_size()
     processor = engine_client.output_processor
-    most_tokens = PREFILL_SHARE * engine_client.vllm_config.scheduler_config.max_num_batched_tokens
+    max_tokens = PREFILL_FACTOR * engine_client.vllm_config.scheduler_config.max_num_batched_tokens
     overflow = from_vllm("QueueOverflowError"), from_vllm("MaxQueuedTokensError")
     dead = from_vllm("EngineDeadError")
 
-    async def bound_and_generate(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
+    async def check_and_generate(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
         cost = current_cost.get() or RequestCost(sampling_params.n)
-        if sampling_params.n > cost.most_sequences:
+        if sampling_params.n > cost.max_sequences:
             raise from_vllm("VLLMValidationError")(
-                f"n is {sampling_params.n}, but a request may have at most {cost.most_sequences} answers (half of "
-                f"--max-num-seqs, but at least {LEAST_SEQUENCES}); lower it"
+                f"n is {sampling_params.n}, but a request may have at most {cost.max_sequences} answers to a prompt "
+                f"(half of --max-num-seqs, but at least {MIN_REQUEST_SEQUENCES}); lower n"
             )
         engine_client.renderer.validate_token_ids(prompt_ids(prompt))
         for word in sampling_params.bad_words or ():  # tokenised on the event loop
             cost.add_text(word)
-        cost.add_log_probabilities(count_log_probabilities(prompt, sampling_params, vocabulary))
-        # the beams of a search have their prefixes in the cache, except for some tokens
+        cost.add_log_probabilities(
+            count_log_probabilities(prompt, sampling_params, vocabulary, cost.beam_log_probabilities)
+        )
+        # the engine's cache has the prefix of a beam, except for a few tokens
         tokens = 1 if is_beam_step(sampling_params) else len(prompt_ids(prompt))
         waiting = Prompt(request_id, tokens, sampling_params.n)
-        async with cost.turn_of(waiting, processor, most_tokens) as has_waited:
+        async with cost.turn_of(waiting, processor, max_tokens) as has_waited:
             while True:
                 async with aclosing(generate(prompt, sampling_params, request_id, **more)) as outputs:
                     try:
@@ -201,11 +248,11 @@ def bound_generation(engine_client: Any) -> None:
                     except overflow:  # raised before the first output
                         if not has_waited:
                             raise
-                    except dead:  # one object for all requests, whose traceback would grow with each of them
+                    except dead:  # vLLM raises the same object for all requests, and each would lengthen its traceback
                         raise dead() from None
                 await asyncio.sleep(OVERFLOW_PAUSE)
 
-    engine_client.generate = bound_and_generate
+    engine_client.generate = check_and_generate
 
 
 def record_sequences(engine_client: Any) -> None:
@@ -241,9 +288,10 @@ def tokens_used(state: dict[str, Any], sequences: list[Any]) -> int:
 
 
 async def warm_up(engine_client: Any) -> None:
-    """Generate a token with its log probability: vLLM compiles a function for the first one, and the engine waits.
+    """Generate a token with its log probability, at startup.
 
-    Does nothing for models that do not generate, and if the limits of the queue are 0.
+    vLLM compiles a function for the first log probability, during which the engine serves no request. Does nothing for
+    models that do not generate text, and if a limit of the queue is 0.
     """
     if "generate" not in await engine_client.get_supported_tasks():
         return

@@ -1,4 +1,4 @@
-"""Errors of vLLM's routes that a caller causes: the same with and without a stream, and without paths of this machine.
+"""Errors that a client causes on vLLM's routes: same status with and without a stream, no paths of this machine.
 
 vLLM checks most fields of a request only when it passes the request to the engine. An unstreamed request then gets
 status 400. A streamed request already has status 200, and gets an error event or, from /v1/responses, a broken stream.
@@ -40,24 +40,24 @@ def check_streams(state: Any) -> None:
             setattr(handler, method, with_checked_stream(getattr(handler, method), state.args.sse_keep_alive_interval))
 
 
-def with_checked_stream(create: Callable[..., Awaitable[Any]], most_seconds: float) -> Callable[..., Awaitable[Any]]:
+def with_checked_stream(create: Callable[..., Awaitable[Any]], max_seconds: float) -> Callable[..., Awaitable[Any]]:
     """Return a handler's method that waits for the first output before it returns a stream.
 
-    most_seconds: longest time to wait, after which vLLM sends the first keep-alive comment; 0: no limit.
+    max_seconds: longest time to wait, after which vLLM sends the first keep-alive comment; 0: no limit.
     """
 
     @wraps(create)
     async def create_and_check(*args: Any, **kwargs: Any) -> Any:
         result = await create(*args, **kwargs)
-        return await started_stream(result, most_seconds) if isasyncgen(result) else result
+        return await started_stream(result, max_seconds) if isasyncgen(result) else result
 
     return create_and_check
 
 
-async def started_stream(stream: Any, most_seconds: float = 0) -> Any:
+async def started_stream(stream: Any, max_seconds: float = 0) -> Any:
     """Return a stream with the same events, or vLLM's ErrorResponse if its request fails before its first output.
 
-    Raises the exceptions of the stream before its first output. See with_checked_stream for most_seconds.
+    Raises the exceptions of the stream before its first output. See with_checked_stream for max_seconds.
     """
     cost = current_cost.get()
     events: list[Any] = []
@@ -73,7 +73,7 @@ async def started_stream(stream: Any, most_seconds: float = 0) -> Any:
 
     reading = asyncio.ensure_future(read_first())
     try:
-        await asyncio.wait({reading}, timeout=most_seconds or None)
+        await asyncio.wait({reading}, timeout=max_seconds or None)
     except asyncio.CancelledError:
         reading.cancel()
         raise
@@ -110,7 +110,7 @@ def report_unknown_models(model: str) -> None:
 
 
 def unknown_model_message(name: str, registry: Any, model: str) -> str:
-    """Return the message for a model that is not served; it has no path of this machine.
+    """Return the error message for a model that is not served; the message has no path of this machine.
 
     registry: vLLM's models, with base_model_paths and lora_requests; model: see report_unknown_models.
     """
@@ -121,5 +121,5 @@ def unknown_model_message(name: str, registry: Any, model: str) -> str:
 
 
 def report_missing_template() -> None:
-    """Replace the message of vLLM's exception for a model without a chat template, whose remedy does not apply here."""
+    """Replace vLLM's message for a model without a chat template, which does not say how to provide one."""
     from_vllm("ChatTemplateResolutionError").__str__ = lambda _: MISSING_TEMPLATE

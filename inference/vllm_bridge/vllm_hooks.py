@@ -41,10 +41,10 @@ PRIVATE_API = {
     "vllm.v1.engine.async_llm:AsyncLLM.add_request(request_id, prompt, params)": "wrapped: tries its constraint",
     f"{SAMPLING}._validate_structured_outputs(model_config, structured_outputs_config, tokenizer)": "called",
     "vllm.v1.structured_output:StructuredOutputManager.grammar_init(request)": "called: makes the engine's compiler",
-    # request_cost.py: no option bounds the work of a request on the event loop and in the tokeniser's thread
-    "vllm.renderers.params:TokenizeParams._text_len_check(tokenizer, text)": "wrapped: counts the text of a request",
+    # request_cost.py: no option limits the work of a request on the event loop and in the tokeniser's thread
+    "vllm.renderers.params:TokenizeParams._text_len_check(tokenizer, text)": "wrapped: counts a request's text",
     "vllm.v1.sample.ops.logprobs:batched_count_greater_than(x, values)": "compiled at its first call; see warm_up",
-    "vllm.v1.engine.output_processor:OutputProcessor.get_num_queued_tokens()": "computed by request: is_prefilling",
+    "vllm.v1.engine.output_processor:OutputProcessor.get_num_queued_tokens()": "not called: computed for each request",
     f"{SAMPLING}.num_logprobs": "read: log probabilities of each token",
     # request_errors.py: a stream that fails before its first output gets the status of the unstreamed response
     f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "wrapped and called",
@@ -55,9 +55,9 @@ PRIVATE_API = {
     # request_errors.py: vLLM's messages have the base's path and no remedy
     "vllm.entrypoints.serve.engine.serving:BaseServing._check_model(request)": "wrapped: names of the served models",
     "vllm.renderers.chat_utils:ChatTemplateResolutionError": "its message is replaced",
-    # validators of vLLM that fail on values of a wrong type are an error of the caller
+    # values of a wrong type, on which some of vLLM's validators fail, are an error of the client
     "pydantic:TypeAdapter.validate_python(object)": "wrapped: FastAPI and /invocations validate a body with it",
-    # a request that the queue can never take is an error of the caller
+    # a request that the queue can never take is an error of the client
     "vllm.v1.engine.async_llm:AsyncLLM.check_admission(n, request_id)": "wrapped: status 400",
     # routes: requests are validated, sampled and answered as by /v1/completions
     f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
@@ -74,12 +74,12 @@ def default_max_num_seqs(args: argparse.Namespace) -> int:
     return max_num_seqs[from_vllm("UsageContext").OPENAI_API_SERVER]
 
 
-# set while a request has a constraint that is bounded by construction
-is_bounded: ContextVar[bool] = ContextVar("is_bounded", default=False)
+# True while a request is handled whose constraint is known to be fast
+skips_trial: ContextVar[bool] = ContextVar("skips_trial", default=False)
 
 
 def check_constraints(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM try the constraint of each request first; forks the process that tries them."""
+    """Make vLLM's AsyncLLM try the constraint of a request before it adds the request; forks the process for this."""
     config = engine_client.vllm_config
     if config.model_config.skip_tokenizer_init:
         return  # vLLM refuses constraints
@@ -94,7 +94,7 @@ def check_constraints(engine_client: Any) -> None:
 
     async def check_and_add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         constraint = getattr(params, "structured_outputs", None)
-        if constraint is not None and not is_bounded.get():
+        if constraint is not None and not skips_trial.get():
             await check_constraint(constraint, check)
         return await add_request(request_id, prompt, params, *args, **kwargs)
 
@@ -102,9 +102,9 @@ def check_constraints(engine_client: Any) -> None:
 
 
 def check_sequences(engine_client: Any) -> None:
-    """Make vLLM's AsyncLLM refuse a request for more sequences than its queue takes with status 400.
+    """Make vLLM's AsyncLLM refuse with status 400 a request for more sequences than its queue can hold.
 
-    vLLM answers with status 503, and clients would repeat the request.
+    vLLM would refuse it with status 503, and clients would repeat the request.
     """
     limit, check = engine_client.vllm_config.scheduler_config.max_num_queued_reqs, engine_client.check_admission
 
@@ -133,9 +133,10 @@ async def check_constraint(constraint: Any, check: Callable[[dict[str, Any]], Aw
 
 
 def report_failed_validators() -> None:
-    """Make a validator of a request's model that fails, as vLLM's do for some types, the caller's error (status 400).
+    """Turn exceptions of pydantic validators into ValueError, to which vLLM responds with status 400.
 
-    Without it, the answer has status 500, and the log a traceback; vLLM answers ValueError with status 400.
+    Some of vLLM's validators raise other exceptions for a value of a wrong type. These would result in status 500 and a
+    traceback in the log.
     """
     from pydantic import TypeAdapter
 

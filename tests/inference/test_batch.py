@@ -192,8 +192,8 @@ def test_ranges_of_command_line_parameters_are_those_of_vllm() -> None:
         if name in ("seed", "max_new_tokens"):  # checked by the request; the same as max_tokens
             continue
         step = steps.get(name, 0.5)
-        inside = lowest + (0.5 if name in batch.ABOVE else 0)
-        outside = [lowest - (0 if name in batch.ABOVE else step)]
+        inside = lowest + (0.5 if name in batch.EXCLUSIVE_MINIMUM else 0)
+        outside = [lowest - (0 if name in batch.EXCLUSIVE_MINIMUM else step)]
         outside += [highest + step] if highest != float("inf") else []
         SamplingParams(**as_options(name, inside))
         assert batch.check_parameters({name: str(inside)}) == {name: inside}

@@ -190,7 +190,11 @@ def test_input_and_output_are_checked_before_the_server_is_contacted(
         (cut, tmp_path / "o", "cut.json:1, row 2 is not JSON"),
         (empty, tmp_path / "o", "empty.jsonl"),
         (rows, finished, "finished.jsonl exists; choose another --output"),
-        (rows, tmp_path / "o", r"127.0.0.1:9 does not answer \(.*\); start the server, or give another --url$"),
+        (
+            rows,
+            tmp_path / "o",
+            r"127.0.0.1:9 does not answer \(.*\); start the server or wait for it, or give another --url$",
+        ),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             batch.main(str(source), str(output), url="http://127.0.0.1:9")

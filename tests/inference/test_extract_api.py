@@ -103,7 +103,7 @@ def body(**changes: Any) -> dict[str, Any]:
     ("sent", "status", "message"),
     [
         (b"{", 400, "the body is not JSON: "),
-        ([1], 422, 'the body must be an object such as {"text": …, "task": …, "schema": …'),
+        ([1], 422, "the body must be a JSON object; known fields: text, task, schema, "),
         (body(task="kg"), 422, "task: input should be 'ner', 're', 'spo' or 'ee'"),
         (body(schema=[]), 400, "the schema is empty or not a list; the task ner needs a schema such as "),
         (body(schema={"person": []}), 400, "the schema is empty or not a list"),

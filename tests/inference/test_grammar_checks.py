@@ -1,4 +1,4 @@
-"""grammar_checks/: constraints are tried within bounds before vLLM converts and compiles them."""
+"""grammar_checks/: constraints are tried within limits before vLLM converts and compiles them."""
 
 import asyncio
 import mmap
@@ -175,8 +175,8 @@ AMBIGUOUS = "root ::= s\ns ::= s s s | s s | [a-z]"
 REFUSED = [
     ({"grammar": 'root ::= "a"\nroot ::= "b"'}, 'line 2, column 1: Rule "root" is defined multiple times'),
     ({"json": {"type": "string", "pattern": "^a{129}$"}}, "a repeat in a pattern has at most 128 copies"),
-    ({"json": {"$ref": "#"}}, "no answer satisfies it"),
-    ({"grammar": 'root ::= "a" b\nb ::= b'}, "no answer satisfies it"),
+    ({"json": {"$ref": "#"}}, "it allows neither a token nor the end"),
+    ({"grammar": 'root ::= "a" b\nb ::= b'}, "it allows neither a token nor the end"),
     ({"grammar": AMBIGUOUS}, "finding the allowed tokens takes more than 0.03 s"),
     ({"regex": "((a{1,100}){1,100}){1,100}"}, "takes more than 0.03 s"),
     ({"regex": ".*" * 4000}, "compiling it takes more than"),
@@ -196,8 +196,11 @@ def test_constraint_that_cannot_be_served_is_status_400(server: Any, constraint:
 
 @pytest.mark.parametrize("send", SENDERS[1:])
 def test_hundreds_of_thousands_of_choices_are_refused_while_extract_answers(server: Any, send: Sender) -> None:
-    """The largest lists are refused by the bound on elements, shorter ones by the bound on choices."""
-    for count, reason in ((300_000, " elements; send at most "), (200_000, "has 200000 choices; send at most 1024")):
+    """The largest lists are refused by the limit of elements, shorter ones by the limit of choices."""
+    for count, reason in (
+        (300_000, " elements (keys and list items); send at most "),
+        (200_000, "has 200000 choices; send at most 1024"),
+    ):
         choices = {"choice": [f"number {at}" for at in range(count)]}
         began = time.monotonic()
         with ThreadPoolExecutor(1) as pool:

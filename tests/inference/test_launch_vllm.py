@@ -38,10 +38,10 @@ def test_former_options_are_dropped_or_replaced_with_a_notice() -> None:
     published = "--port 8090 --model M --use-np-weights --max-num-batched-tokens 8000 --dtype half"
     current, notices = translate_former_options(published.split())
     assert current == ["--port", "8090", "--model", "M", "--max-num-batched-tokens", "8000", "--dtype", "half"]
-    assert len(notices) == 1
-    assert notices[0].startswith("--use-np-weights is no longer needed")
+    assert notices == ["--use-np-weights is dropped: vLLM reads safetensors directly"]
     assert translate_former_options(["--swap_space", "4", "--swap-space=4", "--seed", "1"])[0] == ["--seed", "1"]
-    assert translate_former_options(["--use_dummy_weights"])[0] == ["--load-format", "dummy"]
+    replaced = ["--load-format", "dummy"], ["--use-dummy-weights is replaced by --load-format dummy"]
+    assert translate_former_options(["--use_dummy_weights"]) == replaced
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_published_command_serves_a_base_model_and_exits_cleanly(start_server: A
         "--tensor-parallel-size", parallel,
     )  # fmt: skip
     log = server.log.read_text()
-    assert log.startswith("notice: --use-np-weights is no longer needed")
+    assert log.startswith("notice: --use-np-weights is dropped")
     assert "notice: no GPU: --enforce-eager" in log or "no GPU" not in log
     answer = server.generate("The capital of", temperature=0, max_tokens=8, ignore_eos=True)
     assert answer["num_output_tokens_cf"] == 8

@@ -1,4 +1,4 @@
-"""request_cost.py: the text, the log probabilities and the sequences of one request are bounded."""
+"""request_cost.py: the text, the log probabilities and the sequences of one request are limited."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,22 +10,24 @@ import pytest
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm_bridge import request_cost
 from vllm_bridge.request_cost import (
-    LEAST_SEQUENCES,
     MAX_CHARACTERS,
     MAX_LOG_PROBABILITIES,
+    MIN_REQUEST_SEQUENCES,
     Prompt,
     RequestCost,
-    bound_generation,
+    count_beam_log_probabilities,
     count_log_probabilities,
     counted_cost,
-    most_sequences,
+    limit_generation,
+    max_request_sequences,
     warm_up,
 )
 from vllm_bridge.vllm_imports import from_vllm
 
 
 def test_share_of_a_request_is_half_of_the_engine_but_not_too_small() -> None:
-    assert [most_sequences(count) for count in (1, 2, 64, 256)] == [LEAST_SEQUENCES, LEAST_SEQUENCES, 32, 128]
+    counts = [max_request_sequences(count) for count in (1, 2, 64, 256)]
+    assert counts == [MIN_REQUEST_SEQUENCES, MIN_REQUEST_SEQUENCES, 32, 128]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,25 @@ def test_prompts_wait_in_order_and_none_waits_for_ever() -> None:
     assert (most, ended) == (3, [0, 2, 3, 4, 5])
 
 
+def test_prompt_that_waits_for_its_last_sequence_reports_it() -> None:
+    """Two of three sequences are free: the prompt has waited, so that it also waits for a full queue."""
+
+    async def run_two() -> bool:
+        cost = RequestCost(3)
+        first = cost.turn_of(Prompt("first", 5, 1), PROCESSOR, 10)
+        await first.__aenter__()
+        second = cost.turn_of(Prompt("second", 5, 3), PROCESSOR, 10)
+        entering = asyncio.create_task(second.__aenter__())
+        await asyncio.sleep(0.01)
+        assert not entering.done()
+        await first.__aexit__(None, None, None)
+        has_waited = await asyncio.wait_for(entering, 10)
+        await second.__aexit__(None, None, None)
+        return has_waited
+
+    assert asyncio.run(run_two())
+
+
 def test_prompt_waits_until_the_prompts_before_it_have_their_first_output() -> None:
     """A prompt of more tokens than the bound waits until no other prompt is without output."""
     processor, state = OutputProcessor(None, log_stats=False), SimpleNamespace(is_prefilling=True)
@@ -105,7 +126,7 @@ def test_prompt_waits_until_the_prompts_before_it_have_their_first_output() -> N
 
 
 class Engine:
-    """An engine whose queue is full at some calls; it has what `bound_generation` and `warm_up` use of AsyncLLM."""
+    """An engine whose queue is full at some calls; it has the members of AsyncLLM that request_cost.py uses."""
 
     def __init__(self, full: Sequence[int] = (), tasks: Sequence[str] = ("generate",)) -> None:
         self.calls, self.full, self.tasks = 0, full, tasks
@@ -137,7 +158,7 @@ def test_requests_of_a_dead_engine_get_errors_of_their_own() -> None:
             yield ""
 
     engine = DeadEngine()
-    bound_generation(engine)
+    limit_generation(engine)
 
     async def read() -> int:
         with pytest.raises(type(shared)) as error:
@@ -153,7 +174,7 @@ def test_prompt_that_waits_for_a_full_queue_is_counted_once(monkeypatch: pytest.
 
     monkeypatch.setattr(request_cost, "OVERFLOW_PAUSE", 0.001)
     engine = Engine(full=range(2, 40))
-    bound_generation(engine)
+    limit_generation(engine)
     params = SamplingParams(max_tokens=100, logprobs=99)  # 10,000 log probabilities
 
     async def read(name: str) -> list[str]:
@@ -166,11 +187,44 @@ def test_prompt_that_waits_for_a_full_queue_is_counted_once(monkeypatch: pytest.
     assert (asyncio.run(read_two()), engine.calls) == ([["a"], ["b"]], 40)
 
 
+@pytest.mark.parametrize(
+    ("handler", "fields", "counted"),
+    [
+        ("openai_serving_chat.create_chat_completion", {"logprobs": True, "top_logprobs": 3, "n": 4}, 4),
+        ("openai_serving_chat.create_chat_completion", {"logprobs": True, "top_logprobs": None, "n": 4}, 1),
+        ("openai_serving_chat.create_chat_completion", {"logprobs": False, "top_logprobs": None, "n": 4}, 0),
+        ("openai_serving_completion.create_completion", {"logprobs": 20, "n": 4}, 9),
+        ("openai_serving_completion.create_completion", {"logprobs": -1, "n": 4}, 9),
+        ("openai_serving_completion.create_completion", {"logprobs": 0, "n": None}, 1),
+        ("openai_serving_completion.create_completion", {"logprobs": None, "n": 4}, 0),
+    ],
+)
+def test_log_probabilities_of_a_beam_search_are_counted_as_the_response_has_them(
+    handler: str, fields: dict[str, Any], counted: int
+) -> None:
+    from vllm.sampling_params import SamplingParams
+
+    engine, (name, method) = Engine(), handler.split(".")
+    limit_generation(engine)
+
+    async def search(request: Any, raw_request: Any) -> None:
+        step = SamplingParams(max_tokens=1, logprobs=8, detokenize=False)
+        for _ in range(2):
+            assert [output async for output in engine.generate({}, step, "x")] == ["x"]
+
+    state = SimpleNamespace(**{name: SimpleNamespace(**{method: search})})
+    count_beam_log_probabilities(state)
+    with counted_cost(1) as cost:
+        request = SimpleNamespace(use_beam_search=True, **fields)
+        asyncio.run(getattr(getattr(state, name), method)(request, None))
+    assert cost.log_probabilities == 2 * counted
+
+
 def test_bad_words_count_as_text() -> None:
     from vllm.sampling_params import SamplingParams
 
     engine = Engine()
-    bound_generation(engine)
+    limit_generation(engine)
 
     async def read() -> None:
         with counted_cost(1):
@@ -208,7 +262,7 @@ def test_long_text_is_refused_where_vllm_would_truncate_it(server: Any, path: st
     assert (status, f"more than {MAX_CHARACTERS} characters" in answer["error"]["message"]) == (400, True), answer
 
 
-def test_long_text_below_the_bound_is_tokenised(server: Any) -> None:
+def test_long_text_below_the_limit_is_tokenised(server: Any) -> None:
     status, answer = server.post("/tokenize", {"prompt": "a " * (MAX_CHARACTERS // 2)})
     assert (status, answer["count"] > MAX_CHARACTERS // 2) == (200, True)
 
@@ -222,7 +276,7 @@ def test_long_text_below_the_bound_is_tokenised(server: Any) -> None:
         {"prompt": [[7] * 300], "max_tokens": 1, "prompt_logprobs": 255},
     ],
 )
-def test_more_log_probabilities_than_the_bound_are_refused(server: Any, body: dict[str, Any]) -> None:
+def test_more_log_probabilities_than_the_limit_are_refused(server: Any, body: dict[str, Any]) -> None:
     status, answer = server.post("/v1/completions", body)
     assert (status, f"more than {MAX_LOG_PROBABILITIES}" in answer["error"]["message"]) == (400, True), answer
 

@@ -65,7 +65,7 @@ MISTAKES: list[tuple[tuple[str, ...], dict[str, Any], int, str]] = [
     (VLLM, {"temperature": -1}, 400, "temperature must be non-negative"),
     (OPENAI, {"allowed_token_ids": [99999]}, 400, "out-of-vocab token id"),
     (OPENAI, {"stop_token_ids": [99999]}, 400, "out-of-vocab token ids"),
-    (OPENAI, {"bad_words": ["x" * 2**21]}, 400, "the text has more than 1048576 characters"),
+    (OPENAI, {"bad_words": ["x" * 2**21]}, 400, "have more than 1048576 characters"),
     (OPENAI, {"thinking_token_budget": 5}, 400, "thinking_token_budget is set but"),
     (OPENAI, {"min_tokens": 20, "max_tokens": 10}, 400, "min_tokens must be less than or equal to max_tokens=10"),
     (OPENAI, {"structured_outputs": {"json": {"type": "none"}}}, 400, 'Unsupported type "none"'),
@@ -73,7 +73,7 @@ MISTAKES: list[tuple[tuple[str, ...], dict[str, Any], int, str]] = [
     (("/generate",), {"parameters": {"structured_outputs": {"regex": "["}}}, 400, "Unclosed '['"),
     (("/generate",), {"parameters": {"logit_bias": OTHER_ID}}, 400, "out-of-vocab token ids"),
     (("/generate",), {"parameters": {"stop_token_ids": [99999]}}, 400, "out-of-vocab token ids"),
-    (("/generate",), {"parameters": {"bad_words": ["x" * 2**21]}}, 400, "the text has more than 1048576 characters"),
+    (("/generate",), {"parameters": {"bad_words": ["x" * 2**21]}}, 400, "have more than 1048576 characters"),
 ]
 
 
@@ -116,7 +116,7 @@ async def events_of(cost: RequestCost, seconds: float, *texts: str) -> AsyncIter
         yield text
 
 
-def started(*texts: str, seconds: float = 0, most_seconds: float = 0) -> Any:
+def started(*texts: str, seconds: float = 0, max_seconds: float = 0) -> Any:
     """Return the ErrorResponse, or the events of the stream, of which those before its start are in a list."""
 
     async def start() -> Any:
@@ -126,7 +126,7 @@ def started(*texts: str, seconds: float = 0, most_seconds: float = 0) -> Any:
             async def create() -> Any:
                 return stream
 
-            result = await with_checked_stream(create, most_seconds)()
+            result = await with_checked_stream(create, max_seconds)()
             return result if hasattr(result, "error") else [event async for event in result]
 
     return asyncio.run(start())
@@ -147,7 +147,7 @@ def test_error_before_the_first_output_is_returned_or_raised() -> None:
 
 def test_error_after_the_first_output_or_a_keep_alive_stays_an_event() -> None:
     assert started("output", ERROR) == ["output", ERROR]
-    assert started(ERROR, "[DONE]", seconds=0.1, most_seconds=0.01) == [ERROR, "[DONE]"]
+    assert started(ERROR, "[DONE]", seconds=0.1, max_seconds=0.01) == [ERROR, "[DONE]"]
 
 
 def test_stream_of_a_disconnected_client_ends() -> None:

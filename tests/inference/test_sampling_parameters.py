@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from routes.generate_api import GenerateRequest
-from routes.response_envelope import validation_message
+from routes.response_envelope import describe_validation_errors
 from routes.sampling_parameters import DEFAULT_MAX_TOKENS, BeamSettings, Parameters, completion_fields
 
 
@@ -41,9 +41,9 @@ def test_contradicting_parameters_are_refused(parameters: dict[str, Any]) -> Non
         completion_fields(Parameters(**parameters), room=1000)
 
 
-def test_validation_message_lists_at_most_five_names() -> None:
+def test_unknown_parameters_are_listed_up_to_five_names() -> None:
     errors = [{"loc": ("body", "parameters", f"p{i}"), "type": "extra_forbidden", "msg": "Extra"} for i in range(50)]
-    line, status = validation_message(errors, {"": GenerateRequest, "parameters": Parameters})
+    line, status = describe_validation_errors(errors, {"": GenerateRequest, "parameters": Parameters})
     assert status == 422
     assert line.startswith("unknown parameter p0, p1, p2, p3, p4; known: max_tokens, ")
 
