@@ -51,7 +51,7 @@ def usable_rows(rows: list[Row], skip: bool) -> list[Row]:
 def encode_prompt(encoder: PromptEncoder, row: Row, context: int) -> tuple[Row, list[int]]:
     """Return a row and the ids of its prompt; if it cannot be rendered or fills the context, an error row."""
     try:
-        ids = encoder.prompt(prompt_messages(row.content or {}))
+        ids = encoder.prompt_ids(prompt_messages(row.content or {}))
     except ValueError as error:
         return Row(row.location, None, f"cannot be used ({error}); correct it, or give --on_error skip"), []
     if len(ids) < context:

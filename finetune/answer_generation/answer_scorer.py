@@ -24,7 +24,7 @@ class AnswerScorer:
         self, encoder: PromptEncoder, rows: list[InstructionRow], batch_size: int, max_new_tokens: int
     ) -> None:
         self.encoder, self.batch_size, self.max_new_tokens = encoder, batch_size, max_new_tokens
-        self.prompts = encoder.prompts([prompt_messages(row) for row in rows])
+        self.prompts = encoder.batch_prompt_ids([prompt_messages(row) for row in rows])
         self.gold = [messages_of(row)[-1]["content"] for row in rows]
         if error := next(filter(None, map(gold_error, self.gold)), ""):
             raise ValueError(

@@ -10,7 +10,7 @@ from chat_prompts.template_files import folder_template, other_templates, read_t
 TEMPLATES = Path(__file__).parent.parent / "templates"
 DEFAULT_TEMPLATE = "alpaca"  # for a base without a template
 SAME_AS_ALPACA = ("qwen", "chatglm3")  # published names of files with alpaca's prompts
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # usual spelling of a control token
+SPECIAL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # usual spelling of a special token
 
 
 def load_template(name: str) -> str:
@@ -38,7 +38,7 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
         resumed: the checkpoint from which the run resumes; its template is used.
 
     Raises ValueError if a template is not valid Jinja, if a resumed run names another template, or if a template other
-    than the base's own writes control tokens that the tokenizer lacks; they would be ordinary text, which users can
+    than the base's own writes special tokens that the tokenizer lacks; they would be ordinary text, which users can
     write too. Some published models (Zephyr) were trained with such a template; the description then says so.
     """
     own = ChatTemplate(tokenizer).source
@@ -60,9 +60,9 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
             load_template(DEFAULT_TEMPLATE),
             f"{DEFAULT_TEMPLATE}, since {base} has none{other_templates(base)[0]}",
         )
-    missing = set(CONTROL_TOKEN.findall(template)) - set(tokenizer.get_vocab())
+    missing = set(SPECIAL_TOKEN.findall(template)) - set(tokenizer.get_vocab())
     if missing and template == own:
-        origin += f"; it writes {min(missing)} as ordinary text, since the tokenizer has no such control token"
+        origin += f"; it writes {min(missing)} as ordinary text, since the tokenizer has no such special token"
     elif missing:
         raise ValueError(
             f"the template {origin} writes {min(missing)}, which the tokenizer of {base} does not have; take another "

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from extraction.extraction_form import extraction_prompt
 from extraction.extraction_grammar import answer_grammar
 from extraction.extraction_results import Span, merge_answers, parse_partial_answer
@@ -92,7 +92,7 @@ async def choose_windows(
 
     Raises ValueError if the instruction alone fills the context.
     """
-    instruction_tokens = len(await model.encode_async(one_turn(instruction)))
+    instruction_tokens = len(await model.encode_async(instruction_messages(instruction)))
     room = int((model.context - instruction_tokens) * WINDOW_SHARE)
     if room < 1:
         raise ValueError(
@@ -145,7 +145,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
 
     async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
         """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
-        ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
+        ids = await model.encode_async(instruction_messages(prompt.instruction, text[slice(*span)]))
         options = fields | {"max_tokens": min(limit, model.context - len(ids))}
         async with window_places:
             completion = await run_when_admitted(lambda: complete(raw_request, model, ids, **options))

@@ -49,7 +49,7 @@ class ServedModel(NamedTuple):
             raise ValueError(f"the conversation has {len(messages)} messages, the context {self.context} tokens")
         if (characters := text_length(messages)) > self.context * self.longest_piece:
             raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
-        ids = self.encoder.prompt(messages)
+        ids = self.encoder.prompt_ids(messages)
         if not 0 < len(ids) < self.context:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids

@@ -30,7 +30,7 @@ def test_unknown_template_is_an_error_that_lists_the_known_ones(tmp_path: Path) 
 def test_template_of_the_base_is_kept_unless_another_is_named(tokenizer: Any) -> None:
     assert choose_template("", tokenizer, "B") == (load_template("alpaca"), "alpaca, since B has none")
     tokenizer.chat_template = PUBLISHED["zephyr"]
-    text_markers = "; it writes <|assistant|> as ordinary text, since the tokenizer has no such control token"
+    text_markers = "; it writes <|assistant|> as ordinary text, since the tokenizer has no such special token"
     assert choose_template("", tokenizer, "B") == (PUBLISHED["zephyr"], f"the base's own, in B{text_markers}")
     assert choose_template("llama-2", tokenizer, "B") == (load_template("llama-2"), "llama-2")
 
