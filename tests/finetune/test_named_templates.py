@@ -58,7 +58,7 @@ def test_resumed_run_keeps_its_template(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own/chat_template.jinja").write_text(PUBLISHED["zephyr"])
     assert choose_template("", tokenizer, "B", str(tmp_path / "own"))[0] == PUBLISHED["zephyr"]
-    with pytest.raises(ValueError, match=r"llama-2 is not the template of .*; remove it to resume that run"):
+    with pytest.raises(ValueError, match=r"llama-2 is not the template of .*; remove the option to resume$"):
         choose_template("llama-2", tokenizer, "B", str(tmp_path))
 
 

@@ -18,7 +18,7 @@ from extraction_metrics.confidence_intervals import f1_interval
 
 
 class ScoredRow(NamedTuple):
-    """A prediction, its correct answer, and what else a row says about them."""
+    """A prediction, its correct answer, and optional fields of the row."""
 
     prediction: str
     gold: str
@@ -28,10 +28,10 @@ class ScoredRow(NamedTuple):
 
 
 def score_rows(rows: Sequence[ScoredRow]) -> dict[str, Any]:
-    """Return the scores of `score_answers`, and of each task `f1_interval` and `by_type` (most frequent types first).
+    """Return the scores of `score_answers`; each task also has `f1_interval` and `by_type` (most frequent types first).
 
-    Further: `not_in_text`, if rows have a text; `stopped`, the share of answers that the model ended, among the rows
-    with a finish reason; `orders`, if the rows are several orders of one test set. Raises as `score_answers`.
+    Optional keys: `not_in_text`, if rows have a text; `stopped`, the share of answers that the model ended, among the
+    rows with a finish reason; `orders`, if the rows are several orders of one test set. Raises as `score_answers`.
     """
     counts = count_answers([(row.prediction, row.gold) for row in rows])
     scores, items = total_scores(counts), summed_items(counts)
