@@ -30,7 +30,7 @@ class BatchLayout:
     capacity: int  # maximum tokens of a packed sequence
     pad_id: int  # any token id
     share_prefixes: bool = False  # compute the shared prefixes in a packed sequence once
-    multiple: int = 1  # sequences are padded at their end, without labels, to a multiple of it
+    multiple: int = 1  # pad sequences at the end to a multiple of this length; padding has no labels
 
     def divide(self, examples: ExampleSources, members: np.ndarray, ranks: int) -> list[list[list[PrefixGroup]]]:
         """Divide the examples `members` into micro batches; return the micro batches of each rank as lists of groups.
@@ -48,7 +48,7 @@ class BatchLayout:
         return [sequences[rank::ranks] for rank in range(ranks)]
 
     def tensors(self, examples: ExampleSources, micro: Sequence[PrefixGroup], filler: int) -> dict[str, Any]:
-        """Return the tensors of a micro batch; if it is empty, those of the example `filler` without labels.
+        """Return the tensors of a micro batch; an empty one has the example `filler`, without labels.
 
         input_ids, position_ids: (1, tokens). segments: shared prefixes, remainders of examples, whole examples. keep:
         (kept,), the positions whose next token has a label. targets: (1, kept), these labels. sources: (1, kept), the

@@ -27,7 +27,9 @@ class AnswerCounts(NamedTuple):
 
     def of_task(self, task: str) -> list[int]:
         """Return the numbers of correct, predicted and gold items of a task."""
-        return [sum(n for (of, _, what), n in self.items.items() if (of, what) == (task, key)) for key in COUNTS]
+        return [
+            sum(n for (own_task, _, kind), n in self.items.items() if (own_task, kind) == (task, key)) for key in COUNTS
+        ]
 
 
 def counted_as(item: AnswerItem, gold_kinds: set[str]) -> str:

@@ -36,7 +36,7 @@ def score_rows(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     counts = count_answers([(row.prediction, row.gold) for row in rows])
     scores, items = total_scores(counts), summed_items(counts)
     for task in TASKS:
-        labels = {label for of, label, _ in items if of == task}
+        labels = {label for own_task, label, _ in items if own_task == task}
         by_label = {label: precision_recall_f1(*(items[task, label, key] for key in COUNTS)) for label in labels}
         by_type = dict(sorted(by_label.items(), key=lambda each: (-each[1]["gold"], each[0])))
         scores[task] |= {"f1_interval": f1_interval(resampled_counts(rows, counts, task)), "by_type": by_type}

@@ -96,7 +96,7 @@ def continues(previous: Tag, tag: Tag) -> bool:
 
 
 def entity_spans(tags: Sequence[Tag]) -> list[Span]:
-    """Return the spans of a sentence: a tag other than O begins a span unless it continues the one before."""
+    """Return the spans of a sentence: a tag other than O begins a span unless it continues the previous span."""
     spans: list[Span] = []
     for at, (previous, tag) in enumerate(pairwise([OUTSIDE, *tags])):
         if continues(previous, tag):

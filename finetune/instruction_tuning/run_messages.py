@@ -23,7 +23,7 @@ SEPARATOR = "─" * 40
 def preview(args: TuningArguments, tokenizer: Any, data: TuningData) -> str:
     """Return the lines to print before training: counts, proportions, and three decoded examples."""
     examples, order = data.examples, data.order
-    sources = len(order.per_epoch)  # the parts after these are those of --eval_data_path
+    sources = len(order.per_epoch)  # the other parts come from --eval_data_path
     training, held_out = examples.parts[:sources], examples.parts[sources:]
     lines = [counts_text([part], f"{part.name}: ") for part in (training if sources > 1 else []) + held_out]
     lines.append(counts_text(training) + (f"; held out: {len(data.held_out)}" if data.held_out else ""))
