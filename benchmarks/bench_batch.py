@@ -41,7 +41,7 @@ from batch_runs.batch_file import AnswerFile, BatchProgress
 from batch_runs.batch_rows import read_rows
 from batch_runs.batch_server import started_server
 from bench_serve import make_checkpoint, prompts
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 
 CONTENDERS = ["batch", "all"]
 CALLERS = 512  # concurrent requests, as in batch.py
@@ -87,7 +87,7 @@ def by_generate(llm: Any, encoder: PromptEncoder, rows: list[dict[str, Any]]) ->
     """Answer the rows with one call of LLM.generate; return the number of new tokens."""
     from vllm import SamplingParams
 
-    ids = [{"prompt_token_ids": encoder.prompt(one_turn(row["instruction"]))} for row in rows]
+    ids = [{"prompt_token_ids": encoder.prompt_ids(instruction_messages(row["instruction"]))} for row in rows]
     params = [SamplingParams(**row["parameters"]) for row in rows]
     return sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
 

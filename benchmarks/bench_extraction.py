@@ -139,7 +139,7 @@ def check_options(
     base: str, data: str, systems: Sequence[str], positive: dict[str, float], limit: int, orders: int
 ) -> None:
     """Raise ValueError or FileNotFoundError for an option that cannot be used."""
-    from instruction_data.type_orders import MOST_ORDERS
+    from instruction_data.type_orders import MAX_ORDERS
 
     for option, names, known in (("data", [data], list(DATA_SETS)), ("systems", systems, list(SYSTEMS))):
         if unknown := next((name for name in names if name not in known), None):
@@ -149,8 +149,8 @@ def check_options(
             raise ValueError(f"--{option} {value} is too small; it must be above 0")
     if limit < 0:
         raise ValueError(f"--limit {limit} is too small; give a number of test sentences, or 0 for all")
-    if orders and not 2 <= orders <= MOST_ORDERS:
-        raise ValueError(f"--orders {orders} is out of range; give 2 to {MOST_ORDERS}, or 0 for none")
+    if orders and not 2 <= orders <= MAX_ORDERS:
+        raise ValueError(f"--orders {orders} is out of range; give 2 to {MAX_ORDERS}, or 0 for none")
     if not Path(base, "config.json").is_file():
         raise FileNotFoundError(f"{base} has no config.json; --base takes a checkpoint folder")
     check_files(data)

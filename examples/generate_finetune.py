@@ -53,7 +53,7 @@ def main(
         base_model, multi_gpu=multi_gpu, allocate=allocate, trust_remote_code=trust_remote_code
     )
     if interactive:
-        console.answer_typed_lines(checkpoint, decoding, ("Text to continue",), PromptEncoder.plain)
+        console.answer_typed_lines(checkpoint, decoding, ("Text to continue",), PromptEncoder.plain_text_ids)
     else:
         console.run_cases(checkpoint, suite, options, output)
 

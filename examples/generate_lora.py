@@ -13,7 +13,7 @@ from command_line.fire_commands import run
 
 import logging
 
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from demo_pages import case_files, console, model_loading, text_generation
 
 
@@ -69,7 +69,7 @@ def main(
     if interactive:
         labels = ("Instruction", "Input (may be empty)")
         console.answer_typed_lines(
-            checkpoint, decoding, labels, lambda encoder, *texts: encoder.prompt(one_turn(*texts))
+            checkpoint, decoding, labels, lambda encoder, *texts: encoder.prompt_ids(instruction_messages(*texts))
         )
     else:
         console.run_cases(checkpoint, suite, options, output)

@@ -39,7 +39,7 @@ FILES_BEFORE_TRAINING = {"train_log.jsonl", "runs", ".partial", "pissa_start.saf
 def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
     """Raise FileNotFoundError or ValueError if an input is missing or unusable.
 
-    Sets --extraction_path to the extraction.json beside the data if it is not given.
+    If --extraction_path is not given, it is set to the extraction.json beside the first data file, if there is one.
     """
     from instruction_tuning.adapters import check_module_names
     from model_folders.own_code import from_folder
@@ -182,8 +182,8 @@ def save_tuned(
 ) -> None:  # fmt: skip
     """Save the tuned model; print the summary and the next commands on the main process.
 
-    complete: adds the files beside the weights to a folder. result: what the trainer's `train` returned.
-    checkpoint: the one that was resumed, if any.
+    complete: adds the other files of the result to the folder of the weights. result: returned by Trainer.train.
+    checkpoint: the checkpoint from which the run was resumed, if any.
     """
     from instruction_tuning.adapters import PISSA_START
     from instruction_tuning.run_messages import next_commands

@@ -13,7 +13,8 @@ ask for them in K random orders and have the order's number under "order" (instr
 If the wording names the types ({schema}), an answer lists every type, with an empty list for a type without items:
     {"person": ["Ann Lee"], "place": []}    {"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}
 Otherwise it lists only the types that have items. extraction.json beside the examples records the wording, the shape of
-the answer, and the usual length of a sentence ("text_characters"), at which a server splits long text.
+the answer, and the median length of a sentence ("text_characters"): the server divides long text into windows of whole
+sentences up to this length.
 """
 
 from command_line.fire_commands import run
@@ -43,7 +44,7 @@ Rows = list[dict[str, Any]]
 def examples_and_requests(
     annotations: list[Annotation], task: str, orders: list[dict[str, ExtractionQuestion]]
 ) -> tuple[Rows, Rows, str]:
-    """Return the examples of each sentence in each order, the same as requests of /extract, and the counts as text.
+    """Return the examples of each sentence in each order, the same examples as /extract requests, and counts as text.
 
     orders: language -> question, for each order. If there are several, rows have the number of their order under
     "order".
@@ -60,7 +61,7 @@ def examples_and_requests(
 
 
 def check_outputs(output: str, requests: str, inputs: Sequence[str]) -> Path:
-    """Return the path of extraction.json beside the output; raises ValueError if two files have the same path."""
+    """Return the path of extraction.json beside the output; raises ValueError if an output cannot be written there."""
     extraction = Path(output).with_name("extraction.json")
     for option, path in ({"output": output} | ({"requests": requests} if requests else {})).items():
         check_output(path, inputs, option)
@@ -114,9 +115,9 @@ def main(
     languages = ", ".join(f"{language} (types: {len(question.types)})" for language, question in questions.items())
     print(f"{target}: task {task}, instructions in {languages}; their wording is in {extraction}\n{counts}")
     if order_augmentation > 1:
-        print(f"orders: {order_augmentation} examples for each of these, with the types in different orders")
+        print(f"orders: {order_augmentation} examples for each sentence, with the types in different orders")
     if inconsistent:
-        print(f"tags: {inconsistent} are inconsistent with the tag before or after them; spans are those of conlleval")
+        print(f"tags: {inconsistent} are inconsistent with the tag before or after them; spans are as in conlleval")
 
 
 def json_lines(rows: Rows) -> str:

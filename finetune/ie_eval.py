@@ -4,8 +4,8 @@
     python finetune/ie_eval.py --predictions predictions.jsonl --gold heldout.jsonl --by_type --output scores.json
 
 A row of `predictions` has the answer of the model under "prediction", as finetune/ie_run.py writes it, or the answer of
-inference/batch.py: "generated_text" (/generate), or "entities" or "triples" (/extract; each item once). The correct
-answer is the "output" of the row or of the same row of `gold`, or the last answer of its "messages".
+inference/batch.py: "generated_text" (/generate), or "entities" or "triples" (/extract, which returns each item once).
+The correct answer is the "output" of the row or of the same row of `gold`, or the last answer of its "messages".
 extraction_metrics/answer_scores.py describes how answers are compared, row_scores.py the scores of the rows.
 """
 

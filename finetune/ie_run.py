@@ -5,8 +5,8 @@
 
 The output has the rows in the order of the file, each with the answer under "prediction" and a "finish_reason": "stop"
 if the model ended the answer, "length" if the limit of tokens or the end of the context did. finetune/ie_eval.py scores
-the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in tuning; if a base model has
-no template, the prompt is only the instruction.
+the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in tuning; without a template,
+a prompt is the instruction and the input, separated by a blank line.
 """
 
 from command_line.fire_commands import run
@@ -39,7 +39,7 @@ def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_cod
 
 
 def usable_rows(rows: list[Row], skip: bool) -> list[Row]:
-    """Return the rows without an error, and print the others with `skip`; else raises ValueError at the first error."""
+    """Return the rows without an error. For a row with an error, print a notice with `skip`, else raise ValueError."""
     for row in rows:
         if row.content is None and not skip:
             raise ValueError(f"{row.location} {row.error}")
@@ -49,9 +49,12 @@ def usable_rows(rows: list[Row], skip: bool) -> list[Row]:
 
 
 def encode_prompt(encoder: PromptEncoder, row: Row, context: int) -> tuple[Row, list[int]]:
-    """Return a row and the ids of its prompt; if it cannot be rendered or fills the context, an error row."""
+    """Return a row and the ids of its prompt.
+
+    If the prompt cannot be rendered or fills the context, return a row with an error and [].
+    """
     try:
-        ids = encoder.prompt(prompt_messages(row.content or {}))
+        ids = encoder.prompt_ids(prompt_messages(row.content or {}))
     except ValueError as error:
         return Row(row.location, None, f"cannot be used ({error}); correct it, or give --on_error skip"), []
     if len(ids) < context:

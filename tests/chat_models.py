@@ -63,7 +63,7 @@ PUBLISHED = {
 {% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}
 {{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}
 {% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}""",
-    # The role markers are ordinary text, not control tokens.
+    # The role markers are ordinary text, not special tokens.
     "zephyr": """{% for message in messages %}
 {{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}
 {% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}""",
@@ -94,7 +94,7 @@ def byte_level(folder: Path, texts: list[str]) -> Any:
 
 
 def with_markers(folder: Path) -> Any:
-    """Load a folder's tokenizer and add the control tokens of all templates; EOS does not change."""
+    """Load a folder's tokenizer and add the special tokens of all templates; EOS does not change."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": MARKERS})
     return tokenizer

@@ -236,10 +236,6 @@ def test_entry_of_a_module_is_the_one_that_peft_finds(patterns: list[str]) -> No
         ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head', but needs a list of names"),
         ({"layers_to_transform": ["1"]}, "layers_to_transform=['1'], but needs a list of layer numbers"),
         ({"use_dora": "no"}, "use_dora='no', but needs true or false"),
-        (
-            {"alora_invocation_tokens": [1]},
-            "alora_invocation_tokens=[1], but needs null, since activated LoRA is",
-        ),
     ],
 )
 def test_setting_of_a_wrong_type_is_refused_in_one_line(setting: dict[str, Any], reason: str) -> None:
@@ -249,6 +245,12 @@ def test_setting_of_a_wrong_type_is_refused_in_one_line(setting: dict[str, Any],
         check_settings(config | setting, Path("adapter_config.json"))
     assert str(refused.value).startswith(f"adapter_config.json has {reason}")
     assert str(refused.value).endswith("; copy the adapter again")
+
+
+def test_activated_lora_is_refused_with_the_advice_to_use_another_adapter() -> None:
+    config = {"r": 8, "lora_alpha": 16, "alora_invocation_tokens": [1]}
+    with pytest.raises(ValueError, match=r"activated LoRA is not supported; use a LoRA adapter$"):
+        check_settings(config, Path("adapter_config.json"))
 
 
 @pytest.fixture(scope="module")

@@ -74,12 +74,12 @@ def test_tokenizer_and_template_are_taken_as_sets_everywhere(
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
     served = adapter_prompt_encoder(str(adapter), PromptEncoder(load_tokenizer(base, False)))
     prompts = {
-        "demo": model_loading.load(str(base), str(adapter)).encoder.prompt(messages),
+        "demo": model_loading.load(str(base), str(adapter)).encoder.prompt_ids(messages),
         "ie_run": PromptEncoder(
             ie_run.load_merged(str(base), str(adapter), "float32")[1], folder_template(adapter, base)
-        ).prompt(messages),
-        "server": served.prompt(messages),
-        "merged": PromptEncoder(merged).prompt(messages),
+        ).prompt_ids(messages),
+        "server": served.prompt_ids(messages),
+        "merged": PromptEncoder(merged).prompt_ids(messages),
     }
     assert prompts == dict.fromkeys(prompts, expected)
     assert merged.chat_template == template

@@ -1,4 +1,4 @@
-"""chat_prompts/: rendered templates, prompt and answer boundaries, and texts that spell control tokens."""
+"""chat_prompts/: rendered templates, prompt and answer boundaries, and texts that spell special tokens."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from chat_models import PUBLISHED, QUESTIONS, byte_level, with_markers
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 from conftest import RunScript, small_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,7 +68,7 @@ def test_templates_render_byte_for_byte_like_the_published_format(
     ):
         kind = "prompt_input" if context else "prompt_no_input"
         expected = published[kind].replace("{instruction}", instruction).replace("{input}", context)
-        assert PromptEncoder(tokenizer).text([user(instruction, context)]) == "<s>" + expected
+        assert PromptEncoder(tokenizer).rendered_prompt([user(instruction, context)]) == "<s>" + expected
         talk = [user(instruction, context), answer("Yes.")]
         assert tokenizer.apply_chat_template(talk, tokenize=False) == "<s>" + expected + "Yes.</s>"
 
@@ -96,7 +96,7 @@ def test_chatml_ends_every_answer_in_its_own_token_and_never_in_eos(tokenizer: T
     assert (ids.count(start), ids.count(end), ids.count(tokenizer.eos_token_id)) == (4, 4, 0)
     assert ids[-1] == end
     assert encoder.stop_ids == sorted([end, tokenizer.eos_token_id])
-    assert encoder.prompt([*talk, user("c")])[: len(ids)] == ids
+    assert encoder.prompt_ids([*talk, user("c")])[: len(ids)] == ids
 
 
 @pytest.mark.parametrize(("instruction", "context"), QUESTIONS)
@@ -107,7 +107,7 @@ def test_prompt_ids_are_the_tokenizers_own(
     tokenizer = tokenizer if kind == "sentencepiece" else byte_level_tokenizer
     tokenizer.chat_template = load_template("alpaca")
     own = tokenizer.apply_chat_template([user(instruction, context)], add_generation_prompt=True, return_dict=False)
-    assert PromptEncoder(tokenizer).prompt(one_turn(instruction, context)) == own
+    assert PromptEncoder(tokenizer).prompt_ids(instruction_messages(instruction, context)) == own
     assert own.count(tokenizer.bos_token_id) == 1
 
 
@@ -117,23 +117,23 @@ def test_prompt_ids_are_the_tokenizers_own_for_any_ordinary_text(tokenizer: Toke
     @settings(max_examples=150, deadline=None)
     @given(TEXTS, TEXTS)
     def check_ids(instruction: str, context: str) -> None:
-        if any(control in instruction + context for control in encoder.controls):
+        if any(token in instruction + context for token in encoder.special_tokens):
             return
         talk = [user(instruction, context)]
-        assert encoder.prompt(talk) == tokenizer.apply_chat_template(talk, add_generation_prompt=True).input_ids
+        assert encoder.prompt_ids(talk) == tokenizer.apply_chat_template(talk, add_generation_prompt=True).input_ids
 
     check_ids()
 
 
 def test_white_space_that_a_control_token_removes_is_removed(tokenizer: Tokenizer) -> None:
-    """Phi-3's control tokens remove the line break after them."""
+    """Phi-3's special tokens remove the line break after them."""
     marker = AddedToken("<|end|>", rstrip=True, special=True)
     tokenizer.add_special_tokens({"additional_special_tokens": [marker]})
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ': ' + m.content + '<|end|>\n' }}{% endfor %}{{ 'assistant:' }}"
     )
     own = tokenizer.apply_chat_template([user("a"), answer("b"), user("c")], return_dict=False)
-    assert PromptEncoder(tokenizer).prompt([user("a"), answer("b"), user("c")]) == own
+    assert PromptEncoder(tokenizer).prompt_ids([user("a"), answer("b"), user("c")]) == own
 
 
 @pytest.mark.integration
@@ -163,7 +163,7 @@ def test_control_token_spellings_in_user_text_stay_text(
     tokenizer = tokenizer if kind == "sentencepiece" else byte_level_tokenizer
     tokenizer.chat_template = load_template("alpaca")
     encoder = PromptEncoder(tokenizer)
-    controls = set(encoder.controls.values())
+    special_ids = set(encoder.special_tokens.values())
     parts = st.lists(
         st.sampled_from(["<s>", "</s>", "<unk>", "<", "s>", "/", "字", " ", "a", "\n", "\ufdd0", "\ufdd1"])
     )
@@ -171,15 +171,15 @@ def test_control_token_spellings_in_user_text_stay_text(
     @settings(max_examples=150, deadline=None)
     @given(*[parts.map("".join)] * 3)
     def check_ids(instruction: str, context: str, reply: str) -> None:
-        prompt = encoder.prompt([user(instruction, context)])
-        assert [index for index in prompt if index in controls] == [tokenizer.bos_token_id]
+        prompt = encoder.prompt_ids([user(instruction, context)])
+        assert [index for index in prompt if index in special_ids] == [tokenizer.bos_token_id]
         rendered = tokenizer.apply_chat_template(
             [user(instruction, context)], tokenize=False, add_generation_prompt=True
         )
         assert prompt == [tokenizer.bos_token_id, *text_ids(tokenizer, rendered.removeprefix("<s>"))]
         [[turn]] = encoder.turns([[user(instruction, context), answer(reply)]])
         assert turn.prompt == prompt
-        assert not controls & set(turn.answer)
+        assert not special_ids & set(turn.answer)
         assert tokenizer.decode(prompt[1:] + turn.answer).endswith(reply)
         assert turn.end == [tokenizer.eos_token_id]
 
@@ -191,7 +191,7 @@ def test_overlapping_and_single_character_spellings_stay_text(byte_level_tokeniz
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.add_special_tokens({"additional_special_tokens": ["zyz", "☃"]})
     tokenizer.chat_template = "{{ messages[0].content }}☃"
-    ids = PromptEncoder(tokenizer).prompt([user("xzyzyzy☃ ☃zyz")])
+    ids = PromptEncoder(tokenizer).prompt_ids([user("xzyzyzy☃ ☃zyz")])
     special = [index for index in ids if index in tokenizer.all_special_ids]
     assert special == [tokenizer.convert_tokens_to_ids("☃")]
     assert tokenizer.decode(ids) == "xzyzyzy☃ ☃zyz☃"
@@ -200,14 +200,17 @@ def test_overlapping_and_single_character_spellings_stay_text(byte_level_tokeniz
 def test_text_with_every_noncharacter_is_encoded_like_any_other(tokenizer: Tokenizer) -> None:
     text = "".join(map(chr, [*range(0xFDD0, 0xFDF0), 0xFFFE, 0x10FFFF])) + "</s>"
     encoder = PromptEncoder(tokenizer)
-    ids = encoder.prompt(one_turn(text, text))
+    ids = encoder.prompt_ids(instruction_messages(text, text))
     assert tokenizer.decode(ids).count(text) == 2
     assert tokenizer.eos_token_id not in ids
-    assert encoder.prompt([user(text), answer(text), user(text)])[: len(encoder.prompt([user(text)]))]
+    assert encoder.prompt_ids([user(text), answer(text), user(text)])[: len(encoder.prompt_ids([user(text)]))]
 
 
 def test_half_a_surrogate_pair_is_refused_with_one_line(tokenizer: Tokenizer) -> None:
-    for work in (lambda text: PromptEncoder(tokenizer).prompt(one_turn(text)), PromptEncoder(tokenizer).plain):
+    for work in (
+        lambda text: PromptEncoder(tokenizer).prompt_ids(instruction_messages(text)),
+        PromptEncoder(tokenizer).plain_text_ids,
+    ):
         with pytest.raises(ValueError, match="character 1 of a text is half of a surrogate pair"):
             work("a\ud800b")
 
@@ -225,35 +228,39 @@ def test_input_is_always_rendered_once(byte_level_tokenizer: Tokenizer, name: st
     encoder = PromptEncoder(byte_level_tokenizer, template)
     assert encoder.chat_template.uses_input == (name not in PUBLISHED)
     before = [{"role": "system", "content": "s"}] if name == "needs-system" else []
-    text = encoder.text([*before, user("Which?", "the input")])
+    text = encoder.rendered_prompt([*before, user("Which?", "the input")])
     assert ("Which?\n\nthe input" in text) == (name in PUBLISHED)
     assert text.count("the input") == 1
     if name in PUBLISHED:
-        with_input = encoder.prompt([*before, user("Which?", "the input")])
-        assert with_input == encoder.prompt([*before, user("Which?\n\nthe input")])
+        with_input = encoder.prompt_ids([*before, user("Which?", "the input")])
+        assert with_input == encoder.prompt_ids([*before, user("Which?\n\nthe input")])
 
 
 def test_template_that_only_mentions_input_does_not_use_it(tokenizer: Tokenizer) -> None:
     template = "{# message.input #}{{ messages[-1].content }}{% if messages[0]['input'] is undefined %}?{% endif %}"
-    assert PromptEncoder(tokenizer, template).text([user("a", "b")]) == "a\n\nb"
+    assert PromptEncoder(tokenizer, template).rendered_prompt([user("a", "b")]) == "a\n\nb"
     looped = "{% for m in messages %}{% for key in ['content', 'in' + 'put'] %}{{ m[key] }}|{% endfor %}{% endfor %}"
-    assert PromptEncoder(tokenizer, looped).text([user("a", "b")]) == "a|b|"
+    assert PromptEncoder(tokenizer, looped).rendered_prompt([user("a", "b")]) == "a|b|"
 
 
 def test_an_input_of_another_role_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="a message of the role assistant has an input"):
-        PromptEncoder(tokenizer).prompt([user("a"), answer("b") | {"input": "c"}, user("d")])
+        PromptEncoder(tokenizer).prompt_ids([user("a"), answer("b") | {"input": "c"}, user("d")])
 
 
 def test_without_a_template_the_text_follows_bos(tokenizer: Tokenizer) -> None:
     """Contents and inputs are joined by blank lines, for one message and for several."""
     tokenizer.chat_template = None
     encoder, bos = PromptEncoder(tokenizer), [tokenizer.bos_token_id]
-    assert encoder.prompt(one_turn("one </s>", "two")) == bos + text_ids(tokenizer, "one </s>\n\ntwo")
-    assert encoder.prompt(one_turn("one")) == encoder.plain("one") == bos + text_ids(tokenizer, "one")
-    assert encoder.prompt(one_turn("", "two")) == encoder.plain("two")
-    assert encoder.prompt(one_turn("")) == bos
-    assert encoder.prompt([user("a", "b"), answer("c"), user("d")]) == encoder.plain("a\n\nb\n\nc\n\nd")
+    assert encoder.prompt_ids(instruction_messages("one </s>", "two")) == bos + text_ids(tokenizer, "one </s>\n\ntwo")
+    assert (
+        encoder.prompt_ids(instruction_messages("one"))
+        == encoder.plain_text_ids("one")
+        == bos + text_ids(tokenizer, "one")
+    )
+    assert encoder.prompt_ids(instruction_messages("", "two")) == encoder.plain_text_ids("two")
+    assert encoder.prompt_ids(instruction_messages("")) == bos
+    assert encoder.prompt_ids([user("a", "b"), answer("c"), user("d")]) == encoder.plain_text_ids("a\n\nb\n\nc\n\nd")
     assert encoder.stop_ids == [tokenizer.eos_token_id]
     with pytest.raises(ValueError, match="no chat template"):
         encoder.turns([[user("a"), answer("b")]])
@@ -264,13 +271,13 @@ def test_prompt_is_refused_only_if_the_template_rejects_the_messages(tokenizer: 
     rewriting = PromptEncoder(
         tokenizer, "{{ bos_token }}{% for m in messages %}{{ m.content ~ loop.revindex }}{% endfor %}"
     )
-    assert tokenizer.decode(rewriting.prompt(talk)) == "<s> a3b2c1"
+    assert tokenizer.decode(rewriting.prompt_ids(talk)) == "<s> a3b2c1"
     with pytest.raises(ValueError, match="renders a question differently once it has an answer"):
         rewriting.turns([talk])
     with pytest.raises(ValueError, match=r"cannot render these messages: .*not system"):
-        PromptEncoder(tokenizer).prompt([{"role": "system", "content": "s"}, user("a")])
+        PromptEncoder(tokenizer).prompt_ids([{"role": "system", "content": "s"}, user("a")])
     with pytest.raises(ValueError, match="cannot render these messages: no"):
-        PromptEncoder(tokenizer, "{{ raise_exception('no') }}").prompt(one_turn("why"))
+        PromptEncoder(tokenizer, "{{ raise_exception('no') }}").prompt_ids(instruction_messages("why"))
 
 
 def test_answers_are_trained_as_qwen3_renders_them_before_the_next_question(tokenizer: Tokenizer) -> None:
@@ -283,13 +290,13 @@ def test_answers_are_trained_as_qwen3_renders_them_before_the_next_question(toke
     with pytest.raises(ValueError, match="rewrites earlier turns"):
         encoder.turns([[*talk, user("e"), answer("f")]])  # the template removes the reasoning from the prompt for e
     [turn] = encoder.last_turns([[*talk, user("e"), answer("f")]])
-    assert turn.prompt == encoder.prompt([*talk, user("e")])
+    assert turn.prompt == encoder.prompt_ids([*talk, user("e")])
 
 
 def test_a_template_that_moves_the_system_message_trains_on_rows_of_one_turn(tokenizer: Tokenizer) -> None:
     encoder, system = PromptEncoder(tokenizer, PUBLISHED["mistral-v3"]), {"role": "system", "content": "s"}
     [[turn]] = encoder.turns([[system, user("a"), answer("b ")]])
-    assert turn.prompt == encoder.prompt([system, user("a")])
+    assert turn.prompt == encoder.prompt_ids([system, user("a")])
     assert turn.end == [tokenizer.eos_token_id]
     with pytest.raises(ValueError, match="rewrites earlier turns"):
         encoder.turns([[system, user("a"), answer("b"), user("c"), answer("d")]])
@@ -321,9 +328,9 @@ def test_only_the_last_answer_ends_in_eos_where_the_next_question_ends_the_other
     eos = tokenizer.eos_token_id
     assert [turn.end for turn in turns] == [[], [eos]]
     assert encoder.stop_ids == [eos]
-    ids, first = trained_ids(encoder, talk), encoder.prompt(talk[:1])
+    ids, first = trained_ids(encoder, talk), encoder.prompt_ids(talk[:1])
     assert ids[: len(first)] == first
-    assert ids[:-1] == encoder.prompt([*talk, user("e")])[: len(ids) - 1]
+    assert ids[:-1] == encoder.prompt_ids([*talk, user("e")])[: len(ids) - 1]
     row = encode_turns(turns, EncodingSettings(100))
     spans = zip(row.spans[::2], row.spans[1::2], strict=True)
     assert [tokenizer.decode(row.ids[start:end]).strip() for start, end in spans] == ["b", "d</s>"]
@@ -333,7 +340,7 @@ def test_token_that_the_tokenizer_lacks_is_named_with_a_remedy(tokenizer: Tokeni
     tokenizer.bos_token = None
     message = r"cannot render these messages: it writes bos_token, which the tokenizer does not have; use another temp"
     with pytest.raises(ValueError, match=message):
-        PromptEncoder(tokenizer, load_template("llama-2")).prompt(one_turn("a"))
+        PromptEncoder(tokenizer, load_template("llama-2")).prompt_ids(instruction_messages("a"))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -348,22 +355,22 @@ def seconds(work: Callable[[], object]) -> float:
 @pytest.mark.parametrize("text", ["<", "</s", "</s>", "\ufdd0", "山a "])
 def test_time_is_linear_in_the_length_of_the_text(tokenizer: Tokenizer, text: str) -> None:
     encoder = PromptEncoder(tokenizer)
-    few, many = one_turn(text * 5_000), one_turn(text * 40_000)
-    assert seconds(lambda: encoder.prompt(many)) < 30 * seconds(lambda: encoder.prompt(few)) + 0.05
+    few, many = instruction_messages(text * 5_000), instruction_messages(text * 40_000)
+    assert seconds(lambda: encoder.prompt_ids(many)) < 30 * seconds(lambda: encoder.prompt_ids(few)) + 0.05
 
 
 def test_time_is_linear_in_the_number_of_turns(tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer)
     few, many = ([user("a"), answer("b")] * count + [user("c")] for count in (200, 1600))
-    assert seconds(lambda: encoder.prompt(many)) < 30 * seconds(lambda: encoder.prompt(few)) + 0.05
+    assert seconds(lambda: encoder.prompt_ids(many)) < 30 * seconds(lambda: encoder.prompt_ids(few)) + 0.05
 
 
 def test_threads_encode_independently_of_each_other(tokenizer: Tokenizer) -> None:
-    """Other threads use the same tokenizer with control tokens enabled, a setting of the shared backend."""
+    """Other threads use the same tokenizer with special tokens enabled, a setting of the shared backend."""
     encoder = PromptEncoder(tokenizer)
     texts = [f"{number} </s> " * 200 for number in range(40)]
-    expected = [encoder.prompt(one_turn(text)) for text in texts]
+    expected = [encoder.prompt_ids(instruction_messages(text)) for text in texts]
     with ThreadPoolExecutor(4) as pool:
         others = [pool.submit(tokenizer, text, split_special_tokens=False) for text in texts]
-        assert list(pool.map(lambda text: encoder.prompt(one_turn(text)), texts)) == expected
+        assert list(pool.map(lambda text: encoder.prompt_ids(instruction_messages(text)), texts)) == expected
     assert all(tokenizer.eos_token_id in other.result().input_ids for other in others)

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from adapter_loading.checkpoint_loading import tokenizer_folder
 from chat_models import byte_level
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 from conftest import small_texts
 from corpus_tokenizer.document_encoder import load_encoder
 from exact_tokenizers.sentencepiece_bpe import read_sentencepiece_model
@@ -119,9 +119,9 @@ def test_added_tokens_roles_and_settings_are_kept(make_folder: MakeFolder, tiny_
     assert (len(tokenizer), tokenizer.pad_token_id, tokenizer.model_max_length) == (802, 800, 2048)
     assert tokenizer.padding_side == "left"
     encoder = PromptEncoder(tokenizer)
-    assert encoder.controls.keys() == {"<s>", "</s>", "<unk>", "[PAD]", "<|end|>"}
+    assert encoder.special_tokens.keys() == {"<s>", "</s>", "<unk>", "[PAD]", "<|end|>"}
     oracle = sentencepiece.SentencePieceProcessor(str(tiny_tokenizer / "tokenizer.model"))
-    assert encoder.prompt(one_turn("  two  spaces")) == [1, *oracle.encode("  two  spaces")]
+    assert encoder.prompt_ids(instruction_messages("  two  spaces")) == [1, *oracle.encode("  two  spaces")]
 
 
 def test_template_file_is_beside_the_exact_tokenizer(make_folder: MakeFolder) -> None:

@@ -94,8 +94,8 @@ def test_value_that_is_no_token_id_is_refused(key: str) -> None:
 def test_demo_ends_at_eos_and_not_at_bos(old: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded, right = model_loading.load(str(old)), model_loading.load(str(tiny_checkpoint))
     assert capsys.readouterr().err.count(f"notice: {old} {NOTICE}\n") == 1
-    ids = loaded.encoder.plain("  two spaces, 山水")
-    assert ids == right.encoder.plain("  two spaces, 山水") and ids[0] == 1
+    ids = loaded.encoder.plain_text_ids("  two spaces, 山水")
+    assert ids == right.encoder.plain_text_ids("  two spaces, 山水") and ids[0] == 1
     assert text_generation.generation_config(loaded, ids, Decoding(4)).eos_token_id == [2]
     assert (loaded.model.config.bos_token_id, loaded.model.config.pad_token_id) == (1, None)
     assert loaded.model.generation_config.eos_token_id == 2

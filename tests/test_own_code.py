@@ -205,7 +205,7 @@ def test_untrusted_code_of_llamas_tokenizer_class_is_replaced_by_exact_files_in_
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     text = "  two  spaces 李白"
     demo = model_loading.load(str(folder)).encoder
-    assert demo.plain(text) == [1, *oracle.encode(text)]
+    assert demo.plain_text_ids(text) == [1, *oracle.encode(text)]
     notice = f"notice: {folder} has Python code for its tokenizer, which is not executed without --trust_remote_code; "
     assert capsys.readouterr().err.count(notice + "tokenizer.model is read instead\n") == 1
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
@@ -213,7 +213,7 @@ def test_untrusted_code_of_llamas_tokenizer_class_is_replaced_by_exact_files_in_
         file.unlink()
     merged = tmp_path / "merged"
     weight_diff.merge(str(folder), [str(adapter)], str(merged))
-    assert model_loading.load(str(merged)).encoder.plain(text) == [1, *oracle.encode(text)]
+    assert model_loading.load(str(merged)).encoder.plain_text_ids(text) == [1, *oracle.encode(text)]
     assert (merged / "tokenizer.json").is_file()
     assert not (tmp_path / "executed").exists()
     assert type(model_loading.load(str(merged), trust_remote_code=True).tokenizer).__name__ == "OwnTokenizer"

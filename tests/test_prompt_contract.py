@@ -120,7 +120,7 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
     places = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
     prompts = [outcome(partial(served, tokenizer, talk[:at])) for at in places]
     example = outcome(lambda: trained(tokenizer, talk))
-    [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([prompt_messages({"messages": talk})])[0])]
+    [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).batch_prompt_ids([prompt_messages({"messages": talk})])[0])]
     assert ie_run == prompts[-1]
     measured = outcome(lambda: encode_row(PromptEncoder(tokenizer), {"messages": talk}, Path("model")))
     if isinstance(prompts[-1], str):  # the template refuses such a conversation in every consumer

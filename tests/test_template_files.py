@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from chat_models import QUESTIONS
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 from chat_prompts.template_files import folder_template, from_alpaca, missing_template, read_template, read_templates
 from instruction_data.named_templates import load_template
 from transformers import AutoTokenizer
@@ -26,14 +26,17 @@ def test_the_older_alpaca_file_gives_the_same_prompts_as_the_template(shared_dat
         older = PromptEncoder(tokenizer, read_template(shared_data / f"templates/{name}.json", "--template_path"))
         ours = PromptEncoder(tokenizer, load_template(name))
         for question in [*QUESTIONS, ("List {x} three.", "of %s"), ('say "山" \\ {{x}}', "")]:
-            assert older.prompt(one_turn(*question)) == ours.prompt(one_turn(*question))
+            assert older.prompt_ids(instruction_messages(*question)) == ours.prompt_ids(instruction_messages(*question))
 
 
 def test_template_syntax_in_an_alpaca_file_is_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
     prompt = '{{% raw %}} {{{{ bos_token }}}} "quoted" \\n 🤖\n{instruction}|{{x}}\n'
     text = json.dumps({"prompt_input": prompt + "{input}!", "prompt_no_input": prompt})
     encoder = PromptEncoder(tokenizer, from_alpaca(text, tmp_path))
-    assert encoder.text(one_turn("I", "J")) == '<s>{% raw %} {{ bos_token }} "quoted" \\n 🤖\nI|{x}\nJ!'
+    assert (
+        encoder.rendered_prompt(instruction_messages("I", "J"))
+        == '<s>{% raw %} {{ bos_token }} "quoted" \\n 🤖\nI|{x}\nJ!'
+    )
     broken = ("{", "[]", "{}", '{"prompt_input": "{instruction}"}', '{"prompt_input": "{a}", "prompt_no_input": ""}',
               '{"prompt_input": 1, "prompt_no_input": "x"}', '{"prompt_input": "{x}"}')  # fmt: skip
     for content in broken:
@@ -64,7 +67,7 @@ def test_byte_order_mark_of_a_template_is_not_part_of_the_prompt(tmp_path: Path,
         json.dumps(config | {"chat_template": "\ufeff{{ messages[0].content }}"})
     )
     for template in [*templates, folder_template(folder)]:
-        assert PromptEncoder(tokenizer, template).text(one_turn("a")) == "a"
+        assert PromptEncoder(tokenizer, template).rendered_prompt(instruction_messages("a")) == "a"
 
 
 def test_template_with_a_syntax_error_is_refused_with_file_and_line(tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_template_with_a_syntax_error_is_refused_with_file_and_line(tmp_path: Pa
 def test_template_with_tags_of_transformers_is_accepted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     text = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
     (tmp_path / "chat_template.jinja").write_text(text)
-    assert PromptEncoder(tokenizer, folder_template(tmp_path)).text(one_turn("a")) == "a"
+    assert PromptEncoder(tokenizer, folder_template(tmp_path)).rendered_prompt(instruction_messages("a")) == "a"
 
 
 @pytest.mark.parametrize("stored", [LISTED, {"tool_use": "tools", "default": "main"}])

@@ -34,7 +34,7 @@ def check_template(folder: Path, template: Path, trust_remote_code: bool) -> Non
     An input that the template does not use is appended to the content, as in every prompt of this repository. Raises
     ValueError if rendering fails or changes a text, FileNotFoundError without a tokenizer.
     """
-    from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+    from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -45,7 +45,7 @@ def check_template(folder: Path, template: Path, trust_remote_code: bool) -> Non
     encoder = PromptEncoder(from_folder(AutoTokenizer, exact, trust_remote_code))
     for given in ("", INPUT):
         try:
-            text = encoder.text(one_turn(INSTRUCTION, given))
+            text = encoder.rendered_prompt(instruction_messages(INSTRUCTION, given))
         except ValueError as error:
             raise ValueError(f"{template}: {error}; correct it") from None
         for key, part in (("content", INSTRUCTION), ("input", given)):

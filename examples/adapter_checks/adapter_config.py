@@ -1,4 +1,4 @@
-"""Read adapter_config.json and check the types of the settings that decide what an adapter does."""
+"""Read adapter_config.json and check the settings that affect the result of an adapter."""
 
 import json
 import math
@@ -20,7 +20,9 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def check_settings(config: dict[str, Any], file: Path) -> None:
-    """Raise ValueError for the first setting of a LoRA adapter that is missing or of another type than PEFT's."""
+    """Raise ValueError for the first setting of a LoRA adapter that is missing, invalid or not supported."""
+    if config.get("alora_invocation_tokens") is not None:
+        raise ValueError(f"{file} has alora_invocation_tokens, but activated LoRA is not supported; use a LoRA adapter")
     for name, (is_valid, wanted) in SETTINGS.items():
         value = config.get(name)
         if value is None and name not in REQUIRED:
@@ -42,7 +44,7 @@ def is_boolean(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def is_list(value: object) -> bool:
+def is_name_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
@@ -55,7 +57,7 @@ def is_pattern(value: object) -> bool:
 
 
 def is_target(value: object) -> bool:
-    return is_list(value) or is_pattern(value)
+    return is_name_list(value) or is_pattern(value)
 
 
 def is_layers(value: object) -> bool:
@@ -75,11 +77,10 @@ SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
     "alpha_pattern": (lambda value: is_table(value, is_number), "an object of numbers by module"),
     "target_modules": (is_target, NAMES),
     "exclude_modules": (is_target, NAMES),
-    "modules_to_save": (is_list, "a list of names"),
+    "modules_to_save": (is_name_list, "a list of names"),
     "layers_to_transform": (is_layers, "a list of layer numbers"),
     "layers_pattern": (is_target, NAMES),
     "use_dora": (is_boolean, "true or false"),
     "use_rslora": (is_boolean, "true or false"),
     "ensure_weight_tying": (is_boolean, "true or false"),
-    "alora_invocation_tokens": (lambda _: False, "null, since activated LoRA is not supported"),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from model_folders.weight_files import weight_files
 
-from adapter_checks.adapter_config import is_list, read_config
+from adapter_checks.adapter_config import is_name_list, read_config
 from adapter_checks.adapter_folder import AdapterFolder, Shapes, module_suffixes, read_adapter_folder, stored_shapes
 
 EMBEDDING, OUTPUT = "embed_tokens", "lm_head"  # as in PEFT's EMBEDDING_LAYER_NAMES
@@ -61,7 +61,7 @@ def shape_in_base(module: str, modules: Shapes) -> tuple[int, ...] | None:
     return modules.get(module, modules.get(module.partition(".")[2]))
 
 
-def updated_shape(parts: Shapes) -> tuple[int, int] | None:
+def update_shape(parts: Shapes) -> tuple[int, int] | None:
     """Return the shape (rows, columns) of the update from a pair of LoRA matrices; None without a pair."""
     if "lora_A" in parts:
         return parts["lora_B"][0], parts["lora_A"][1]
@@ -79,7 +79,7 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
         shape = shape_in_base(module, modules)
         if shape is None:
             raise ValueError(f"{adapter.path} changes {module}, which {base} does not have; {REMEDY}")
-        pair = updated_shape(parts)
+        pair = update_shape(parts)
         if pair == shape[::-1] and adapter.config.get("fan_in_fan_out"):
             pair = shape[0], shape[1]  # a Conv1D, whose weight is (in, out)
         copies = [parts[kind] for kind in ("weight", "base_layer") if kind in parts]
@@ -100,7 +100,7 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
 
 def check_completeness(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
     """Raise ValueError if a module that adapter_config.json names has no tensors in the adapter."""
-    lists = {name: frozenset(value) for name, value in adapter.config.items() if name in LISTS and is_list(value)}
+    lists = {name: frozenset(value) for name, value in adapter.config.items() if name in LISTS and is_name_list(value)}
     config = adapter.config | lists
     saved = config.get("modules_to_save") or ()
     shared = tied and config.get("ensure_weight_tying")  # the adapter then has no tensors for the output matrix
@@ -113,7 +113,7 @@ def check_completeness(adapter: AdapterFolder, modules: Shapes, tied: bool, base
             is_complete = "weight" in parts
         else:
             is_target = len(shape) in (0, 2) and is_targeted(module, config)
-            is_complete = not is_target or updated_shape(parts) is not None
+            is_complete = not is_target or update_shape(parts) is not None
         if not is_complete:
             raise ValueError(
                 f"{adapter.path} has no tensors for {module} of {base}, which its adapter_config.json names; copy it "
@@ -142,10 +142,10 @@ def matches_name(module: str, names: str | Container[str]) -> bool:
 
 
 def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
-    """Raise ValueError if a piece has another id in the adapter's tokenizer than in the base's.
+    """Raise ValueError if a piece of the base's tokenizer has another id, or none, in the adapter's tokenizer.
 
-    An adapter that replaces the embedding matrix may have its own vocabulary. A base may have added tokens that the
-    adapter's tokenizer lacks.
+    There are two exceptions: an adapter that replaces the embedding matrix may have its own vocabulary, and the base
+    may have additional tokens after the last id of the adapter's tokenizer.
     """
     replaced = any(name.rpartition(".")[2] == EMBEDDING and "weight" in parts for name, parts in adapter.parts.items())
     tables = None if replaced else different_tables(adapter.path, base)
@@ -177,7 +177,7 @@ def is_prefix(pieces: Mapping[str, int], longer: Mapping[str, int]) -> bool:
 
 
 def lacks_added_tokens(adapter: Path, base: Path) -> bool:
-    """Return whether an adapter's tokenizer.json is its base's without the last tokens; the base's is then used."""
+    """Return whether an adapter's tokenizer.json lacks only the last tokens of its base's, which is then used."""
     tables = different_tables(adapter, base)
     return tables is not None and is_prefix(*tables)
 

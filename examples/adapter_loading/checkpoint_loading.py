@@ -60,10 +60,10 @@ def load_checkpoint(
 ) -> tuple[Any, Any]:
     """Return (model in evaluation mode, tokenizer).
 
-    The tokenizer is the adapter's if its folder has one, else the base's; the chat template is
-    folder_template(lora_weights, base_model). merge: see attach_adapter. trust_remote_code: execute Python code in the
-    folders. options: of from_pretrained (dtype, device_map, …). Raises FileNotFoundError or ValueError with one line if
-    a folder is incomplete, or if adapter and base do not fit each other.
+    The tokenizer is read from `tokenizer_folder(base_model, lora_weights)`; callers read the chat template with
+    `folder_template(lora_weights, base_model)`. merge: see attach_adapter. trust_remote_code: execute Python code in
+    the folders. options: arguments of from_pretrained (dtype, device_map, …). Raises FileNotFoundError or ValueError
+    with one line if a folder is incomplete, or if adapter and base do not fit each other.
     """
     check_folders(base_model, lora_weights)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -83,10 +83,11 @@ def load_checkpoint(
     return model.eval(), tokenizer
 
 
-def load_base(architecture: Any, base_model: str, trust_remote_code: bool = False, **options: Any) -> Any:
+def load_base(model_class: Any, base_model: str, trust_remote_code: bool = False, **options: Any) -> Any:
     """Call from_pretrained on a local folder; raises ValueError if a tensor is missing, unknown or of another shape.
 
-    transformers initialises missing tensors at random and drops unknown ones; it logs both, but does not fail.
+    model_class: for example AutoModelForCausalLM. transformers initialises missing tensors at random and drops unknown
+    ones; it logs both, but does not fail.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig
@@ -95,7 +96,7 @@ def load_base(architecture: Any, base_model: str, trust_remote_code: bool = Fals
         config = from_folder(AutoConfig, base_model, trust_remote_code)
         options["attn_implementation"] = attention_backend(config, options.get("attn_implementation"))
         model, loading_info = from_folder(
-            architecture, base_model, trust_remote_code, output_loading_info=True, **options
+            model_class, base_model, trust_remote_code, output_loading_info=True, **options
         )
     except OwnCodeError:
         raise

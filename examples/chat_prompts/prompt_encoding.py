@@ -1,15 +1,15 @@
 """Encode messages as token ids: prompts for generation, and whole conversations with supervised answers for tuning.
 
-A chat template renders a conversation as text. The text is split at the template's control tokens and before and after
+A chat template renders a conversation as text. The text is split at the template's special tokens and before and after
 every answer, and each piece is encoded separately. These properties hold for every tokenizer:
 
 - In a training conversation, the ids before each answer equal the ids of the prompt for this answer, since the ids of
   an answer are appended to those of the prompt. (Encoding them together could merge characters across the boundary.)
-- In tuning, an answer ends in the control token that the template writes after an answer in a rendered history. If the
+- In tuning, an answer ends in the special token that the template writes after an answer in a rendered history. If the
   template writes none, the last answer ends in EOS; earlier answers, which are part of the next prompt, have no end.
   `stop_ids` are the tokens on which generation must stop.
-- The text of a message never becomes a control token: the first character of each control token's spelling is replaced
-  by a placeholder before rendering and restored before encoding.
+- The text of a message never becomes a special token: if it spells one (`<s>`), the first character of the spelling is
+  replaced by a placeholder before rendering and restored before encoding.
 - If the template ignores the input of a message, the input is appended to the content after a blank line. Without a
   template, BOS is followed by all contents and inputs of the conversation, separated by blank lines.
 
@@ -48,14 +48,17 @@ class Turn(NamedTuple):
 
 
 class RenderedText(NamedTuple):
-    """A rendered conversation and the character offsets at which it is split, in addition to control tokens."""
+    """A rendered conversation and the character offsets that divide it into regions.
+
+    Regions (prompt, answer, end-of-turn) are encoded separately, and split further at special tokens.
+    """
 
     text: str
     boundaries: list[int]
 
 
-def one_turn(instruction: str, input: str = "") -> list[Message]:
-    """Return the conversation of a single instruction."""
+def instruction_messages(instruction: str, input: str = "") -> list[Message]:
+    """Return a conversation that consists of one instruction."""
     return [{"role": "user", "content": instruction, "input": input}]
 
 
@@ -70,7 +73,7 @@ class PromptEncoder:
     Attributes:
         tokenizer: a transformers tokenizer with a `tokenizers` backend; never modified.
         template: Jinja source; None for a base model without a template.
-        controls: spelling -> id of each special token.
+        special_tokens: text -> id of each special token.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None) -> None:
@@ -78,48 +81,49 @@ class PromptEncoder:
         self.chat_template = ChatTemplate(tokenizer, template)
         self.template = self.chat_template.source
         special = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.controls = {str(token): index for index, token in special.items() if str(token)}
+        self.special_tokens = {str(token): index for index, token in special.items() if str(token)}
         self._strips = {str(token): (token.lstrip, token.rstrip) for token in special.values()}
-        longest_first = sorted(self.controls, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._special_token = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         firsts = sorted({token[0] for token in longest_first})
         rests = "|".join(re.escape(token[1:]) for token in longest_first)
-        self._spelled_control = re.compile(f"[{re.escape(''.join(firsts))}](?={rests})" if firsts else r"(?!)")
+        self._spelling_start = re.compile(f"[{re.escape(''.join(firsts))}](?={rests})" if firsts else r"(?!)")
         self._placeholders = {first: chr(PLACEHOLDERS + number) for number, first in enumerate(firsts)}
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        """The encoder of texts in which control tokens are ordinary text."""
-        return text_encoder(self.tokenizer, len(self.tokenizer), next(iter(self.controls), ""))
+        """The encoder of texts in which the spelling of a special token is ordinary text."""
+        return text_encoder(self.tokenizer, len(self.tokenizer), next(iter(self.special_tokens), ""))
 
-    def prompt(self, messages: Sequence[Any]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Any]) -> list[int]:
         """Return the token ids of the prompt for the next answer of a conversation; the template writes BOS.
 
         Raises ValueError if the template rejects the messages or a text is not valid Unicode.
         """
-        return self.prompts([messages])[0]
+        return self.batch_prompt_ids([messages])[0]
 
-    def prompts(self, conversations: Iterable[Sequence[Any]]) -> list[list[int]]:
-        """Return the token ids of `prompt` for each of the conversations, which are encoded together."""
+    def batch_prompt_ids(self, conversations: Iterable[Sequence[Any]]) -> list[list[int]]:
+        """Return `prompt_ids` of each conversation; the conversations are encoded together, on all cores."""
         if not self.template:
-            return [self.plain("\n\n".join(filter(None, map(content_and_input, each)))) for each in conversations]
+            texts = ["\n\n".join(filter(None, map(content_and_input, each))) for each in conversations]
+            return [self.plain_text_ids(text) for text in texts]
         rendered = []
         for messages in map(self._escape_messages, conversations):
             text, answers = self._render_history(messages)
             rendered.append(RenderedText(text, list(chain(*answers or ()))))
         return [list(chain(*regions)) for regions in self._encode(rendered)]
 
-    def plain(self, text: str) -> list[int]:
+    def plain_text_ids(self, text: str) -> list[int]:
         """Return BOS (if the tokenizer has one) and the ids of a text to continue, without a template."""
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return bos + self.text_ids(text)
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of a text, without BOS; control tokens in it are encoded as ordinary text."""
+        """Return the ids of a text, without BOS; the spelling of a special token in it is encoded as ordinary text."""
         return self.text_encoder.ids([(self._checked(text), False)])[0]
 
-    def text(self, messages: Sequence[Any]) -> str:
-        """Return the rendered prompt as text, for display."""
+    def rendered_prompt(self, messages: Sequence[Any]) -> str:
+        """Return the prompt for the next answer of a conversation as text, for display."""
         return self._unescape(self.chat_template.render(self._escape_messages(messages), True))
 
     @property
@@ -132,25 +136,25 @@ class PromptEncoder:
     def _end_of_turn(self) -> tuple[str, str] | None:
         """The text between an answer and its end-of-turn token, and that token; None if the template writes none.
 
-        A control token that begins the next question is not an end of turn: models with such templates end an answer
+        A special token that begins the next question is not an end of turn: models with such templates end an answer
         in EOS (Baichuan 2), or in one of several tokens that include EOS (GLM-4).
         """
         layout = self.chat_template.answer_layout
-        found = self._control.search(layout.suffix) if layout else None
+        found = self._special_token.search(layout.suffix) if layout else None
         return (found.string[: found.start()], found[0]) if found else None
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Ids on which generation must stop: EOS and the template's end-of-turn token."""
-        end = [self.controls[self._end_of_turn[1]]] if self._end_of_turn else []
+        end = [self.special_tokens[self._end_of_turn[1]]] if self._end_of_turn else []
         return sorted({self.tokenizer.eos_token_id, *end} - {None})
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the settings that determine the ids of given messages: tokenizer, control tokens and template."""
+        """Hash of the settings that determine the ids of given messages: tokenizer, special tokens and template."""
         tokenizer = self.tokenizer
         parts = [tokenizer.backend_tokenizer.to_str(), self.template, tokenizer.bos_token, tokenizer.eos_token,
-                 sorted(self.controls.items())]  # fmt: skip
+                 sorted(self.special_tokens.items())]  # fmt: skip
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def turns(self, conversations: Iterable[Sequence[Any]]) -> list[list[Turn]]:
@@ -243,7 +247,7 @@ class PromptEncoder:
         return text, spans
 
     def _escape_messages(self, messages: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return the messages for the template: control tokens in them are escaped, and no input is ignored.
+        """Return the messages for the template: spellings of special tokens are escaped, and no input is ignored.
 
         Raises ValueError if a message of a role other than user has an input.
         """
@@ -262,9 +266,9 @@ class PromptEncoder:
         return escaped
 
     def _escape(self, value: Any) -> Any:
-        """Return a value of a message with a placeholder for the first character of each control token in its texts."""
+        """Return a value of a message with a placeholder for the first character of each special token's spelling."""
         if isinstance(value, str):
-            return self._spelled_control.sub(lambda found: self._placeholders[found[0]], self._checked(value))
+            return self._spelling_start.sub(lambda found: self._placeholders[found[0]], self._checked(value))
         if isinstance(value, dict):
             return {key: self._escape(each) for key, each in value.items()}
         return [self._escape(each) for each in value] if isinstance(value, list) else value
@@ -285,7 +289,7 @@ class PromptEncoder:
         return text
 
     def _encode(self, rendered: Sequence[RenderedText]) -> list[list[list[int]]]:
-        """Return the ids of each text by region; one backend call encodes all texts and uses all cores."""
+        """Return the ids of each region of each text; one backend call encodes all texts and uses all cores."""
         split = [self._split(each) for each in rendered]
         texts = [piece for regions in split for region in regions for piece in region if not isinstance(piece, int)]
         encoded = iter(self.text_encoder.ids(texts))
@@ -298,21 +302,22 @@ class PromptEncoder:
         ]
 
     def _split(self, rendered: RenderedText) -> list[list[int | tuple[str, bool]]]:
-        """Return the pieces of each region: ids of control tokens, and (text, whether it continues another text)."""
+        """Return the pieces of each region: ids of special tokens, and (text, whether it continues another text)."""
         regions = []
-        continues, stripped = False, False  # stripped: the control token before removes white space
+        continues, strip_left = False, False  # strip_left: the last special token removes the white space after it
         for start, end in pairwise([0, *rendered.boundaries, len(rendered.text)]):
             region: list[int | tuple[str, bool]] = []
-            for found in chain(self._control.finditer(rendered.text, start, end), [None]):
+            for found in chain(self._special_token.finditer(rendered.text, start, end), [None]):
                 text = rendered.text[start : found.start() if found else end]
-                left, right = self._strips[found[0]] if found else (False, False)
-                text = text.lstrip() if stripped else text
-                text = text.rstrip() if left else text
+                removes_before, removes_after = self._strips[found[0]] if found else (False, False)
+                text = text.lstrip() if strip_left else text
+                text = text.rstrip() if removes_before else text
                 if text:
                     region.append((self._unescape(text), continues))
-                    continues, stripped = True, False
+                    continues, strip_left = True, False
                 if found:
-                    region.append(self.controls[found[0]])
-                    start, continues, stripped = found.end(), self.text_encoder.continues_after_control, right
+                    region.append(self.special_tokens[found[0]])
+                    start, strip_left = found.end(), removes_after
+                    continues = self.text_encoder.continues_after_special
             regions.append(region)
         return regions

@@ -34,7 +34,7 @@ def run(
     """Call a function with the options of the command line, then exit.
 
     command: the function, or several functions by name; the first argument then selects one. extra_option_types: name
-    -> type of the options that the function takes as **options; if None, it takes all other options, as text.
+    -> type of the options that the function takes as **options; if None, **options takes all other options, as text.
     without_effect: see `read_options`. Exit status: see `run_command`.
     """
     run_command(partial(call, command, sys.argv[1:], extra_option_types, without_effect))
@@ -73,7 +73,7 @@ def read_options(
 
     Syntax: `--name value`, `--name=value`, `--flag`, `--noflag`; `-` and `_` are equivalent in names; values without a
     name are assigned to the remaining parameters in order. without_effect: option -> reason, for options of the
-    original project that are ignored with a notice. Raises ValueError on unknown or missing options, on missing,
+    original KnowLM scripts that are ignored with a notice. Raises ValueError on unknown or missing options, on missing,
     surplus or invalid values, and on options that are given twice.
     """
     parameters, hints = inspect.signature(function).parameters.values(), get_type_hints(function)
@@ -113,7 +113,7 @@ def read_options(
         raise ValueError(f"unexpected value {unnamed[len(remaining)]!r}; see --help")
     given |= dict(zip(remaining, unnamed, strict=False))
     for parameter in named:
-        if parameter.default is parameter.empty and not given.get(parameter.name):  # "" would be the current folder
+        if parameter.default is parameter.empty and not given.get(parameter.name):  # Path("") is the current folder
             fault = "is empty" if parameter.name in given else "is missing"
             raise ValueError(f"--{parameter.name} {fault}; see --help")
     return {name: parse_value(f"--{name}", text, types.get(name, str)) for name, text in given.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from chat_prompts.template_files import missing_template
 
 from demo_pages.case_files import Suite, answers_file, case_text, case_title
@@ -63,7 +63,11 @@ def run_cases(checkpoint: Checkpoint, suite: Suite, given: Mapping[str, Any], ou
             decoding = resolve_decoding(suite.decoding | case.get("decoding", {}), given)
             row = {**case, "prompt": "", "decoding": asdict(decoding)}
             try:
-                ids = encoder.prompt(one_turn(text, input)) if is_instruction else encoder.plain(text)
+                ids = (
+                    encoder.prompt_ids(instruction_messages(text, input))
+                    if is_instruction
+                    else encoder.plain_text_ids(text)
+                )
                 row["prompt"] = encoder.tokenizer.decode(ids)
                 answer = print_answer(stream(checkpoint, ids, decoding))
             except ValueError as error:  # for example, the prompt is longer than the model's context

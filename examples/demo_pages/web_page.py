@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from text_language.language_detection import language_of
 
 from demo_pages import extraction_prompts, text_generation
@@ -54,17 +54,17 @@ def stream_answer(
 
 
 def instruction_ids(checkpoint: Checkpoint, labels: dict[str, str], instruction: str, input: str) -> list[int]:
-    return checkpoint.encoder.prompt(one_turn(require_text(instruction, labels), input))
+    return checkpoint.encoder.prompt_ids(instruction_messages(require_text(instruction, labels), input))
 
 
 def continuation_ids(checkpoint: Checkpoint, labels: dict[str, str], beginning: str) -> list[int]:
-    return checkpoint.encoder.plain(require_text(beginning, labels))
+    return checkpoint.encoder.plain_text_ids(require_text(beginning, labels))
 
 
 def extraction_ids(checkpoint: Checkpoint, labels: dict[str, str], task: str, schema: str, text: str) -> list[int]:
     types, language = extraction_prompts.parse_schema(schema, task), language_of(require_text(text, labels))
     instruction = extraction_prompts.extraction_instruction(task, types, language, checkpoint.extraction)
-    return checkpoint.encoder.prompt(one_turn(instruction, text))
+    return checkpoint.encoder.prompt_ids(instruction_messages(instruction, text))
 
 
 def require_text(text: str, labels: dict[str, str]) -> str:

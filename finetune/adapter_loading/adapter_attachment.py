@@ -12,8 +12,8 @@ def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool
     """Return the model with the adapter attached.
 
     merge: add the deltas to the weights, which makes generation faster. An adapter that changes one of two tied
-    matrices is not merged, since this would change both. Raises ValueError if the folder lacks a
-    tensor or has one that the model does not have.
+    matrices is not merged, since this would change both. Raises ValueError if the folder lacks a tensor or has one that
+    the model does not have.
     """
     adapter = read_adapter_folder(folder)
     vocabulary_size = adapter_vocabulary_size(adapter)
@@ -27,7 +27,8 @@ def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool
 def load_peft_model(model: Any, adapter: AdapterFolder, base: str | Path) -> Any:
     """Call PeftModel.from_pretrained; raises its errors as ValueError with one line.
 
-    It does not find a module of modules_to_save that is stored under its name in memory, so these names are changed.
+    It does not find a module of modules_to_save whose name in the file contains the adapter's name, as in memory. Such
+    names are converted with `saved_name` first.
     """
     from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from peft.utils import load_peft_weights

@@ -11,20 +11,20 @@ from packed_attention.segment_attention import NAME, attention_of, padded_attent
 
 from answer_generation.batched_generation import generate_answers
 
-BATCHES = 4  # generated between two looks for a stop signal
+BATCHES_PER_CHECK = 4  # batches generated between two checks for a stop signal
 
 
 class AnswerScorer:
-    """Scores the answers of a model in training to the held-out examples; call it with the trainer.
+    """Callable that generates answers to the held-out examples with the model of a trainer, and scores them.
 
-    Raises ValueError if a correct answer cannot be scored.
+    The constructor raises ValueError if a correct answer cannot be scored.
     """
 
     def __init__(
         self, encoder: PromptEncoder, rows: list[InstructionRow], batch_size: int, max_new_tokens: int
     ) -> None:
         self.encoder, self.batch_size, self.max_new_tokens = encoder, batch_size, max_new_tokens
-        self.prompts = encoder.prompts([prompt_messages(row) for row in rows])
+        self.prompts = encoder.batch_prompt_ids([prompt_messages(row) for row in rows])
         self.gold = [messages_of(row)[-1]["content"] for row in rows]
         if error := next(filter(None, map(gold_error, self.gold)), ""):
             raise ValueError(
@@ -33,7 +33,7 @@ class AnswerScorer:
             )
 
     def __call__(self, trainer: Any) -> dict[str, float]:
-        """Return `scores_by_name` of all examples, {} after a stop signal.
+        """Return `scores_by_name` of all held-out examples, or {} if a stop signal ended the generation.
 
         All ranks must call it, with the model in evaluation mode.
         """
@@ -46,7 +46,7 @@ class AnswerScorer:
             trainer.base_model.set_attn_implementation(padded_attention(trainer.base_model))
         model, answers = trainer.accelerator.unwrap_model(trainer.model), list[str]()
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            for start in range(0, len(order), size := self.batch_size * BATCHES):
+            for start in range(0, len(order), size := self.batch_size * BATCHES_PER_CHECK):
                 if trainer.is_stopping():
                     break
                 prompts = [self.prompts[index] for index in order[start : start + size]]
@@ -62,7 +62,7 @@ class AnswerScorer:
 def scores_by_name(pairs: list[tuple[str, str]]) -> dict[str, float]:
     """Return the scores of (prediction, correct answer) pairs: name -> score.
 
-    f1 is over entities and triples together; parsed and exact are shares of answers.
+    f1 counts entities and triples together; parsed and exact are shares of answers.
     """
     scores = score_answers(pairs)
     counts = [sum(scores[task][key] for task in TASKS) for key in ("correct", "predicted", "gold")]

@@ -6,20 +6,21 @@ from chat_prompts.prompt_encoding import PromptEncoder
 
 
 class GeneratedAnswer(NamedTuple):
-    """The text of an answer, and how it ended."""
+    """The text of an answer and the reason for its end."""
 
     text: str
-    finish_reason: str  # as in OpenAI's API: "stop" at an end token, "length" at the limit of tokens
+    finish_reason: str  # as in OpenAI's API: "stop" at an end token, "length" at the limit of tokens or of the context
 
 
 def generate_answers(
     model: Any, encoder: PromptEncoder, prompts: list[list[int]], batch_size: int, max_new_tokens: int
 ) -> list[GeneratedAnswer]:
-    """Return the greedy continuation of each prompt, up to EOS or the end of turn of the template.
+    """Return the greedy answer to each prompt, up to EOS or the end-of-turn token of the template.
 
-    prompts: token ids of each. Prompts of similar length are in one batch, the longest first, so that too little memory
+    prompts: token ids of each. Prompts of similar length are in one batch, the longest first, so that a lack of memory
     shows in the first batch. The attention mask is computed from the lengths, so any id can be the pad id. An answer
-    also ends where the positions of the model do; prompts that leave less than max_new_tokens are answered one by one.
+    also ends at the last position of the model; prompts that leave fewer than max_new_tokens positions are answered one
+    by one.
     """
     import sys
 

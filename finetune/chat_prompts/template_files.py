@@ -25,9 +25,9 @@ FIELDS = {"instruction": "message.content", "input": "message.input"}
 
 
 def read_template(path: str | Path, option: str) -> str:
-    """Return the Jinja source of a template file: its text, or that in a chat_template.json or alpaca prompt file.
+    """Return the Jinja source of a Jinja file, a chat_template.json or an alpaca prompt file.
 
-    option: the command-line option with the file's name, for messages. Raises FileNotFoundError, or ValueError with
+    option: the command-line option that names the file, for messages. Raises FileNotFoundError, or ValueError with
     the line of a syntax error.
     """
     path = Path(path)
@@ -92,17 +92,18 @@ def _expression(prompt: str) -> str:
 
 
 def template_files(folder: str | Path) -> dict[str, Path]:
-    """Return name -> file of the chat templates of a folder that are files; the main one is `default`."""
+    """Return name -> path of the chat template files of a folder; the main template is `default`."""
     named = [(path.stem, path) for path in sorted(Path(folder, TEMPLATES).glob("*.jinja"))]
     return {name: path for name, path in [("default", Path(folder, TEMPLATE)), *named] if path.is_file()}
 
 
 def read_templates(folder: str | Path, named_only: bool = False) -> dict[str, str]:
-    """Return name -> Jinja source of the chat templates of a checkpoint or adapter folder; the main one is `default`.
+    """Return name -> Jinja source of the chat templates of a checkpoint or adapter folder; `default` is the main one.
 
     As in transformers, the template files of a folder replace the templates in its tokenizer_config.json. A byte order
-    mark, which transformers would write into the prompt, is removed. named_only: leave out and do not read the main
-    template. Raises ValueError, which names the file, if a template cannot be read or its name is not a file's.
+    mark, which transformers would write into the prompt, is removed. named_only: do not return the main template, and
+    do not read its file. Raises ValueError, which names the file, if a template cannot be read or its name cannot be a
+    file name.
     """
     if files := template_files(folder):
         return {name: read_text(path) for name, path in files.items() if not (named_only and name == "default")}
@@ -120,9 +121,9 @@ def read_templates(folder: str | Path, named_only: bool = False) -> dict[str, st
 
 
 def check_name(name: str, place: Path) -> None:
-    """Raise ValueError, which names `place`, if a template of this name would not be a file of TEMPLATES.
+    """Raise ValueError, which names `place`, if a template of this name cannot be saved in the folder TEMPLATES.
 
-    A name is saved as <name>.jinja; transformers refuses one outside the folder (save_chat_templates, 5.19).
+    It is saved as <name>.jinja; transformers refuses a name that leads out of the folder (save_chat_templates, 5.19).
     """
     file = f"{name}.jinja"
     if not name or Path(file).name != file or not name.isprintable() or len(file.encode()) > MAXIMUM_FILE_NAME:
@@ -154,7 +155,10 @@ def folder_template(*folders: str | Path) -> str | None:
 
 
 def other_templates(folder: str | Path) -> tuple[str, Path | None]:
-    """Return a phrase on the templates of a folder without a main one, and the file of one; ("", None) without any."""
+    """Return (phrase that names the templates of a folder without a main template, file of one of them or None).
+
+    ("", None) if the folder has no template.
+    """
     named, files = read_templates(folder), template_files(folder)
     if named:
         names, place = " and ".join(sorted(named)), f" in {CONFIG}" * (not files)
@@ -174,7 +178,7 @@ def missing_template(folder: str | Path, option: str) -> str:
         f", or add it: python tools/set_template.py --model_path {folder} --template_path "
         f"{file or 'finetune/templates/alpaca.jinja'} --output_dir NEW"
     )
-    has_tokenizer = Path(folder, CONFIG).is_file()  # which set_template.py renders the template with
+    has_tokenizer = Path(folder, CONFIG).is_file()  # set_template.py needs the tokenizer to render the template
     return (
         f"{folder} has no chat template{others}, so instructions are sent as plain text. A tuned model needs the "
         f"template that it was tuned with: {option}{command if has_tokenizer else ''}"

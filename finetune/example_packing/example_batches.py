@@ -1,7 +1,7 @@
 """Build the micro batches of a step: packed sequences if the attention keeps examples apart, else single examples.
 
 The layout affects only the speed of a step, not its examples or its loss, which is the mean over their supervised
-tokens. A packed sequence has examples one after another, without padding or mask, and positions restart at each.
+tokens. A packed sequence has examples one after another, without padding between them, and positions restart at each.
 Shared prefixes may be computed once (shared_prefixes.py). The output matrix is applied only at positions whose next
 token has a label: it has 2 % of LLaMA-2 7B's weights and a quarter of Qwen2.5-0.5B's, and the logits are the largest
 tensor of a step.
@@ -24,16 +24,16 @@ IGNORED = -100  # the label that torch's cross entropy ignores
 
 @dataclass
 class BatchLayout:
-    """How the examples of a step become micro batches."""
+    """Divides the examples of a step into micro batches, and builds the tensors of a micro batch."""
 
     packed: bool  # several examples per sequence, else one
     capacity: int  # maximum tokens of a packed sequence
     pad_id: int  # any token id
     share_prefixes: bool = False  # compute the shared prefixes in a packed sequence once
-    multiple: int = 1  # lengths are padded to a multiple of it, for GPUs; padding has no labels and comes last
+    multiple: int = 1  # pad sequences at the end to a multiple of this length; padding has no labels
 
     def divide(self, examples: ExampleSources, members: np.ndarray, ranks: int) -> list[list[list[PrefixGroup]]]:
-        """Divide the examples `members` into micro batches; return those of each rank.
+        """Divide the examples `members` into micro batches; return the micro batches of each rank as lists of groups.
 
         All ranks have the same number of micro batches; the last one of a rank may be empty.
         """
@@ -48,10 +48,11 @@ class BatchLayout:
         return [sequences[rank::ranks] for rank in range(ranks)]
 
     def tensors(self, examples: ExampleSources, micro: Sequence[PrefixGroup], filler: int) -> dict[str, Any]:
-        """Return the tensors of a micro batch; if it is empty, those of the example `filler` without labels.
+        """Return the tensors of a micro batch; an empty one has the example `filler`, without labels.
 
         input_ids, position_ids: (1, tokens). segments: shared prefixes, remainders of examples, whole examples. keep:
-        (kept,), the positions whose next token has a label. targets: (1, kept), these labels. sources: (1, kept).
+        (kept,), the positions whose next token has a label. targets: (1, kept), these labels. sources: (1, kept), the
+        source of each label's example. Without any label, keep is [0], and the target is IGNORED.
         """
         segments: list[Segment] = []
         parts: list[tuple[np.ndarray, np.ndarray, int, int]] = []  # ids, labels, first position, source

@@ -61,7 +61,7 @@ def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
 
 
 def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
-    """Parse proportions such as `zh=2,en=1`; raises ValueError unless exactly the sources have positive numbers."""
+    """Parse proportions such as `zh=2,en=1`; raises ValueError unless each source has one, and no other name does."""
     weights = {}
     for word in text.split(","):
         name, _, number = word.strip().partition("=")

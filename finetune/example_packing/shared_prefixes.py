@@ -22,7 +22,7 @@ class PrefixGroup(NamedTuple):
 
 
 def group_by_prefix(ids: Sequence[np.ndarray], limits: Sequence[int]) -> list[PrefixGroup]:
-    """Divide the examples into groups with common prefixes so that the most tokens are saved.
+    """Divide the examples into groups with common prefixes so that the maximum number of tokens is saved.
 
     ids: (tokens,) of each example. limits: the maximum number of tokens that each may share. Examples are sorted by
     their ids, so that examples with long common prefixes are neighbours, and divided into runs of neighbours.
@@ -41,13 +41,13 @@ def _common_prefix_length(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _runs_saving_most(common: np.ndarray) -> list[tuple[int, int, int]]:
-    """Divide sorted examples into the runs that save the most tokens, by dynamic programming.
+    """Divide sorted examples into the runs that save the maximum number of tokens, by dynamic programming.
 
     Returns (first, end, prefix) of each run. common: (examples - 1,), the number of common first tokens of each example
     and the next one; the prefix of a run is their minimum.
     """
     count = len(common) + 1
-    saved, start, prefix = (np.zeros(count + 1, np.int64) for _ in range(3))  # for the best division of the first n
+    saved, start, prefix = (np.zeros(count + 1, np.int64) for _ in range(3))  # at n: best for the first n examples
     least = np.zeros(count, np.int64)  # common first tokens of the examples from each one to the current last one
     for last in range(1, count + 1):
         if last > 1:

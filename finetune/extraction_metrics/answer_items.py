@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 TASKS = ("entity", "triple")
 PAIRS = (("subject", "object"), ("head", "tail"))  # keys of a triple in our answers, and in published annotations
-BRACES = 100  # opening braces of an answer at which json_object_in looks for an object
+MAX_BRACES = 100  # opening braces of an answer at which json_object_in tries to parse an object
 
 
 class AnswerItem(NamedTuple):
@@ -46,9 +46,10 @@ def parse_answer(answer: str) -> Counter[AnswerItem] | None:
 
 
 def read_answer(answer: str) -> Answer:
-    """Return the items of an answer; JSON in another form has items too: each value, or each item of a list.
+    """Return the items of an answer.
 
-    Lists under equal keys are joined.
+    In JSON that is not an object of lists, each value, or each item of a list, is an item. Lists under equal keys are
+    joined.
     """
     try:
         found = json.loads(answer, object_pairs_hook=_with_joined_lists)
@@ -71,7 +72,7 @@ def _with_joined_lists(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def json_object_in(answer: str) -> str:
     """Return the first JSON object of lists in an answer, without code fence and other text; "" if there is none."""
     decoder, end = json.JSONDecoder(), 0
-    for brace in islice(re.finditer(r"\{", answer), BRACES):
+    for brace in islice(re.finditer(r"\{", answer), MAX_BRACES):
         if brace.start() >= end:
             try:
                 found, end = decoder.raw_decode(answer, brace.start())
@@ -97,7 +98,7 @@ def to_item(label: str, value: Any) -> AnswerItem:
 
 
 def gold_error(output: str) -> str:
-    """Return why a correct answer cannot be scored, or ""."""
+    """Return the reason why a correct answer cannot be scored, or "" if it can."""
     gold = parse_answer(output)
     if gold is None:
         return f"is not a JSON object of lists ({output[:60]!r})"

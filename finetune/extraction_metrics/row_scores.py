@@ -18,7 +18,7 @@ from extraction_metrics.confidence_intervals import f1_interval
 
 
 class ScoredRow(NamedTuple):
-    """A prediction, its correct answer, and what else a row says about them."""
+    """A prediction, its correct answer, and optional fields of the row."""
 
     prediction: str
     gold: str
@@ -28,15 +28,15 @@ class ScoredRow(NamedTuple):
 
 
 def score_rows(rows: Sequence[ScoredRow]) -> dict[str, Any]:
-    """Return the scores of `score_answers`, and of each task `f1_interval` and `by_type` (most frequent types first).
+    """Return the scores of `score_answers`; each task also has `f1_interval` and `by_type` (most frequent types first).
 
-    Further: `not_in_text`, if rows have a text; `stopped`, the share of answers that the model ended, among the rows
-    with a finish reason; `orders`, if the rows are several orders of one test set. Raises as `score_answers`.
+    Optional keys: `not_in_text`, if rows have a text; `stopped`, the share of answers that the model ended, among the
+    rows with a finish reason; `orders`, if the rows are several orders of one test set. Raises as `score_answers`.
     """
     counts = count_answers([(row.prediction, row.gold) for row in rows])
     scores, items = total_scores(counts), summed_items(counts)
     for task in TASKS:
-        labels = {label for of, label, _ in items if of == task}
+        labels = {label for own_task, label, _ in items if own_task == task}
         by_label = {label: precision_recall_f1(*(items[task, label, key] for key in COUNTS)) for label in labels}
         by_type = dict(sorted(by_label.items(), key=lambda each: (-each[1]["gold"], each[0])))
         scores[task] |= {"f1_interval": f1_interval(resampled_counts(rows, counts, task)), "by_type": by_type}

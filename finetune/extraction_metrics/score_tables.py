@@ -6,11 +6,11 @@ from typing import Any
 
 from extraction_metrics.answer_items import TASKS
 
-LABEL = 60  # most characters of a type
+LABEL_CHARACTERS = 60  # maximum characters of a type or relation in the table
 
 
 def scores_table(scores: dict[str, Any], by_type: bool = False) -> str:
-    """Return the scores of `score_rows` as lines; by_type: also of each type and relation."""
+    """Return the scores of `score_rows` as text; by_type: with the scores of each type and relation."""
     columns = f"{'correct':>10}{'predicted':>10}{'gold':>10}"
     lines = [f"{'':8}{'precision':>10}{'recall':>10}{'F1':>10}{'95% interval':>17}{columns}"]
     for task in TASKS:
@@ -22,7 +22,7 @@ def scores_table(scores: dict[str, Any], by_type: bool = False) -> str:
             f"{score['correct']:10d}{score['predicted']:10d}{score['gold']:10d}"
         )
     shares = [f"{scores['exact']:.1%} exactly right", f"{scores['parsed']:.1%} of answers parse"]
-    shares += [f"{scores['stopped']:.1%} stop"] if "stopped" in scores else []
+    shares += [f"{scores['stopped']:.1%} complete"] if "stopped" in scores else []
     shares += [f"{scores['not_in_text']:.1%} of predicted names are not in the text"] if "not_in_text" in scores else []
     lines.append(f"{scores['examples']} example{'s' * (scores['examples'] != 1)}, {', '.join(shares)}")
     if orders := scores.get("orders"):
@@ -41,6 +41,6 @@ def type_lines(scores: dict[str, Any]) -> list[str]:
         for label, score in by_type.items():
             lines.append(
                 f"{score['precision']:9.4f}{score['recall']:10.4f}{score['f1']:10.4f}{score['predicted']:10d}"
-                f"{score['gold']:10d}  {printable(label[:LABEL])}"
+                f"{score['gold']:10d}  {printable(label[:LABEL_CHARACTERS])}"
             )
     return lines

@@ -15,9 +15,9 @@ ITEM_KEYS = ("entities", "triples")  # of batch.py with /extract
 
 
 def prediction_of(location: str, row: dict[str, Any]) -> str:
-    """Return the prediction of a row; items of /extract are returned as an answer.
+    """Return the prediction of a row; the items of an /extract response are converted to an answer.
 
-    Raises ValueError if the row has an error of batch.py instead, or none.
+    Raises ValueError if the row has no prediction, or an error of batch.py.
     """
     if row.get("error") and (row.get("generated_text") is not None or row.get("complete") is False):
         raise ValueError(f"{location} has an error instead of an answer ({str(row['error'])[:80]}); answer it again")
@@ -32,7 +32,7 @@ def prediction_of(location: str, row: dict[str, Any]) -> str:
 
 
 def extracted_answer(location: str, row: dict[str, Any]) -> str:
-    """Return the answer that has the items of a response of /extract: {type: [name]}, {relation: [triple]}.
+    """Convert the items of an /extract response to an answer, JSON of {type: [name]} and {relation: [triple]}.
 
     Raises ValueError if an item has another form.
     """
@@ -55,7 +55,7 @@ def extracted_answer(location: str, row: dict[str, Any]) -> str:
 
 
 def finish_reason_of(row: dict[str, Any]) -> str:
-    """Return why the answer of a row ended, "stop" or "length" for `complete` of /extract; "" if it does not say."""
+    """Return the finish reason of a row; `complete` of /extract becomes "stop" or "length". "" if there is neither."""
     if isinstance(row.get("finish_reason"), str):
         return str(row["finish_reason"])
     complete = row.get("complete") if any(key in row for key in ITEM_KEYS) else None
@@ -63,17 +63,17 @@ def finish_reason_of(row: dict[str, Any]) -> str:
 
 
 def text_of(row: dict[str, Any]) -> str | None:
-    """Return the text from which a row extracts, or None.
+    """Return the text from which items are extracted, or None.
 
-    This is its `input`, or the `text` of a request of /extract, else all user messages.
+    This is the `input` of the row, or the `text` of an /extract request, else all user messages.
     """
     for key in ("input", "text"):
         if row.get("messages") is None and isinstance(row.get(key), str) and row[key]:
             return str(row[key])
     if row_error(row, answers=False):
         return None
-    asked = [message for message in prompt_messages(row) if message["role"] == "user"]
-    return "\n".join(message[key] for message in asked for key in ("content", "input") if message.get(key))
+    questions = [message for message in prompt_messages(row) if message["role"] == "user"]
+    return "\n".join(message[key] for message in questions for key in ("content", "input") if message.get(key))
 
 
 def correct_answer_of(location: str, row: dict[str, Any]) -> str:
@@ -95,7 +95,10 @@ def correct_answer_of(location: str, row: dict[str, Any]) -> str:
 
 
 def question_of(row: dict[str, Any]) -> Any:
-    """Return what a row asks, equal for both forms of instruction rows; None if the row does not say."""
+    """Return the question of a row, in the same form for both kinds of instruction rows; None if it has no question.
+
+    The question of a row that is not an instruction row is its `input`.
+    """
     if row_error(row, answers=False):
         return row.get("input")
     return [{key: text for key, text in message.items() if text} for message in prompt_messages(row)]
@@ -104,9 +107,9 @@ def question_of(row: dict[str, Any]) -> Any:
 def scored_rows(predictions: str, gold: str = "") -> list[ScoredRow]:
     """Return the rows of `predictions` with their correct answers.
 
-    The correct answers are those of `gold`, else those of `predictions`; text and order too, if a row of `predictions`
-    has none. Raises FileNotFoundError, or ValueError if a row has no prediction, or no correct answer that can be
-    scored, or if the two files differ in the number of rows or in the question of a row.
+    The correct answers are read from `gold`, or from `predictions` if `gold` is empty. Text and order are read from
+    `gold` for rows of `predictions` without them. Raises FileNotFoundError, or ValueError if a row has no prediction or
+    no correct answer that can be scored, or if the two files differ in the number of rows or in the question of a row.
     """
     gold = gold or predictions
     answered = list(iterate_objects(predictions))

@@ -23,9 +23,9 @@ CONLL04_COLUMNS = re.compile(r"[0-9]+\t[^\t]+\t[^\t]+\t\[.*\]\t\[.*\]\s*")
 
 
 def recognise_format(lines: Sequence[str]) -> str:
-    """Return "json", "conll", "conll04", or "" if none is recognised in the first lines of a file.
+    """Return the format of a file by its first lines: "json", "conll" or "conll04", or "" if it is not recognised.
 
-    Without text it is "json", whose reader reports the empty file.
+    The format of an empty file is "json"; the JSON reader reports the error.
     """
     lines = [line for line in lines if line.strip("\ufeff \t\r\n")]
     if not lines or JSON_START.match(lines[0].lstrip("\ufeff")):
@@ -41,7 +41,7 @@ def recognise_format(lines: Sequence[str]) -> str:
 def file_format(path: str) -> str:
     """Return the format of a file; raises ValueError if it is not recognised, or with file and line if it is damaged.
 
-    A folder, a parquet file or a missing file is "json", whose reader reads or reports it.
+    The format of a folder, a parquet file or a missing file is "json": the JSON reader reads it or reports the error.
     """
     file = Path(path)
     if not file.is_file():

@@ -1,6 +1,6 @@
 """Read and check annotated sentences and lists of types.
 
-Annotations have CrossNER's keys, and `relation_list` for relations; only the list of the requested task is required:
+Annotations are JSON objects of this form; only the list of the requested task is required:
     {"sentence": "Ann Lee was born in Oslo.", "entity_list": [{"name": "Ann Lee", "type": "person"}],
      "relation_list": [{"subject": "Ann Lee", "relation": "born in", "object": "Oslo"}]}
 Types are a JSON list, or lists by kind and language: {"entity": {"en": [...], "zh": [...]}, "relation": {"en": [...]}}.

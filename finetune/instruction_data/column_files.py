@@ -19,7 +19,7 @@ last token of its subject and points to the last token of its object; 'N' means 
     3    Oslo   B-Loc     ['N']          [3]
 
 Tags are "O", or a prefix, "-" and a type, in BIO, IOB1, BIOES or BMES. A span begins and ends where the scorer of the
-CoNLL shared tasks (conlleval) begins and ends it, also if the tags are inconsistent.
+CoNLL shared tasks (conlleval) begins and ends it, even if the tags are inconsistent.
 """
 
 import re
@@ -96,7 +96,7 @@ def continues(previous: Tag, tag: Tag) -> bool:
 
 
 def entity_spans(tags: Sequence[Tag]) -> list[Span]:
-    """Return the spans of a sentence: a tag other than O begins a span unless it continues the one before."""
+    """Return the spans of a sentence: a tag other than O begins a span unless it continues the previous span."""
     spans: list[Span] = []
     for at, (previous, tag) in enumerate(pairwise([OUTSIDE, *tags])):
         if continues(previous, tag):
@@ -116,7 +116,7 @@ class TagCounts:
     """
 
     has_ends: bool = False
-    is_bio: bool = False  # unless it has ends
+    is_bio: bool = False  # used only if has_ends is False
     inconsistent_with_ends: int = 0
     inconsistent_bio: int = 0
 
@@ -232,8 +232,8 @@ def read_conll04(path: Path) -> Iterator[TaggedSentence]:
             raise ValueError(f"{path}:{number} has {fact}; separate index, token, tag, relations and indices by tabs")
         if columns[0] != str(len(sentence.tokens)):
             raise ValueError(
-                f"{path}:{number} has the index {columns[0][:20]!r}; the next token of this "
-                f"document has the index {len(sentence.tokens)}; a document begins with a line '#doc N' and the index 0"
+                f"{path}:{number} has the index {columns[0][:20]!r}, but the next token of this document has the "
+                f"index {len(sentence.tokens)}; a document begins with a line '#doc N' and the index 0"
             )
         sentence.line = sentence.line or number
         sentence.relations += parse_relations(path, number, len(sentence.tokens), columns[3], columns[4])

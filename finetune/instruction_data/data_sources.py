@@ -18,7 +18,8 @@ def find_sources(data_path: Sequence[str]) -> list[Source]:
     """Return the files of --data_path.
 
     data_path: files or folders, each optionally as name=path; one string may contain several, separated by commas. The
-    default name of a file is its stem. Raises FileNotFoundError or ValueError.
+    default name of a file is its stem, and name-stem in a folder given as name=folder. Raises FileNotFoundError if a
+    file is missing, or ValueError if two sources have the same name.
     """
     words = [part for word in data_path for part in ([word] if Path(word).exists() else word.split(",")) if part]
     sources: list[Source] = []

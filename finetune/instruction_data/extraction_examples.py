@@ -11,7 +11,7 @@ from instruction_data.extraction_wording import ExtractionQuestion
 
 
 def correct_answer(items: list[AnnotatedItem], task: str, question: ExtractionQuestion) -> dict[str, list[Any]]:
-    """Return type -> names (ner) or {"subject", "object"} objects (re), in the order of the items."""
+    """Return type -> names (ner) or relation -> {"subject", "object"} objects (re), in the order of the items."""
     answer: dict[str, list[Any]] = {name: [] for name in question.types} if "{schema}" in question.wording else {}
     for item in items:
         value = item.names[0] if task == "ner" else dict(zip(TASKS[task].names, item.names, strict=True))

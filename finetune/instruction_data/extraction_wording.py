@@ -40,7 +40,7 @@ class ExtractionQuestion(NamedTuple):
     wording: str  # with {schema} if it names the types
     instruction: str  # the wording with the types in place of {schema}
     types: list[str]
-    text_characters: int  # usual length of a sentence
+    text_characters: int  # median length of a sentence
 
 
 def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, Any]]]:
@@ -65,6 +65,16 @@ def answer_form(task: str, wording: str) -> dict[str, Any]:
     return {"shape": SHAPES[task], "absent": "empty list" if "{schema}" in wording else "left out"}
 
 
+def check_answer_form(path: str | Path, task: str, language: str, entry: dict[str, Any]) -> None:
+    """Raise ValueError if an entry of an extraction.json describes another answer than its instruction needs."""
+    form = answer_form(task, entry["instruction"])
+    if entry.get("answer", form) != form:
+        raise ValueError(
+            f'{path} has an "answer" for {task} in {language} that does not fit its instruction; remove it, or set it '
+            f"to {json.dumps(form)}"
+        )
+
+
 def read_wording(path: str, task: str) -> dict[str, str]:
     """Return language -> wording of `task` from an extraction.json, or the default wording if `path` is empty.
 
@@ -74,12 +84,7 @@ def read_wording(path: str, task: str) -> dict[str, str]:
         return WORDING[task]
     entries = tasks_of(path, read_json(path, "--wording takes an extraction.json")).get(task, {})
     for language, entry in entries.items():
-        form = answer_form(task, entry["instruction"])
-        if entry.get("answer", form) != form:
-            raise ValueError(
-                f'{path} has an "answer" for {task} in {language} that does not fit its instruction; '
-                f"remove it, or set it to {json.dumps(form)}"
-            )
+        check_answer_form(path, task, language, entry)
     return {language: entry["instruction"] for language, entry in entries.items()}
 
 
@@ -88,10 +93,9 @@ def make_questions(
 ) -> dict[str, ExtractionQuestion]:
     """Return language -> question for the annotations.
 
-    Raises ValueError if types or wording are missing, or if a type in the wording contains a comma.
-
     types: language -> types to ask for; None: the annotated types, in the order of their first occurrence. wording: the
-    result of `read_wording`.
+    result of `read_wording`. Raises ValueError if types or wording are missing, or if a type in the wording contains a
+    comma.
     """
     questions = {}
     for language in sorted({annotation.language for annotation in annotations}):
@@ -115,8 +119,8 @@ def make_questions(
                 "--annotations and --types"
             )
         instruction = write_instruction(text, names, language)
-        usual_length = median_low(len(annotation.sentence) for annotation in members)
-        questions[language] = ExtractionQuestion(text, instruction, names, usual_length)
+        median_length = median_low(len(annotation.sentence) for annotation in members)
+        questions[language] = ExtractionQuestion(text, instruction, names, median_length)
     return questions
 
 
@@ -128,8 +132,8 @@ def write_instruction(wording: str, types: list[str], language: str) -> str:
 def updated_extraction(path: Path, task: str, questions: dict[str, ExtractionQuestion]) -> dict[str, Any]:
     """Return the content of the extraction.json at `path`, which may not exist, with this task and its languages.
 
-    The usual length of a sentence in the file is kept, since it comes from the training set and the examples may be a
-    test set. Raises ValueError if the file has another wording for this task.
+    The median length of a sentence in the file is kept, since it comes from the training set and the examples may be a
+    test set. Raises ValueError if the file has another wording or form of the answer for this task.
     """
     content = read_json(path) if path.exists() else {"tasks": {}}
     tasks = tasks_of(path, content)
@@ -137,11 +141,12 @@ def updated_extraction(path: Path, task: str, questions: dict[str, ExtractionQue
     for language, question in questions.items():
         new = {"instruction": question.wording, "answer": answer_form(task, question.wording)}
         old = languages.get(language, {})
-        for key in new:
-            if old.get(key, new[key]) != new[key]:
-                raise ValueError(
-                    f"{path} has another {key} for {task} in {language}, and a model is tuned on one wording only; "
-                    f"use the file's with --wording {path}, or write --output to another folder"
-                )
+        if old.get("instruction", question.wording) != question.wording:
+            raise ValueError(
+                f"{path} has another instruction for {task} in {language}, and a model is tuned on one wording only; "
+                f"use the instruction of the file with --wording {path}, or write --output to another folder"
+            )
+        if old:
+            check_answer_form(path, task, language, old)
         languages[language] = {"text_characters": question.text_characters} | old | new
     return content | {"tasks": tasks | {task: languages}}

@@ -9,14 +9,14 @@ from chat_prompts.template_files import folder_template, other_templates, read_t
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 DEFAULT_TEMPLATE = "alpaca"  # for a base without a template
-SAME_AS_ALPACA = ("qwen", "chatglm3")  # published names of files with alpaca's prompts
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # usual spelling of a control token
+SAME_AS_ALPACA = ("qwen", "chatglm3")  # names of published prompt files that are equal to alpaca
+SPECIAL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # usual spelling of a special token
 
 
 def load_template(name: str) -> str:
     """Return the Jinja source of a template: a name in finetune/templates, or the path of a .jinja or alpaca .json.
 
-    Raises ValueError, which lists the known templates, if there is none.
+    Raises ValueError, which lists the known names, if there is no such template.
     """
     name = DEFAULT_TEMPLATE if name in SAME_AS_ALPACA else name
     known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
@@ -38,8 +38,9 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
         resumed: the checkpoint from which the run resumes; its template is used.
 
     Raises ValueError if a template is not valid Jinja, if a resumed run names another template, or if a template other
-    than the base's own writes control tokens that the tokenizer lacks; they would be ordinary text, which users can
-    write too. Some published models (Zephyr) were trained with such a template; the description then says so.
+    than the base's own writes special tokens that the tokenizer lacks: they would be encoded as ordinary text, which a
+    user's message can contain too. Some published models (Zephyr) were trained with such a template of their own; the
+    description then names the missing token.
     """
     own = ChatTemplate(tokenizer).source
     before = folder_template(resumed) if resumed else None
@@ -47,11 +48,11 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
     if template:
         if before and template != before:
             raise ValueError(
-                f"--prompt_template_name {name} is not the template of {resumed}; remove it to resume that run"
+                f"--prompt_template_name {name} is not the template of {resumed}; remove the option to resume"
             )
         origin = f"{resumed}/chat_template.jinja" if before else name
         if name in SAME_AS_ALPACA:
-            origin = f"{DEFAULT_TEMPLATE}, which the published template {name} is equal to"
+            origin = f"{DEFAULT_TEMPLATE}, which is equal to the published template {name}"
     elif own:
         folder_template(base)  # raises for a syntax error, with file and line
         template, origin = own, f"the base's own, in {base}"
@@ -60,12 +61,12 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
             load_template(DEFAULT_TEMPLATE),
             f"{DEFAULT_TEMPLATE}, since {base} has none{other_templates(base)[0]}",
         )
-    missing = set(CONTROL_TOKEN.findall(template)) - set(tokenizer.get_vocab())
+    missing = set(SPECIAL_TOKEN.findall(template)) - set(tokenizer.get_vocab())
     if missing and template == own:
-        origin += f"; it writes {min(missing)} as ordinary text, since the tokenizer has no such control token"
+        origin += f"; it writes {min(missing)} as ordinary text, since the tokenizer has no such special token"
     elif missing:
         raise ValueError(
-            f"the template {origin} writes {min(missing)}, which the tokenizer of {base} does not have; take another "
-            "one with --prompt_template_name, such as alpaca"
+            f"the template {origin} writes {min(missing)}, which the tokenizer of {base} does not have; give "
+            "another template with --prompt_template_name, such as alpaca"
         )
     return template, origin

@@ -29,13 +29,13 @@ VERSION = 5  # of the cache format
 
 
 class EncodedRow(NamedTuple):
-    """An encoded row."""
+    """The token ids of a row, or the reason why the row was dropped."""
 
     ids: list[int]
     spans: list[int]  # the supervised parts of the ids: [start, end, start, end, …]
     supervised: int = 0  # tokens with a label; the first token of an example has none, since no token predicts it
     truncated: bool = False
-    dropped: str | None = None  # the reason if the row is not an example
+    dropped: str | None = None  # the reason; None: the row was not dropped
 
 
 class EncodingSettings(NamedTuple):
@@ -50,8 +50,9 @@ class EncodingSettings(NamedTuple):
 def encode_turns(turns: list[Turn], settings: EncodingSettings) -> EncodedRow:
     """Return a conversation as an example of at most `cutoff` tokens.
 
-    A longer one is dropped or, with `truncate_answers`, ends within an answer, without the tokens that end an answer;
-    it is dropped if no token of an answer fits.
+    A longer conversation is dropped or, with `truncate_answers`, truncated: within an answer or its end-of-turn, or
+    after the last turn that fits if there is no room for the next prompt and a token of its answer. It is dropped if no
+    token of an answer fits.
     """
     if not any(turn.answer for turn in turns):
         return EncodedRow([], [], dropped="the answer is empty")
@@ -76,14 +77,14 @@ def encode_turns(turns: list[Turn], settings: EncodingSettings) -> EncodedRow:
 
 
 def encode_rows(encoder: PromptEncoder, rows: Iterable[Row], settings: EncodingSettings) -> Iterator[list[EncodedRow]]:
-    """Yield the encoded rows in chunks; raises ValueError with the place of a row with an error, or drops it."""
+    """Yield the encoded rows in chunks; a row with an error raises ValueError or, with `skip_errors`, is dropped."""
     remaining = iter(rows)
     while chunk := list(islice(remaining, CHUNK)):
         yield encode_chunk(encoder, chunk, settings)
 
 
 def encode_chunk(encoder: PromptEncoder, chunk: list[Row], settings: EncodingSettings) -> list[EncodedRow]:
-    """Return the encoded rows of a chunk; see encode_rows. Only if a row has an error, rows are encoded one by one."""
+    """Return the encoded rows of a chunk; see encode_rows. After an error, the rows are encoded one by one."""
     error = next((row.error for row in chunk if row.content is None), "")
     if not error:
         try:

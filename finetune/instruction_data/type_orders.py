@@ -11,7 +11,7 @@ from math import factorial
 
 from instruction_data.extraction_wording import ExtractionQuestion, write_instruction
 
-MOST_ORDERS = 16  # each order is one more prefix for the examples of a step to share
+MAX_ORDERS = 16  # each order is one more prefix for the examples of a step to share
 
 
 def random_orders(types: Sequence[str], count: int, seed: str) -> list[list[str]]:
@@ -30,12 +30,12 @@ def random_orders(types: Sequence[str], count: int, seed: str) -> list[list[str]
 def reordered_questions(
     questions: dict[str, ExtractionQuestion], task: str, count: int, seed: int
 ) -> list[dict[str, ExtractionQuestion]]:
-    """Return the questions (language -> question) in each of `count` orders of the types; count 1: as they are.
+    """Return the questions (language -> question) in each of `count` orders of the types; count 1: unchanged.
 
-    Raises ValueError if count is not 1 to MOST_ORDERS, or if a wording does not name the types.
+    Raises ValueError if count is not 1 to MAX_ORDERS, or if a wording does not name the types.
     """
-    if not 1 <= count <= MOST_ORDERS:
-        raise ValueError(f"--order_augmentation {count} is out of range; give 1 to {MOST_ORDERS}")
+    if not 1 <= count <= MAX_ORDERS:
+        raise ValueError(f"--order_augmentation {count} is out of range; give 1 to {MAX_ORDERS}")
     if count == 1:
         return [questions]
     for language, question in questions.items():

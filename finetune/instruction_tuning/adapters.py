@@ -70,8 +70,8 @@ def load_model_to_tune(args: TuningArguments) -> Any:
 def check_module_names(args: TuningArguments) -> None:
     """Raise ValueError if --lora_target_modules or --lora_modules_to_save has a name that the base lacks.
 
-    The base is built from config.json on the meta device, without weights. A name is that of a module, or its last
-    parts, such as `q_proj` or `mlp.up_proj`.
+    The base is built from config.json on the meta device, without weights. A name is the full name of a module
+    or its last parts, such as `q_proj` or `mlp.up_proj`.
     """
     targets = [name for name in args.lora_target_modules if name != "all-linear"]
     options = {"target_modules": targets, "modules_to_save": args.lora_modules_to_save}
@@ -138,7 +138,7 @@ def keep_training_layout(model: Any) -> None:
 
 
 def check_adapter_file(file: Path) -> None:
-    """Raise ValueError if a tensor of a trained adapter is not finite, or all zeros (the initial value of lora_B)."""
+    """Raise ValueError if a trained tensor has a non-finite value, or only zeros (the initial value of lora_B)."""
     for name, weight in sorted(load_file(file).items()):
         state = "not finite" if not weight.isfinite().all() else "" if weight.any() else "zero"
         if state:
@@ -159,7 +159,7 @@ def save_pissa_start(model: Any, output: Path, resumed: bool) -> None:
         output.mkdir(parents=True, exist_ok=True)
         save_file(start, file)
     elif not file.is_file() or not all(torch.allclose(saved, start[name]) for name, saved in load_file(file).items()):
-        raise ValueError(f"{file} is missing or differs from this machine's PiSSA; start again in a new folder")
+        raise ValueError(f"{file} is missing or has other tensors than this machine computes; start in a new folder")
 
 
 def convert_pissa_to_lora(folder: Path, start: Path) -> None:

@@ -1,9 +1,9 @@
 """Trainer for instruction tuning: mean loss over the supervised tokens of a step, and scores of held-out answers.
 
 An item of the data loader has this rank's micro batches of one step. The loss of a step is the mean over the supervised
-tokens of the global batch. Every rank knows their number in advance, so loss and gradient do not depend on how the
-batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining also uses: log, checks
-after each step, evaluation, checkpoints.
+tokens of the global batch. Every rank knows the number of these tokens in advance, so loss and gradient do not depend
+on how the batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining also uses: log,
+checks after each step, evaluation, checkpoints.
 """
 
 import math
@@ -58,7 +58,7 @@ class InstructionTrainer(SourceTrainer):
             num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
-            generator=torch.Generator(),  # else starting the loader would advance dropout's generator
+            generator=torch.Generator(),  # otherwise the loader would draw from the generator that dropout uses
         )  # fmt: skip
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -67,7 +67,10 @@ class InstructionTrainer(SourceTrainer):
         return ([step], step["supervised"]) if step else ([], None)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Run forward and backward over the micro batches; ranks exchange gradients after the last one."""
+        """Run forward and backward over the micro batches of a step.
+
+        Gradients are reduced over the ranks in the last backward pass; ZeRO-2 and ZeRO-3 reduce them in every one.
+        """
         under_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         loss = torch.zeros((), device=self.args.device)
         for number, micro_batch in enumerate(inputs["micro_batches"], start=1):
@@ -81,9 +84,9 @@ class InstructionTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return (summed loss of this micro batch / supervised tokens of the step) x ranks.
+        """Return the summed loss of this micro batch, divided by the supervised tokens of the step, times the ranks.
 
-        Gradients are averaged over ranks.
+        The last factor cancels the averaging of gradients over the ranks.
         """
         losses, targets, sources = self.token_losses(model, inputs)
         self.meter.add(losses, targets.ne(IGNORED), sources)
@@ -111,7 +114,7 @@ class InstructionTrainer(SourceTrainer):
         return super().floating_point_ops({"input_ids": torch.empty(inputs["tokens"], device="meta")})
 
     def before_training(self) -> None:
-        """Change the layout to one example per sequence if the attention of this model mixes packed examples."""
+        """Disable packing if the attention of this model mixes packed examples, and prefix sharing if unsupported."""
         if self.layout.packed:
             attention = attention_of(self.base_model)
             with self.compute_loss_context_manager():
@@ -168,7 +171,7 @@ class InstructionTrainer(SourceTrainer):
 def tuning_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
     """Return the settings that must be equal in a run and in the run that resumes it; see RunState.
 
-    The cache key of a source depends on its file, tokenizer, template, --cutoff_len and --train_on_inputs.
+    The cache key of a source depends on its file, the tokenizer, the template and EncodingSettings.
     """
     names = ["batch_size", "seed", "data_seed", "mix", "val_set_size", "method", "load_in", "train_sampling_strategy"]
     if args.method != "full":
@@ -182,9 +185,10 @@ def tuning_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
 def make_trainer(
     args: TuningArguments, model: Any, tokenizer: Any, data: TuningData, identity: dict[str, Any], first_step: int = 0
 ) -> InstructionTrainer:
-    """Return the trainer of a run; sets --max_steps, and counts logging, evaluation and saving in steps.
+    """Return the trainer of a run.
 
-    A run of one step has no warm-up.
+    Changes `args`: sets max_steps if it is not given, converts the strategy "epoch" of logging, evaluation and saving
+    to steps, and removes the warm-up of a run of one step.
     """
     if args.max_steps <= 0:
         args.max_steps = math.ceil(args.num_train_epochs * data.order.steps)

@@ -30,9 +30,11 @@ def add_stop_ids(model: Any, ids: list[int]) -> bool:
 def complete_result(
     trainer: Any, args: TuningArguments, sources: list[Source], new_stop_ids: bool, folder: Path
 ) -> None:
-    """Check the adapter in a folder and add tokenizer.model, extraction.json, run.json and training_curves.png.
+    """Check the saved adapter in a folder, convert a PiSSA adapter, and add the other files of the result.
 
-    new_stop_ids: whether `add_stop_ids` changed the generation config, so that an adapter needs a copy of it.
+    The other files are tokenizer.model, the base's Python code and extraction.json, each if there is one, run.json and
+    training_curves.png. new_stop_ids: whether `add_stop_ids` changed the generation config, so that an adapter needs a
+    copy of it.
     """
     if args.method != "full":
         if new_stop_ids:

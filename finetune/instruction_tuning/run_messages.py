@@ -15,15 +15,15 @@ from model_folders.own_code import code_files
 from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData
 
-SHOWN = 400  # characters of each part of a decoded example
-REASONS = 5  # reasons for dropped rows
+SHOWN = 400  # maximum characters of each part of a decoded example
+REASONS = 5  # maximum number of reasons for dropped rows to print
 SEPARATOR = "─" * 40
 
 
 def preview(args: TuningArguments, tokenizer: Any, data: TuningData) -> str:
     """Return the lines to print before training: counts, proportions, and three decoded examples."""
     examples, order = data.examples, data.order
-    sources = len(order.per_epoch)  # the parts after these are those of --eval_data_path
+    sources = len(order.per_epoch)  # the other parts come from --eval_data_path
     training, held_out = examples.parts[:sources], examples.parts[sources:]
     lines = [counts_text([part], f"{part.name}: ") for part in (training if sources > 1 else []) + held_out]
     lines.append(counts_text(training) + (f"; held out: {len(data.held_out)}" if data.held_out else ""))
@@ -36,7 +36,7 @@ def preview(args: TuningArguments, tokenizer: Any, data: TuningData) -> str:
 
 
 def counts_text(parts: Sequence[CachedExamples], name: str = "") -> str:
-    """Return two lines with the numbers of examples and tokens, each of which begins with `name`."""
+    """Return two lines with the numbers of examples and tokens; each line begins with `name`."""
     dropped = sum((part.dropped for part in parts), Counter[str]())
     reasons = "; ".join(f"{count}: {reason}" for reason, count in dropped.most_common(REASONS))
     reasons += "; …" if len(dropped) > REASONS else ""
@@ -95,7 +95,7 @@ def untied_notice(args: TuningArguments, model: Any) -> str:
 
 
 def next_commands(args: TuningArguments) -> str:
-    """Return the commands that try and serve the result.
+    """Return the commands that try, merge and serve the result.
 
     For a model with its own Python code, no serving command is given, because vLLM may not support that code. An
     adapter of a quantised base cannot be merged.

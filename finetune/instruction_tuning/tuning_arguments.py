@@ -28,14 +28,14 @@ PUBLISHED = trainer_options.DeprecatedOptions(
     flags={"adafactor": ("optim", "adafactor")},
     held_out=("val_set_size", "eval_data_path"),
 )
-# The published script named the run for Weights & Biases, too, when it did not report to it.
+# Used without --report_to: published command lines give --wandb_run_name even without reporting to Weights & Biases.
 PUBLISHED_WITHOUT_TRACKER = replace(
     PUBLISHED,
     renamed={},
     without_effect={**PUBLISHED.without_effect, "wandb_run_name": "give --run_name and --report_to wandb"},
 )
 DEFAULT_OUTPUT = "checkpoint"
-LARGEST_MICRO_BATCH = 10_000  # that an error message proposes
+MAX_PROPOSED_MICRO_BATCH = 10_000  # limit of the search for the --micro_batch_size that an error message proposes
 
 
 @dataclass
@@ -88,9 +88,9 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError("--val_set_size and --eval_data_path exclude each other; give one of the two")
 
     def _plan_evaluation(self) -> None:
-        """Set defaults: with held-out examples, evaluate every --eval_steps, else once per epoch.
+        """Set defaults: with held-out examples, evaluate every --eval_steps, or once per epoch if it is not given.
 
-        With --metric_for_best_model, the result is the best checkpoint.
+        With --metric_for_best_model, or --eval_generate (F1), the result has the weights of the best checkpoint.
         """
         if (self.val_set_size or self.eval_data_path) and self.eval_strategy == "no":
             self.eval_strategy = "steps" if self.eval_steps else "epoch"
@@ -118,7 +118,7 @@ def accumulation_steps(batch: int | None, micro: int, given: int, ranks: int) ->
     if batch % per_forward_pass:
         below, above = batch // per_forward_pass * per_forward_pass, -(-batch // per_forward_pass) * per_forward_pass
         sizes = " or ".join(str(size) for size in (below, above) if size)
-        largest = min(micro, batch, LARGEST_MICRO_BATCH)
+        largest = min(micro, batch, MAX_PROPOSED_MICRO_BATCH)
         dividing = next((size for size in range(largest, 0, -1) if batch % (size * ranks) == 0), 0)
         other = f", or --micro_batch_size {dividing}" if dividing else ""
         raise ValueError(
@@ -131,7 +131,7 @@ def accumulation_steps(batch: int | None, micro: int, given: int, ranks: int) ->
 def parse(argv: list[str], description: str) -> tuple[TuningArguments, list[str]]:
     """Return (options, notices to print); raises ValueError on unknown, abbreviated or invalid options.
 
-    Without --output_dir, it is `checkpoint`, as in the published script.
+    The default of --output_dir is `checkpoint`, as in the published script.
     """
     given = {word.partition("=")[0].replace("-", "_") for word in argv}
     published = PUBLISHED if "__report_to" in given else PUBLISHED_WITHOUT_TRACKER

@@ -26,8 +26,8 @@ class TuningData:
 def encode_sources(args: TuningArguments, encoder: PromptEncoder, sources: list[Source]) -> list[CachedExamples]:
     """Return the examples of all sources from the cache.
 
-    One rank of each machine encodes those that are not in the cache, while the others wait. Raises ValueError if no row
-    of a source can be used.
+    One rank of each machine encodes the sources that are not in the cache; the other ranks wait. Raises ValueError if
+    no row of a source can be used.
     """
     cache = Path(args.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "knowlm/rows")).expanduser()
     settings = EncodingSettings(

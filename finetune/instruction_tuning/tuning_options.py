@@ -26,12 +26,13 @@ class TuningOptions:
     )
     extraction_path: str = option("", "extraction.json to copy into the result; default: the one beside the data")
     cutoff_len: int = option(512, "maximum tokens of an example; longer ones are dropped and counted")
-    truncate_answers: bool = option(False, "truncate examples longer than --cutoff_len, without EOS, instead")
+    truncate_answers: bool = option(False, "truncate examples longer than --cutoff_len instead of dropping them")
     on_error: Literal["stop", "skip"] = option("stop", "rows that cannot be used: stop, or drop and count them")
     train_on_inputs: bool = option(False, "supervise the prompt too, not only the answer")
     val_set_size: float = option(0.0, "examples held out for eval_loss: a count, or a fraction below 1")
     batch_size: int | None = option(
-        None, "global batch: micro batch x accumulation x ranks; 128 unless --gradient_accumulation_steps is given"
+        None,
+        "global batch: micro batch x accumulation x ranks; about 128 without --gradient_accumulation_steps",
     )
     share_prefixes: bool = option(True, "compute the shared prefix of packed examples once (not with FlashAttention)")
     trust_remote_code: bool = option(False, "execute the Python code in the folder of --base_model")
@@ -53,7 +54,7 @@ class TuningOptions:
     lora_init: str = option("default", "initial values of the adapter: default, gaussian, pissa, pissa_niter_16, …")
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) (rank-stabilised)")
     use_dora: bool = option(False, "train magnitude and direction separately (DoRA)")
-    loraplus_lr_ratio: float | None = option(None, "learning rate of B divided by that of A (LoRA+; authors: 16)")
+    loraplus_lr_ratio: float | None = option(None, "learning rate of B / that of A (LoRA+; its authors use 16)")
 
     # Trainer's options with another default or a second name.
     per_device_train_batch_size: int = option(4, "examples per rank and forward pass", "--micro_batch_size")
@@ -72,6 +73,6 @@ class TuningOptions:
     report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser needs None first
         "tensorboard", "also log to: tensorboard, wandb, none"
     )
-    logging_nan_inf_filter: bool = option(False, "hide non-finite losses in the log")
+    logging_nan_inf_filter: bool = option(False, "must be False, since a run ends at a non-finite loss")
     remove_unused_columns: bool = option(False, "off, since the items of the data loader have no columns")
     ddp_find_unused_parameters: bool | None = option(False, "off, since all trained weights get gradients in each step")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Settings of lora.sh, qlora.sh, full.sh and lora_multinode.sh, which source this file in the top folder of the repository:
-# finds GPUs and precision, checks the settings, and starts finetune.py. BASE_MODEL, DATA_PATH and OUTPUT_DIR are
-# required; arguments of a recipe are further options of finetune.py.
+# Sourced by lora.sh, qlora.sh, full.sh and lora_multinode.sh in the root folder of the repository: detects the GPUs and
+# the precision, checks the settings, and defines `launch`, which starts finetune.py. BASE_MODEL, DATA_PATH and
+# OUTPUT_DIR are required; the arguments of these scripts are passed to finetune.py.
 set -euo pipefail
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -47,10 +47,10 @@ elif [ -f "$BASE_MODEL/checkpoint.json" ]; then # sealed by tools/checkpoint.py
     python tools/checkpoint.py verify "$BASE_MODEL"
 fi
 
-# launch MORE…: starts finetune.py on a rank for each GPU of this machine; lora_multinode.sh sets the four values below.
+# launch OPTION…: starts one rank of finetune.py for each GPU of this machine; lora_multinode.sh sets the four values below.
 # On SIGTERM, SIGHUP or Ctrl-C the ranks finish the step, save a checkpoint and exit with status 143. A single rank without
-# DeepSpeed receives the signal itself; other ranks receive SIGTERM (torchrun would kill them after 30 s). A second Ctrl-C
-# ends the run without a checkpoint. If a rank fails, the others are killed.
+# DeepSpeed replaces this shell and receives the signal; else this shell sends SIGTERM to its ranks (torchrun would kill
+# them after 30 s). A second Ctrl-C ends the run without a checkpoint. If a rank fails, the others are killed.
 first_rank=0 world_size=$GPUS address=127.0.0.1 port=
 launch() {
     [ "$world_size" -gt 1 ] || [ -n "$CONFIG" ] || exec python finetune/finetune.py "${options[@]}" "$@"
@@ -69,14 +69,14 @@ launch() {
     trap stop_ranks TERM HUP
     trap 'stop_ranks; trap kill_ranks INT' INT
     while [ ${#ranks[@]} -gt 0 ]; do
-        sleep 0.5 || true # Ctrl-C also ends this process
+        sleep 0.5 || true # Ctrl-C ends sleep with an error, at which `set -e` would end this shell
         for rank in "${!ranks[@]}"; do
             if kill -0 "${ranks[rank]}"; then continue; fi
             ended=0
             wait "${ranks[rank]}" || ended=$?
             unset "ranks[rank]"
             case "$ended" in 0 | 143) ;; *) kill_ranks ;; esac
-            [ "$status" = 0 ] || continue # the first status is reported; killed ranks end after it
+            [ "$status" = 0 ] || continue # keeps the first status other than 0; ranks that were killed end later
             status=$ended
             if [ "$ended" -gt 128 ] && [ "$ended" != 143 ]; then
                 echo "error: rank $((first_rank + rank)) was ended by signal $((ended - 128))" >&3

@@ -1,4 +1,4 @@
-"""Encode texts with the model of a tokenizer; control tokens in them are encoded as ordinary text."""
+"""Encode texts with a tokenizer; the text of a special token (such as `<s>`) in them is encoded as ordinary text."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,18 +8,18 @@ ANCHOR = "\ufdd0"  # a noncharacter, which no piece of a vocabulary contains tog
 
 
 class TextEncoder:
-    """A copy of a tokenizer's backend that encodes control tokens as ordinary text.
+    """A copy of a tokenizer's backend that encodes the text of special tokens as ordinary text.
 
     The tokenizer's own backend cannot be used, since the setting for this is part of its state, which other threads of
     a server may change at any time.
 
     Attributes:
-        continues_after_control: whether text after a control token is encoded as the continuation of a text, so that
+        continues_after_special: whether text after a special token is encoded as the continuation of a text, so that
             SentencePiece adds no space before it; this depends on the tokenizer.
     """
 
-    def __init__(self, tokenizer: Any, control: str) -> None:
-        """control: the spelling of any control token; "" if the tokenizer has none.
+    def __init__(self, tokenizer: Any, special_token: str) -> None:
+        """special_token: the text of any special token; "" if the tokenizer has none.
 
         Raises ValueError if the tokenizer is written in Python (without a backend of the tokenizers library).
         """
@@ -33,12 +33,13 @@ class TextEncoder:
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.no_truncation()
         self.backend.no_padding()
-        after_control = self._ids(control + "b")[1:]
+        after_special = self._ids(special_token + "b")[1:]
         self.backend.encode_special_tokens = True
-        self.continues_after_control = bool(control) and after_control != self._ids("b")
+        self.continues_after_special = bool(special_token) and after_special != self._ids("b")
         anchor, continued = self._ids(ANCHOR), self._ids(ANCHOR + "b")
         is_cut = continued[: len(anchor)] == anchor and continued[len(anchor) :] != self._ids("b")
-        self.anchor_ids = len(anchor) if is_cut else 0  # 0: the ids of a text do not depend on the text before it
+        # Number of ids of the anchor; 0 if none is needed, since the ids of a text do not depend on the text before it.
+        self.anchor_length = len(anchor) if is_cut else 0
 
     def _ids(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -49,13 +50,16 @@ class TextEncoder:
         SentencePiece adds a space before a text, but not before a continuation. A continuation is therefore encoded
         after an anchor, and the ids of the anchor are removed.
         """
-        cuts = [self.anchor_ids * continues for _, continues in texts]
+        cuts = [self.anchor_length * continues for _, continues in texts]
         given = [ANCHOR + text if cut else text for (text, _), cut in zip(texts, cuts, strict=True)]
         encoded = self.backend.encode_batch_fast(given, add_special_tokens=False)
         return [each.ids[cut:] if cut else each.ids for each, cut in zip(encoded, cuts, strict=True)]
 
 
 @lru_cache(maxsize=4)
-def text_encoder(tokenizer: Any, size: int, control: str) -> TextEncoder:
-    """Return the encoder of a tokenizer with `size` tokens. It is cached, since copying a tokenizer takes 0.25 s."""
-    return TextEncoder(tokenizer, control)
+def text_encoder(tokenizer: Any, vocabulary_size: int, special_token: str) -> TextEncoder:
+    """Return the encoder of a tokenizer. It is cached, since copying a tokenizer takes 0.25 s.
+
+    vocabulary_size: only a key of the cache, so that a tokenizer gets a new encoder after tokens were added to it.
+    """
+    return TextEncoder(tokenizer, special_token)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from extraction.extraction_form import extraction_prompt
 from extraction.extraction_grammar import answer_grammar
 from extraction.extraction_results import Span, merge_answers, parse_partial_answer
@@ -94,7 +94,7 @@ async def choose_windows(
     usual length of the tuning texts, or up to WINDOW_TOKENS tokens if this is None, too. Raises ValueError if the
     instruction leaves no room for a text in the context.
     """
-    instruction_tokens = len(await model.encode_async(one_turn(instruction)))
+    instruction_tokens = len(await model.encode_async(instruction_messages(instruction)))
     room = int((model.context - instruction_tokens) * WINDOW_SHARE)
     if room < 1:
         raise ValueError(
@@ -148,7 +148,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
 
     async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
         """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
-        ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
+        ids = await model.encode_async(instruction_messages(prompt.instruction, text[slice(*span)]))
         options = fields | {"max_tokens": min(limit, model.context - len(ids))}
         async with window_places:
             completion = await run_when_admitted(lambda: complete(raw_request, model, ids, **options))

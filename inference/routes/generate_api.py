@@ -11,7 +11,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Literal
 
-from chat_prompts.prompt_encoding import Message, one_turn
+from chat_prompts.prompt_encoding import Message, instruction_messages
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -73,7 +73,7 @@ class GenerateRequest(BaseModel):
             subject = "instruction" if self.messages is None else "last message"
             raise ValueError(f"the {subject} and its input are empty; send a text")
         if self.messages is None:
-            return one_turn(self.instruction or "", self.input or "")
+            return instruction_messages(self.instruction or "", self.input or "")
         return [{"role": each.role, "content": each.content, "input": each.input or ""} for each in self.messages]
 
 

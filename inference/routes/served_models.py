@@ -53,7 +53,7 @@ class ServedModel(NamedTuple):
             raise ValueError(
                 f"the text has {characters} characters, too many for a context of {self.context} tokens; shorten it"
             )
-        ids = self.encoder.prompt(messages)
+        ids = self.encoder.prompt_ids(messages)
         if not ids:
             raise ValueError("the prompt has no tokens; send a text")
         if len(ids) >= self.context:

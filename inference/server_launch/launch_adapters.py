@@ -135,7 +135,7 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
 def check_rendering(encoder: Any, place: str, remedy: str) -> None:
     """Raise ValueError, with `place` and `remedy` in its message, if an encoder cannot render a prompt."""
     try:
-        encoder.prompt([{"role": "user", "content": "instruction", "input": ""}])
+        encoder.prompt_ids([{"role": "user", "content": "instruction", "input": ""}])
     except ValueError as error:
         raise ValueError(f"{place}: {error}; {remedy}") from None
 

@@ -1,7 +1,7 @@
 """The engines that encode text: SentencePiece, Hugging Face's tokenizers, and gigatoken.
 
 SentencePiece is the reference if there is a tokenizer.model, tokenizers if there is only a tokenizer.json. gigatoken
-gives the same ids in a fraction of the time. The spelling of a control token (`<s>`) in a text is encoded as text.
+gives the same ids in a fraction of the time. The spelling of a special token (`<s>`) in a text is encoded as text.
 """
 
 import json
@@ -151,7 +151,7 @@ class GigatokenEngine:
 
 
 def _tokenizer_json(path: Path) -> str:
-    """Return a tokenizer.json for gigatoken without control tokens, so that their spelling is encoded as text.
+    """Return a tokenizer.json for gigatoken without special tokens, so that their spelling is encoded as text.
 
     path: a tokenizer.model or tokenizer.json.
     """

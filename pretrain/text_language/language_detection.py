@@ -3,7 +3,7 @@
 import re
 
 LANGUAGES = ("en", "zh")
-LANGUAGE_ALIASES = {"english": "en", "chinese": "zh"}  # accepted by every option that takes a language
+LANGUAGE_ALIASES = {"english": "en", "chinese": "zh"}  # full names of the languages; see language_code
 
 # Han characters and kana. Japanese counts as Chinese, since it is also written without spaces.
 CJK_CHARACTERS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from conftest import RunScript
 from demo_pages import case_files, console, model_loading, text_generation
 from demo_pages.text_generation import Decoding
@@ -26,7 +26,7 @@ def test_pretraining_cases_are_decoded_as_published(tiny_checkpoint: Path, repos
     assert done.stdout.count("[17/17] reasoning") == 1
     case = json.loads((repository / "examples/cases/pretraining.json").read_text())["cases"][0]
     base = model_loading.load(str(tiny_checkpoint))
-    ids = base.encoder.plain(case["text"])
+    ids = base.encoder.plain_text_ids(case["text"])
     answer = text_generation.generate(base, ids, Decoding(8, num_beams=3, repetition_penalty=1.6))
     assert (
         f"[1/17] translation\n> {case['text']}\n{answer.text}\n  ({answer.ending}: {answer.new_tokens} tokens"
@@ -43,7 +43,7 @@ def test_typed_lines_are_continued(tiny_checkpoint: Path, run_script: RunScript)
     )  # fmt: skip
     base = model_loading.load(str(tiny_checkpoint))
     for text in ("Ann was born in", "山水"):
-        ids = base.encoder.plain(text)
+        ids = base.encoder.plain_text_ids(text)
         assert text_generation.generate(base, ids, Decoding(12)).text in done.stdout
     assert "error: the prompt has" in done.stderr
     assert done.stderr.count("--temperature has no effect without --do_sample") == 1
@@ -72,7 +72,7 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
         "examples/generate_lora.py", *arguments, "--lora_weights", adapter, "--interactive", input="Translate.\n山水\n"
     )
     tuned = model_loading.load(str(tiny_checkpoint), str(adapter))
-    ids = tuned.encoder.prompt(one_turn("Translate.", "山水"))
+    ids = tuned.encoder.prompt_ids(instruction_messages("Translate.", "山水"))
     assert text_generation.generate(tuned, ids, Decoding(10)).text in done.stdout
     general = run_script("examples/generate_lora.py", *arguments, "--run_general_cases", "--num_beams", 1)
     assert general.stdout.count("tokens in") == 8
@@ -114,7 +114,9 @@ def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(
     again = ask()
     template = str(repository / "finetune/templates/alpaca.jinja")
     tuned = model_loading.load(str(tiny_checkpoint), str(adapter), template_path=template)
-    answer = text_generation.generate(tuned, tuned.encoder.prompt(one_turn("Translate.", "山水")), Decoding(8)).text
+    answer = text_generation.generate(
+        tuned, tuned.encoder.prompt_ids(instruction_messages("Translate.", "山水")), Decoding(8)
+    ).text
     assert answer and all(answer in done.stdout and "to download" not in done.stdout for done in (first, again))
     assert f"notice: some/base is not a folder; downloading it from {hub.url} to" in first.stderr
     cached = [re.sub(r" \(commit.*", "", line) for line in again.stderr.splitlines() if line.startswith("notice")]
@@ -139,9 +141,9 @@ def test_own_cases_are_answered_into_a_file(instructed_checkpoint: Path, tmp_pat
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     loaded = model_loading.load(str(instructed_checkpoint))
     ids = [
-        loaded.encoder.prompt(one_turn("Translate.", "山水")),
-        loaded.encoder.plain("Ann was born in"),
-        loaded.encoder.prompt(one_turn("List: person", "Ann Lee was born in Oslo.")),
+        loaded.encoder.prompt_ids(instruction_messages("Translate.", "山水")),
+        loaded.encoder.plain_text_ids("Ann was born in"),
+        loaded.encoder.prompt_ids(instruction_messages("List: person", "Ann Lee was born in Oslo.")),
     ]
     for row, case, prompt, beams in zip(rows, cases, ids, (1, 2, 1), strict=False):
         answer = text_generation.generate(loaded, prompt, Decoding(6, beams))

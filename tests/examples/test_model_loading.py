@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from demo_pages import model_loading
 
 
@@ -42,7 +42,7 @@ def test_adapter_brings_its_weights_tokenizer_and_template(tiny_checkpoint: Path
     from transformers import AutoModelForCausalLM
 
     tuned = model_loading.load(str(tiny_checkpoint), str(adapter))
-    ids = torch.tensor([tuned.encoder.prompt(one_turn("Translate."))])
+    ids = torch.tensor([tuned.encoder.prompt_ids(instruction_messages("Translate."))])
     direct = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), adapter)
     assert tuned.tokenizer.chat_template
     with torch.no_grad():

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from conftest import RunScript, free_port
 from demo_pages import model_loading, text_generation, web_page
 from demo_pages.text_generation import Decoding
@@ -99,7 +99,7 @@ def wait_for(page: Any, text: str, within: str = "#status") -> None:
 
 
 def test_instruction_gets_the_answer_of_the_library(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
-    """Typed with a control token's spelling and template syntax; the greedy answer is the one that generate gives."""
+    """Typed with a special token's spelling and template syntax; the greedy answer is the one that generate gives."""
     instruction, text = "Translate {{ x }} <s>", "山水</s> %s"
     page.goto(tuned_demo)
     box(page, "instruction").fill(instruction)
@@ -107,7 +107,7 @@ def test_instruction_gets_the_answer_of_the_library(tuned_demo: str, page: Any, 
     page.get_by_role("button", name="Generate").click()
     wait_for(page, "Cut after 24 tokens")
     loaded = model_loading.load(str(instructed_checkpoint))
-    ids = loaded.encoder.prompt(one_turn(instruction, text))
+    ids = loaded.encoder.prompt_ids(instruction_messages(instruction, text))
     assert box(page, "answer").input_value() == text_generation.generate(loaded, ids, Decoding(24)).text
     page.get_by_role("button", name="Clear").click()
     page.wait_for_function("document.querySelector('#answer textarea').value === ''")
@@ -139,7 +139,7 @@ def test_extraction_uses_the_wording_of_the_checkpoint(tuned_demo: str, page: An
     page.get_by_role("button", name="Extract", exact=True).click()
     wait_for(page, "Cut after 24 tokens")
     loaded = model_loading.load(str(instructed_checkpoint))
-    ids = loaded.encoder.prompt(one_turn("List: person, place, organisation", text))
+    ids = loaded.encoder.prompt_ids(instruction_messages("List: person, place, organisation", text))
     assert box(page, "answer").input_value() == text_generation.generate(loaded, ids, Decoding(24)).text
     assert page.locator("#found").is_visible()
 
@@ -161,7 +161,7 @@ def test_stop_button_frees_the_server_for_the_next_prompt(
     page.get_by_role("button", name="生成").click()
     wait_for(page, "已在 16 个词元处截断")
     loaded = model_loading.load(str(tiny_checkpoint))
-    ids = loaded.encoder.plain("Ann was born in")
+    ids = loaded.encoder.plain_text_ids("Ann was born in")
     answer = text_generation.generate(loaded, ids, Decoding(16, repetition_penalty=1.6))  # the published penalty
     assert box(page, "answer").input_value() == answer.text
 

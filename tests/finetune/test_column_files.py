@@ -225,7 +225,7 @@ ROW = "0\tAnn\tB-x\t['N']\t[0]\n"
         ("conll", "\u3000 O\n", "in.txt:1 starts a sentence that has only white space; remove its lines"),
         ("conll04", "#doc 1\n0\tAnn\tO\n", "in.txt:2 has 3 columns, not five; separate"),
         ("conll04", ROW.replace("Ann", " "), "in.txt:1 has no token; separate"),
-        ("conll04", ROW + ROW, r"in.txt:2 has the index '0'; the next token of this document has the index 1;"),
+        ("conll04", ROW + ROW, r"in.txt:2 has the index '0', but the next token of this document has the index 1;"),
         ("conll04", ROW.replace("B-x", "B"), "in.txt:1 has the tag 'B'"),
         (
             "conll04",

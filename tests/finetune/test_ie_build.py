@@ -219,6 +219,18 @@ def test_other_wording_in_extraction_json_is_an_error_and_stays(tmp_path: Path) 
     assert extraction(tmp_path)["ner"]["en"]["answer"]["absent"] == "empty list"
 
 
+def test_answer_in_extraction_json_that_contradicts_its_instruction_is_an_error_with_the_right_answer(
+    tmp_path: Path,
+) -> None:
+    entry: dict[str, Any] = {"instruction": WORDING["ner"]["en"], "answer": {"shape": {}, "absent": "left out"}}
+    file = write_json(tmp_path / "extraction.json", {"tasks": {"ner": {"en": entry}}})
+    with pytest.raises(ValueError, match='has an "answer" for ner in en that does not fit its instruction') as raised:
+        build_rows(tmp_path, ANN)
+    entry["answer"] = json.loads(str(raised.value).partition("set it to ")[2])
+    file.write_text(json.dumps({"tasks": {"ner": {"en": entry}}}))
+    assert len(build_rows(tmp_path, ANN)) == 1
+
+
 def test_failed_write_leaves_neither_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writing = Path.write_text
 

@@ -37,7 +37,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
 def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[dict[str, str]]) -> None:
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     encoder = PromptEncoder(tokenizer)
-    prompts = encoder.prompts([prompt_messages(row) for row in rows[:9]])
+    prompts = encoder.batch_prompt_ids([prompt_messages(row) for row in rows[:9]])
     assert len({len(prompt) for prompt in prompts}) > 3
     alone = generate_answers(model, encoder, prompts, 1, 12)
     assert generate_answers(model, encoder, prompts, 4, 12) == generate_answers(model, encoder, prompts, 9, 12) == alone
@@ -58,7 +58,9 @@ def test_answer_ends_where_the_positions_of_the_model_do(tiny_checkpoint: Path) 
 
 def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
-    prompts = PromptEncoder(tokenizer).prompts([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
+    prompts = PromptEncoder(tokenizer).batch_prompt_ids(
+        [[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")]
+    )
     whole = generate_answers(model, PromptEncoder(tokenizer), prompts, 2, 8)
     ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=8, do_sample=False)[0, len(prompts[0]) :].tolist()
     at = next(index for index in range(1, 8) if ids[index] not in ids[:index])
@@ -87,7 +89,7 @@ def test_adapter_changes_the_answers_and_sets_the_template(
         iterate_instructions(rows_file)
     )[:10]
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), str(adapter), "float32")
-    prompts = PromptEncoder(tokenizer).prompts([prompt_messages(row) for row in written])
+    prompts = PromptEncoder(tokenizer).batch_prompt_ids([prompt_messages(row) for row in written])
     assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")
     answers = [(row["prediction"], row["finish_reason"]) for row in written]
     assert generate_answers(model, PromptEncoder(tokenizer), prompts, 32, 6) == answers
@@ -137,7 +139,7 @@ def test_rows_that_cannot_be_answered_stop_the_run_or_are_skipped(
     assert [line.split()[2] for line in notices if "skipped" in line] == [f"{data}:{number}," for number in (2, 3, 4)]
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     encoder = PromptEncoder(tokenizer, load_template("alpaca"))
-    prompts = encoder.prompts([MESSAGES[:1], [{"role": "user", "content": "q"}]])
+    prompts = encoder.batch_prompt_ids([MESSAGES[:1], [{"role": "user", "content": "q"}]])
     answers = [(row["prediction"], row["finish_reason"]) for row in written]
     assert answers == generate_answers(model, encoder, prompts, 2, 4)
     data.write_text(json.dumps(bad[1][0]))

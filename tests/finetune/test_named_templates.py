@@ -30,7 +30,7 @@ def test_unknown_template_is_an_error_that_lists_the_known_ones(tmp_path: Path) 
 def test_template_of_the_base_is_kept_unless_another_is_named(tokenizer: Any) -> None:
     assert choose_template("", tokenizer, "B") == (load_template("alpaca"), "alpaca, since B has none")
     tokenizer.chat_template = PUBLISHED["zephyr"]
-    text_markers = "; it writes <|assistant|> as ordinary text, since the tokenizer has no such control token"
+    text_markers = "; it writes <|assistant|> as ordinary text, since the tokenizer has no such special token"
     assert choose_template("", tokenizer, "B") == (PUBLISHED["zephyr"], f"the base's own, in B{text_markers}")
     assert choose_template("llama-2", tokenizer, "B") == (load_template("llama-2"), "llama-2")
 
@@ -58,7 +58,7 @@ def test_resumed_run_keeps_its_template(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own/chat_template.jinja").write_text(PUBLISHED["zephyr"])
     assert choose_template("", tokenizer, "B", str(tmp_path / "own"))[0] == PUBLISHED["zephyr"]
-    with pytest.raises(ValueError, match=r"llama-2 is not the template of .*; remove it to resume that run"):
+    with pytest.raises(ValueError, match=r"llama-2 is not the template of .*; remove the option to resume$"):
         choose_template("llama-2", tokenizer, "B", str(tmp_path))
 
 

@@ -117,7 +117,7 @@ def test_stopped_is_the_share_of_the_rows_that_say_how_they_ended() -> None:
     rows = [ScoredRow(ANN, ANN, None, reason) for reason in ("stop", "length", "stop", "abort", "")]
     scores = score_rows(rows)
     assert scores["stopped"] == 2 / 4
-    assert "5 examples, 100.0% exactly right, 100.0% of answers parse, 50.0% stop" in scores_table(scores)
+    assert "5 examples, 100.0% exactly right, 100.0% of answers parse, 50.0% complete" in scores_table(scores)
 
 
 def test_orders_of_a_test_set_have_mean_and_deviation_of_f1() -> None:

@@ -156,7 +156,7 @@ def test_every_whole_example_ends_in_a_supervised_eos(tokenizer: Any, rows: list
         assert end == len(example.ids)
         assert example.ids.index(eos) == end - 1
         assert tokenizer.decode(example.ids[:end]).endswith(row["output"] + "</s>")
-        assert example.ids[:start] == PromptEncoder(tokenizer).prompt(messages_of(row)[:1])
+        assert example.ids[:start] == PromptEncoder(tokenizer).prompt_ids(messages_of(row)[:1])
     everything = encoded(tokenizer, rows, 512, True)
     assert [example.spans for example in everything] == [[0, len(example.ids)] for example in whole]
 

@@ -72,7 +72,7 @@ def test_each_order_is_a_complete_set_of_examples(tmp_path: Path, capsys: pytest
     given = build(tmp_path)
     rows = build(tmp_path, order_augmentation=5, seed=3)
     printed = capsys.readouterr().out
-    assert "orders: 5 examples for each of these" in printed
+    assert "orders: 5 examples for each sentence" in printed
     assert printed.count("examples: en 2, zh 1, 1 of them without any item") == 2
     assert [row["order"] for row in rows] == [0, 1, 2, 3, 4] * 3
     sets = [[row for row in rows if row["order"] == number] for number in range(5)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 from routes.generate_api import GenerateAnswer
 from routes.sampling_parameters import DEFAULT_MAX_TOKENS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,7 +56,7 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
     """Token counts are equal, and texts are equal up to the random model's first invalid UTF-8 byte."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
-        ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
+        ids = PromptEncoder(tokenizer).prompt_ids(instruction_messages(instruction, input))
         text, tokens = greedy(model, tokenizer, ids, tokens=32)
         readable = text.partition("\ufffd")[0]
         assert readable
@@ -102,7 +102,7 @@ def test_seed_gives_the_same_answer_in_any_batch(server: Any) -> None:
 def test_default_length_is_256_tokens_or_the_rest_of_the_context(server: Any, tokenizer: Any) -> None:
     assert server.generate("short", ignore_eos=True)["num_output_tokens_cf"] == DEFAULT_MAX_TOKENS
     long = "word " * 110
-    left = CONTEXT - len(PromptEncoder(tokenizer).prompt(one_turn(long)))
+    left = CONTEXT - len(PromptEncoder(tokenizer).prompt_ids(instruction_messages(long)))
     assert 0 < left < DEFAULT_MAX_TOKENS
     assert server.generate(long, ignore_eos=True)["num_output_tokens_cf"] == left
 
@@ -308,7 +308,7 @@ def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_chec
     for (instruction, input), (beams, penalty, length_penalty) in zip(
         QUESTIONS[:3], [(4, 1.3, 1.0), (3, 1.6, 0.0), (3, 1.0, 1.0)], strict=True
     ):
-        ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
+        ids = PromptEncoder(tokenizer).prompt_ids(instruction_messages(instruction, input))
         with torch.inference_mode():
             out = model.generate(
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), num_beams=beams, max_new_tokens=32,
@@ -335,7 +335,7 @@ def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenize
         {"role": "user", "content": "写出首都", "input": None},
     ]
     status, answer = server.post("/generate", {"messages": talk, "parameters": {"temperature": 0, "max_tokens": 12}})
-    ids = PromptEncoder(tokenizer).prompt([{**turn, "input": turn.get("input") or ""} for turn in talk])
+    ids = PromptEncoder(tokenizer).prompt_ids([{**turn, "input": turn.get("input") or ""} for turn in talk])
     _, response = server.post("/v1/completions", {"prompt": ids, "temperature": 0, "max_tokens": 12})
     assert (status, answer["generated_text"]) == (200, response["choices"][0]["text"])
     alone = server.generate(talk[0]["content"], talk[0]["input"], temperature=0, max_tokens=12)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import sentencepiece
 import torch
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from conftest import RunScript
 from demo_pages import model_loading, text_generation, web_page
 from demo_pages.text_generation import Decoding
@@ -179,8 +179,8 @@ def test_demo_has_the_ids_logits_and_answers(
     checkpoint = model_loading.load(str(folder), adapter)
     answers = []
     for row in ROWS:
-        ids = checkpoint.encoder.prompt(one_turn(row["instruction"], row["input"]))
-        assert ids == before.encoder.prompt(one_turn(row["instruction"], row["input"]))
+        ids = checkpoint.encoder.prompt_ids(instruction_messages(row["instruction"], row["input"]))
+        assert ids == before.encoder.prompt_ids(instruction_messages(row["instruction"], row["input"]))
         assert ids == alpaca_ids(row, oracle, shared_data)
         schema = ", ".join(TYPES["en" if row["input"].isascii() else "zh"])
         assert web_page.extraction_ids(checkpoint, {}, "ner", schema, row["input"]) == ids

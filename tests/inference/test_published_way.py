@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import sentencepiece
 import torch
-from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.prompt_encoding import instruction_messages
 from conftest import REPOSITORY, RunScript
 from demo_pages import model_loading, text_generation
 from demo_pages.text_generation import Decoding
@@ -121,7 +121,9 @@ def test_recovered_and_merged_models_have_the_original_logits(published: Publish
 def test_demo_asks_with_the_ids_of_the_published_prompt(published: Published, way: str) -> None:
     base, adapter = (published.merged, "") if way == "merged" else (published.recovered, str(published.adapter))
     checkpoint = model_loading.load(str(base), adapter)
-    assert checkpoint.encoder.prompt(one_turn(ROW["instruction"], ROW["input"])) == expected_prompt(published)
+    assert checkpoint.encoder.prompt_ids(instruction_messages(ROW["instruction"], ROW["input"])) == expected_prompt(
+        published
+    )
     assert checkpoint.encoder.stop_ids == [2]
     with torch.no_grad():
         torch.testing.assert_close(checkpoint.model(IDS).logits, published.logits, rtol=1e-4, atol=1e-4)
@@ -134,7 +136,7 @@ def test_template_file_gives_a_model_without_one_the_published_prompt(
     """In a demo and in ie_run.py; without the option, the prompt is plain text, and a warning has the remedy."""
     expected = expected_prompt(published)
     checkpoint = model_loading.load(str(published.recovered), template_path=str(template))
-    assert checkpoint.encoder.prompt(one_turn(ROW["instruction"], ROW["input"])) == expected
+    assert checkpoint.encoder.prompt_ids(instruction_messages(ROW["instruction"], ROW["input"])) == expected
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
     command = ("finetune/ie_run.py", "--base_model", published.recovered, "--data_path", rows, "--output", out,
@@ -155,7 +157,7 @@ def test_server_with_a_template_file_and_ie_run_give_the_demos_answers(
 ) -> None:
     """The recovered base is served with --template_path; the adapter beside it has its own template."""
     checkpoint = model_loading.load(str(published.merged))
-    prompt = checkpoint.encoder.prompt(one_turn(ROW["instruction"], ROW["input"]))
+    prompt = checkpoint.encoder.prompt_ids(instruction_messages(ROW["instruction"], ROW["input"]))
     answer = text_generation.generate(checkpoint, prompt, Decoding(8)).text
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(ROW) + "\n", encoding="utf-8")

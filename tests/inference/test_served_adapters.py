@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 from guarded_server import gone_within
 from in_process import run_in_process
 from lora_adapters import NARROW, make_adapter, other_model
@@ -50,7 +50,7 @@ def answers(folder: Path) -> list[ExpectedAnswer]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = []
     for question in QUESTIONS:
-        prompt_ids = PromptEncoder(tokenizer).prompt(one_turn(*question))
+        prompt_ids = PromptEncoder(tokenizer).prompt_ids(instruction_messages(*question))
         prompt = torch.tensor([prompt_ids])  # (1, tokens) int64
         with torch.inference_mode():
             out = model.generate(

@@ -165,7 +165,7 @@ def test_engine_with_other_ids_is_refused(tiny_tokenizer: Path) -> None:
 
 @pytest.mark.integration
 def test_real_text_has_sentencepieces_ids(shared_data: Path, tmp_path: Path) -> None:
-    """LLaMA-2's model on real English, Chinese and code with the spellings of control tokens."""
+    """LLaMA-2's model on real English, Chinese and code with the spellings of special tokens."""
     shutil.copy(shared_data / "llama/tokenizer.model", tmp_path)
     encoder = load_encoder(tmp_path)
     assert encoder.engine.name == "gigatoken"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 from hub_download.model_registry import template_of
 from in_process import RunTool
 from sentencepiece import SentencePieceProcessor
@@ -35,7 +35,7 @@ ANSWER = '{"person": ["Robert Allenby"], "location": []}'
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 REPLY = {"role": "assistant", "content": ANSWER}
-TALK = [*one_turn(QUESTION), REPLY, *one_turn("And?", "Ann.")]
+TALK = [*instruction_messages(QUESTION), REPLY, *instruction_messages("And?", "Ann.")]
 Encoder = Callable[[str], tuple[PromptEncoder, SentencePieceProcessor]]
 
 
@@ -66,27 +66,29 @@ def test_llama_2_extraction_models_have_the_published_format(encoder: Encoder, n
     the system message; instruction and input are joined by a line break.
     """
     prompts, pieces = encoder(name)
-    assert prompts.text(one_turn(QUESTION)) == "<s>" + FORMATS[name]
+    assert prompts.rendered_prompt(instruction_messages(QUESTION)) == "<s>" + FORMATS[name]
     brief = "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWho? [/INST]"
-    assert prompts.text([SYSTEM, *one_turn("Who?")]) == brief
+    assert prompts.rendered_prompt([SYSTEM, *instruction_messages("Who?")]) == brief
     answer = pieces.encode(ANSWER)
     expected = [1, *pieces.encode(FORMATS[name]), *answer, 2, 1, *pieces.encode("[INST] And?\nAnn. [/INST]")]
-    assert prompts.prompt(TALK) == expected
+    assert prompts.prompt_ids(TALK) == expected
     assert trained_ids(prompts) == [*expected, *answer, 2]
     with pytest.raises(ValueError, match=r"knows the roles system \(first\), user and assistant, not tool"):
-        prompts.prompt([*TALK, {"role": "tool", "content": "x"}])
+        prompts.prompt_ids([*TALK, {"role": "tool", "content": "x"}])
 
 
 def test_baichuan_2_extraction_model_has_the_published_format(encoder: Encoder) -> None:
     """The tuning code writes no BOS, and EOS only after the last answer."""
     name = "baichuan2-13b-iepile-lora"
     prompts, pieces = encoder(name)
-    assert prompts.text(one_turn(QUESTION)) == FORMATS[name]
-    assert prompts.text([SYSTEM, *one_turn("Who?")]) == "Be brief.<reserved_106>Who?<reserved_107>"
+    assert prompts.rendered_prompt(instruction_messages(QUESTION)) == FORMATS[name]
+    assert (
+        prompts.rendered_prompt([SYSTEM, *instruction_messages("Who?")]) == "Be brief.<reserved_106>Who?<reserved_107>"
+    )
     asked, answers = prompts.tokenizer.convert_tokens_to_ids(["<reserved_106>", "<reserved_107>"])
     answer = pieces.encode(ANSWER)
     first = [asked, *pieces.encode(QUESTION), answers, *answer]
     expected = [*first, asked, *pieces.encode("And?\nAnn."), answers]
-    assert prompts.prompt(TALK) == expected
+    assert prompts.prompt_ids(TALK) == expected
     assert trained_ids(prompts) == [*expected, *answer, 2]
     assert prompts.stop_ids == [2]

@@ -75,7 +75,7 @@ def test_calibration_ids_equal_those_of_tuning(tiny_tokenizer: Path, template: s
     for row in ROWS:
         messages = messages_of(row)
         example = quantization_inputs.encode_row(prompts, row, tiny_tokenizer)
-        assert example.prompt == prompts.prompt(messages[:-1])
+        assert example.prompt == prompts.prompt_ids(messages[:-1])
         (turn,) = prompts.last_turns([messages])
         assert example.answer == turn.answer + turn.end
         assert example.answer.count(tokenizer.eos_token_id) == 1

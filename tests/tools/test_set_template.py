@@ -8,7 +8,7 @@ import pytest
 import quantize
 import set_template
 import weight_diff
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 from conftest import REPOSITORY
 from in_process import RunTool
 
@@ -56,7 +56,7 @@ def test_input_is_appended_if_the_template_ignores_it(tiny_checkpoint: Path, tmp
     from transformers import AutoTokenizer
 
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(tmp_path / "out"))
-    assert encoder.text(one_turn("Which?", "this")) == "<s>Which?\n\nthis"
+    assert encoder.rendered_prompt(instruction_messages("Which?", "this")) == "<s>Which?\n\nthis"
 
 
 @pytest.mark.parametrize("stored", ["files", "list"])

@@ -21,7 +21,7 @@ PART = re.compile(
 )
 # PEFT's names in memory: lora_A.default.weight. A state dict saved without PEFT's save_pretrained has them.
 ADAPTER_NAME_IN_KEY = re.compile(r"\.(lora_\w+|modules_to_save)\.default(?=\.|$)")
-MODULE_NAME = re.compile(r"[\w.]+")  # a module's name in rank_pattern; its dots stand for themselves
+MODULE_NAME = re.compile(r"[\w.]+")  # a key of rank_pattern that is a plain name, not a regular expression
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
@@ -83,7 +83,10 @@ def stored_shapes(file: Path) -> Shapes:
 
 
 def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Shapes]:
-    """Return module -> kind -> shape for the tensors of an adapter file; raises ValueError on other tensors."""
+    """Return module -> kind -> shape for the tensors of an adapter file, without copies (see `is_copy`).
+
+    Raises ValueError if a tensor does not belong to a LoRA adapter, or if there are no tensors.
+    """
     parts: dict[str, Shapes] = {}
     for name, shape in shapes.items():
         if is_copy(name, shapes):
@@ -99,17 +102,18 @@ def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[s
 
 
 def saved_name(name: str) -> str:
-    """Return the name of a tensor as PEFT saves it, without the name of the adapter (ADAPTER_NAME_IN_KEY).
+    """Return the name of a tensor as PEFT saves it, without the name of the adapter (see ADAPTER_NAME_IN_KEY).
 
-    The weight of a module of modules_to_save has the module's own name.
+    A module of modules_to_save is saved under its own name: `lm_head.modules_to_save.default.weight` becomes
+    `lm_head.weight`.
     """
     return ADAPTER_NAME_IN_KEY.sub(lambda match: "" if match[1] == "modules_to_save" else f".{match[1]}", name)
 
 
 def is_copy(name: str, names: Container[str]) -> bool:
-    """Return whether a tensor repeats a module of modules_to_save, or is the module before training.
+    """Return whether a tensor is a copy of a module of modules_to_save, in its trained or its original state.
 
-    PEFT stores these beside `<module>.weight` if the vocabulary has grown (save_embedding_layers in
+    PEFT stores such copies beside `<module>.weight` if the vocabulary has grown (save_embedding_layers in
     get_peft_model_state_dict), and does not load them.
     """
     module, _, kind = name.removesuffix(".weight").rpartition(".")
@@ -117,7 +121,7 @@ def is_copy(name: str, names: Container[str]) -> bool:
 
 
 def check_pair(adapter: AdapterFolder, module: str, parts: Shapes, rank: int) -> None:
-    """Raise ValueError if a matrix of a LoRA pair is missing, or rank or DoRA differ from adapter_config.json.
+    """Raise ValueError if a matrix of a LoRA pair is missing, or contradicts the rank or DoRA of adapter_config.json.
 
     rank: the module's rank in adapter_config.json.
     """
@@ -132,15 +136,15 @@ def check_pair(adapter: AdapterFolder, module: str, parts: Shapes, rank: int) ->
             )
         if rank != parts[down][0]:
             raise ValueError(
-                f"{adapter.path} has rank {parts[down][0]} for {module}, its adapter_config.json says {rank}; "
+                f"{adapter.path} has rank {parts[down][0]} for {module}, but its adapter_config.json says {rank}; "
                 "copy both files again"
             )
         if bool(adapter.config.get("use_dora")) != ("lora_magnitude_vector" in parts):
             says = "use_dora, which needs one" if adapter.config.get("use_dora") else "no use_dora"
             has = "a" if "lora_magnitude_vector" in parts else "no"
             raise ValueError(
-                f"{adapter.path} has {has} lora_magnitude_vector for {module}, its adapter_config.json says {says}; "
-                "copy both files again"
+                f"{adapter.path} has {has} lora_magnitude_vector for {module}, but its adapter_config.json says "
+                f"{says}; copy both files again"
             )
 
 

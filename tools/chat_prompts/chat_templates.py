@@ -15,13 +15,13 @@ Messages = Sequence[dict[str, Any]]
 
 # Marks a position in rendered text. A lone surrogate never occurs in valid text, so no message contains it.
 MARK = "\udfff"
-UNSET_TOKEN = re.compile(r"'(\w+_token)' is undefined")  # of jinja2, for a special token that is not set
+UNSET_TOKEN = re.compile(r"'(\w+_token)' is undefined")  # jinja2's message for a special token that is not set
 QUESTION = {"role": "user", "content": "a", "input": ""}
 QUESTIONS = ([QUESTION], [{"role": "system", "content": "s", "input": ""}, QUESTION])  # some templates require a system
 
 
 class AnswerLayout(NamedTuple):
-    """The text that a template writes around an answer."""
+    """The text that a template writes before and after an answer."""
 
     prefix: str  # white space before the answer, after the prompt
     suffix: str  # all text after the answer
@@ -32,20 +32,23 @@ class ChatTemplate:
     """Renders conversations with the chat template of a tokenizer, or with another template."""
 
     def __init__(self, tokenizer: Any, source: str | None = None) -> None:
-        """source: Jinja source; None for the tokenizer's own template."""
+        """source: Jinja source; None for the tokenizer's own main template."""
         self.tokenizer = tokenizer
         own = tokenizer.chat_template
         own = own.get("default") if isinstance(own, dict) else own
-        self.source: str | None = source or (own.removeprefix("\ufeff") if own else None)  # a byte order mark
+        self.source: str | None = source or (own.removeprefix("\ufeff") if own else None)  # byte order mark
 
-    def render(self, messages: Messages, generate: bool) -> str:
-        """Return the text of a conversation; if `generate`, followed by the text that begins an answer.
+    def render(self, messages: Messages, add_generation_prompt: bool) -> str:
+        """Return the text of a conversation; with `add_generation_prompt`, followed by the text that begins an answer.
 
         Raises ValueError if the template rejects the messages.
         """
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self.source, tokenize=False, add_generation_prompt=generate
+                list(messages),
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:  # jinja2's errors, and all errors of expressions in the template
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -56,10 +59,10 @@ class ChatTemplate:
                 )
             raise ValueError(f"the chat template cannot render these messages: {reason}") from error
 
-    def try_render(self, messages: Messages, generate: bool) -> str:
+    def try_render(self, messages: Messages, add_generation_prompt: bool) -> str:
         """Return the text as `render` does, or "" if the template rejects the messages."""
         try:
-            return self.render(messages, generate)
+            return self.render(messages, add_generation_prompt)
         except ValueError:
             return ""
 

@@ -14,7 +14,7 @@ INTERRUPTED = 130  # exit status: 128 + SIGINT, as in shells
 TERMINATED = 143  # 128 + SIGTERM
 CHECK_SECONDS = 0.005  # between checks whether an import is still running
 COMMAND_PID = os.getpid()
-exit_status = INTERRUPTED  # of a command that a KeyboardInterrupt ends
+exit_status = INTERRUPTED  # exit status of a command that ends with KeyboardInterrupt
 
 
 def is_command() -> bool:
@@ -45,7 +45,7 @@ def raise_interrupts() -> None:
 
 
 def raise_on_sigterm(number: int, frame: FrameType | None) -> None:
-    """Signal handler: do the same as on Ctrl-C, and ignore further signals: `timeout` sends two.
+    """Signal handler: do the same as on Ctrl-C, and ignore further SIGTERMs, since `timeout` sends two.
 
     A forked process, which inherits the handler, ends at once.
     """

@@ -3,9 +3,9 @@
 Counts are summed over all examples (micro average). Items are matched as multisets: a repeated item must also be
 repeated in the correct answer.
 
-Every item of a prediction is counted: for the example's task if its correct answer has items of one task only, else
-for the task of the item's own form.
-The items of JSON in another form count as wrong. Text that is not JSON has no items; it lowers `parsed` and recall.
+Every item of a prediction is counted for one task: the task of the correct answer if all its items are of one task,
+else the task that the item's own form indicates. The items of JSON that is not an object of lists count as wrong. Text
+that is not JSON has no items; it lowers `parsed` and recall.
 """
 
 from collections import Counter
@@ -27,7 +27,9 @@ class AnswerCounts(NamedTuple):
 
     def of_task(self, task: str) -> list[int]:
         """Return the numbers of correct, predicted and gold items of a task."""
-        return [sum(n for (of, _, what), n in self.items.items() if (of, what) == (task, key)) for key in COUNTS]
+        return [
+            sum(n for (own_task, _, kind), n in self.items.items() if (own_task, kind) == (task, key)) for key in COUNTS
+        ]
 
 
 def counted_as(item: AnswerItem, gold_kinds: set[str]) -> str:
@@ -48,7 +50,7 @@ def precision_recall_f1(correct: int, predicted: int, gold: int) -> dict[str, fl
 
 
 def count_answer(prediction: str, output: str) -> AnswerCounts:
-    """Return the counts of a prediction; output: the correct answer, without a `gold_error`."""
+    """Return the counts of a prediction; output: the correct answer, for which `gold_error` is ""."""
     gold, answer = read_answer(output).items, read_answer(prediction)
     gold_kinds = {item.kind for item in gold}
     items, names = Counter[tuple[str, str, str]](), Counter[str]()

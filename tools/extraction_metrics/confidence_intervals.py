@@ -9,20 +9,20 @@ from collections.abc import Sequence
 RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)
 SEED = 0
-BLOCK = 1_000_000  # most numbers in a block of resamples
+MAX_DRAWN = 1_000_000  # maximum elements of an array of drawn counts, (resamples, distinct)
 
 
 def f1_interval(counts: Sequence[Sequence[int]]) -> list[float]:
     """Return the bounds of the 95 % confidence interval of F1.
 
-    counts: correct, predicted and gold items of each unit of resampling, such as an example, (units, 3). The same
-    counts give the same interval.
+    counts: correct, predicted and gold items of each unit of resampling, such as an example, (units, 3). The seed
+    is fixed, so equal counts give equal intervals.
     """
     import numpy as np
 
     distinct, repeats = np.unique(np.asarray(counts), axis=0, return_counts=True)  # (distinct, 3), (distinct,)
     draw, shares = np.random.default_rng(SEED), repeats / len(counts)
-    rows = max(1, BLOCK // len(distinct))
+    rows = max(1, MAX_DRAWN // len(distinct))
     sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
     # How often each of the distinct counts is in a sample of all units with replacement: (resamples, distinct).
     totals = np.concatenate([draw.multinomial(len(counts), shares, size) @ distinct for size in sizes])

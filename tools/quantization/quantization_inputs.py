@@ -82,7 +82,7 @@ def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[Instructi
 def encode_row(encoder: PromptEncoder, row: InstructionRow, folder: Path) -> CalibrationExample:
     """Return a row as token ids; ValueError if the folder's template is missing or changes questions or answers."""
     if is_plain_text(row):
-        return CalibrationExample(encoder.plain(""), encoder.text_ids(row["text"]), None)
+        return CalibrationExample(encoder.plain_text_ids(""), encoder.text_ids(row["text"]), None)
     if not encoder.template:
         raise ValueError(
             f"{folder} has no chat_template.jinja to render instructions with; add one "

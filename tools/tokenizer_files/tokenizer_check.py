@@ -21,7 +21,7 @@ KEPT = ("tokenizer.json", "tokenizer_config.json")
 MERGED = ("special_tokens_map.json", "added_tokens.json")  # their content goes into the two files above
 LIBRARY_CHARACTERS = 2_000_000  # from the sources of Python's standard library
 
-# Inputs that converters often get wrong: spaces, control tokens as text, byte fallback, Chinese, emoji, code, digits.
+# Inputs that converters often get wrong: spaces, special tokens as text, byte fallback, Chinese, emoji, code, digits.
 HARD_TEXTS = (
     "", " ", "  two  spaces  ", "\n\n", "\ttab", "▁", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "\u0000 nul", "{{ x }} %s",
     "<s>literal</s> <unk> tokens", "<0x0A> is text", "def f(x):\n    return x  # ▁ underline", "3.14159 2,000 1e-5",
@@ -88,7 +88,7 @@ def merged_tokenizer_files(target: Path, partial: Path, model: Path) -> tuple[To
 
 
 def check_equal_ids(tokenizer: Tokenizer, reference: Any, texts: Iterable[str], name: str = "SentencePiece") -> int:
-    """Compare ids on every text, without BOS and with control tokens treated as text; return the number of texts.
+    """Compare ids on every text, without BOS and with special tokens treated as text; return the number of texts.
 
     reference: an object whose `encode` returns the original's ids; name: the original's name in the error message.
     Raises ValueError at the first difference.
