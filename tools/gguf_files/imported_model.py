@@ -145,7 +145,7 @@ def positive_int(file: GgufFile, key: str, default: int | None = None) -> int:
     """Return a positive integer of the metadata; ValueError if it is another value, or missing without default."""
     value = file.metadata.get(key, default)
     if type(value) is not int or not 0 < value <= INT_LIMIT:
-        fact = f"is {str(value)[:80]}, not a positive number up to {INT_LIMIT:,}"
+        fact = f"is {str(value)[:80]}, not a positive integer up to {INT_LIMIT:,}"
         fact = fact if key in file.metadata else "is missing"
         raise ValueError(f"{file.path}: {key} {fact}; use a file that llama.cpp's converter wrote for this model")
     return value
@@ -307,7 +307,7 @@ def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Ite
                 values = quants.dequantize(packed.reshape(-1, row_bytes), GGMLQuantizationType[stored.kind]).reshape(-1)
             check_range(values, written)
             bits = from_float32(values, tensor.dtype)
-        check_finite(bits, written)
+        check_finite(bits, written, REMEDY)
         if tensor.head_dim:  # the order of each head's rows becomes 0, 2, 4, …, 1, 3, 5, …
             bits = bits.reshape(-1, tensor.head_dim // 2, 2, columns if is_matrix else 1).swapaxes(1, 2)
         return np.ascontiguousarray(bits).reshape(-1)

@@ -205,8 +205,11 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
             values = change.apply(values, *bounds)
         return from_float32(values, spec.dtype)
 
+    remedy = "use intact copies of base and adapters"
+    if spec.dtype == "F16" and tensor.dtype != "F16":
+        remedy += ", or omit --is_fp16 if a value is too large for float16"
     for bits in in_order(merge_rows, spec.row_ranges()):
-        check_finite(bits, spec)
+        check_finite(bits, spec, remedy)
         yield bits
 
 
