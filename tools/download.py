@@ -48,7 +48,7 @@ def main(
     exclude: tuple[str, ...] = (),
     endpoint: str = "",
 ) -> None:
-    """Download the published diff, its adapter, both (to subfolders of download_path), or any repository.
+    """Download the published diff, the adapter, both (to subfolders of download_path), or any repository.
 
     Args:
         download_path: a new folder, or one that this command created; with both, the parent of the two folders.

@@ -178,7 +178,7 @@ def test_verify_compares_the_sum_and_says_why_not_the_md5(
     (other / "run.json").unlink()
     error = run_tool(SCRIPT, "verify", other, status=2).stderr
     assert "has no seal and matches no published model: the weights add up to 5.40" in error
-    assert "(some/diff: -3.5951, some/diff-fp16: -9.5951); seal the original" in error
+    assert "(some/diff: -3.5951, some/diff-fp16: -9.5951); if the folder is intact, seal it" in error
     assert (
         "no MD5 list of none; it has those of some/diff"
         in run_tool(SCRIPT, "verify", target, "--published", "none", status=2).stderr

@@ -89,7 +89,7 @@ class Tensor(Spec):
     offset: int = 0  # of the first byte in the file
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return the bits of elements start to stop: (stop - start,) uint8/16/32/64; ValueError if truncated."""
+        """Return the bits of elements start to stop: (stop - start,) uint8/16/32/64; ValueError if the file ends early."""
         stop = self.elements if stop is None else stop
         assert 0 <= start <= stop <= self.elements, f"{start} to {stop} is not within {self.name}"
         if isinstance(self.source, np.ndarray):
@@ -104,7 +104,7 @@ class Tensor(Spec):
         return bits
 
     def read_once(self, start: int, stop: int) -> np.ndarray:
-        """Like `read`, for sequential single-pass reading: drops pages that were read from the page cache."""
+        """Like `read`, for a single sequential pass: also frees the page cache of the parts that were read before."""
         bits, last = self.read(start, stop), self.offset + stop * self.itemsize
         if not isinstance(self.source, np.ndarray) and (last - bits.nbytes) // CACHE_UNIT < last // CACHE_UNIT:
             end = (last // CACHE_UNIT - 1) * CACHE_UNIT  # other threads may still be reading later pages

@@ -107,7 +107,7 @@ class HeaderReader:
         return self.take(size).decode()
 
     def value(self) -> Any:
-        """Return the next value, a number, bool, string or an array of them, after its type (uint32)."""
+        """Read a type number (uint32) and return its value: a number, a bool, a string or an array of these."""
         kind = self.number("<u4")
         if kind == STRING:
             return self.string()

@@ -34,7 +34,10 @@ class Factors:
         self.rounded_right = np.ascontiguousarray(fixed_point(np.ascontiguousarray(right.T), self.bits).T)
 
     def add(self, base: np.ndarray, start: int) -> np.ndarray:
-        """Return base + product, flat float32. base: whole rows of the matrix, flat float32, from element `start`."""
+        """Return base + product, flat float32; the rows of the sum are scaled if `scale` is given.
+
+        base: whole rows of the matrix, flat float32, from element `start`.
+        """
         rows = slice(start // self.columns, (start + base.size) // self.columns)
         total = (fixed_point(self.left[rows], self.bits) @ self.rounded_right).astype(np.float32)
         total += base.reshape(total.shape)
