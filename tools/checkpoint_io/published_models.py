@@ -24,7 +24,7 @@ def published_repository(folder: Path, key: str) -> str:
     compared with the registry entries that have `key`; if `key` is "template", `_name_or_path` in config.json. This
     name only identifies the template, because the model may have been tuned after it was loaded under this name.
 
-    LLaMA's shape and tokenizer do not identify a model: the published 13B models have those of LLaMA-13B itself.
+    Shape and tokenizer do not identify a model: they are the same in LLaMA-13B and all published 13B models.
     """
     if name := recorded_repository(folder):
         return name

@@ -86,10 +86,10 @@ class Tensor(Spec):
 
     file: Path
     source: FileIO | np.ndarray  # an open file, or the flat bit patterns themselves
-    offset: int = 0  # of the first byte in the file
+    offset: int = 0  # position of the first byte in the file
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return the bits of elements start to stop: (stop - start,) uint8/16/32/64; ValueError if the file ends early."""
+        """Return the bits of elements start to stop, (stop - start,) unsigned; ValueError if the file is truncated."""
         stop = self.elements if stop is None else stop
         assert 0 <= start <= stop <= self.elements, f"{start} to {stop} is not within {self.name}"
         if isinstance(self.source, np.ndarray):
@@ -278,7 +278,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def tensor_hashes(tensors: Iterable[Tensor], label: str) -> dict[str, str]:
-    """Return {name: BLAKE3} of all tensors. label: of the progress bar."""
+    """Return {name: BLAKE3} of all tensors. label: text of the progress bar."""
     tensors = list(tensors)
     result = {}
     with progress(sum(tensor.nbytes for tensor in tensors), label) as bar:

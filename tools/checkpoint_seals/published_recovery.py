@@ -38,7 +38,7 @@ def verify_published(folder: Path, published: str, identify: bool) -> str:
     """
     lists = {name: entry for name, entry in registry()["repositories"].items() if entry.keys() & set(LISTS)}
     if published and not entry_of(published).keys() & set(LISTS):
-        raise ValueError(f"{REGISTRY.name} has no MD5 list of {published}; it has those of {', '.join(lists)}")
+        raise ValueError(f"{REGISTRY.name} has no MD5 list of {published}; it has lists of {', '.join(lists)}")
     name = published or published_repository(folder, "md5") or published_repository(folder, "recovered_md5")
     entry = entry_of(name)
     candidates = [entry[key] for key in LISTS if key in entry]

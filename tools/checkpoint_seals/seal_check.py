@@ -36,7 +36,7 @@ def hash_file(path: Path, algorithm: Any) -> str:
 
 
 def hash_files(files: Mapping[str, Path], algorithm: Any, label: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, hexadecimal hash) of each file. algorithm: as for `hash_file`; label: of the progress bar."""
+    """Yield (name, hexadecimal hash) of each file. algorithm: as for `hash_file`; label: text of the progress bar."""
     sizes = [file.stat().st_size for file in files.values()]
     with progress(sum(sizes), label) as bar:
         hashes = in_order(lambda file: hash_file(file, algorithm), files.values())

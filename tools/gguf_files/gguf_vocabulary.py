@@ -34,7 +34,7 @@ SPACE = "▁"
 class PreTokenizer:
     """One of llama.cpp's pre-tokenizers for byte-level BPE, as tokenizer.json describes it."""
 
-    steps: tuple[dict[str, Any], ...]  # of the pre-tokenizer in tokenizer.json, without trim_offsets
+    steps: tuple[dict[str, Any], ...]  # steps of the pre-tokenizer in tokenizer.json, without trim_offsets
     ignore_merges: bool = False
     normalizers: tuple[str, ...] = ()  # accepted; llama.cpp never normalises text
     adds_bos: bool = False  # default of llama.cpp, without tokenizer.ggml.add_bos_token

@@ -141,7 +141,7 @@ def gguf_header(
 def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: list[GgufTensor], label: str) -> None:
     """Write a GGUF file, or resume an interrupted run.
 
-    factors: `GgufModel.rope_factors`; label: of the progress bar.
+    factors: `GgufModel.rope_factors`; label: text of the progress bar.
     """
     sources = {tensor.name: tensor for tensor in tensors}
     sizes = ({} if factors is None else {"rope_freqs.weight": factors.nbytes}) | {

@@ -64,8 +64,8 @@ NEUTRAL_KEYS = {"tensor_data_layout", "rope.scaling.finetuned"}  # they do not c
 NEUTRAL_VALUES = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scale_linear": 1.0}
 F16_LARGEST = 65504.0
 FLOAT_SMALLEST, FLOAT_LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
-INT_LIMIT = (1 << 31) - 1  # of llama.cpp
-LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every released LLaMA 3
+INT_LIMIT = (1 << 31) - 1  # llama.cpp's limit
+LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # the values of every released LLaMA 3
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ BYTE_LEVEL_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offse
 class ImportedTokenizer:
     """The tables of a GGUF file's tokenizer."""
 
-    path: Path  # of the file
+    path: Path  # the GGUF file
     model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
     tokens: list[str]  # without unused ones at the end
     types: list[int]

@@ -1,7 +1,7 @@
 """The layout of LLaMA's original checkpoints: the parts of each weight, and how they are joined.
 
 There is one file consolidated.NN.pth per tensor-parallel rank. Each contains a part of every matrix and a copy of every
-norm. The joined weights equal those of transformers' LlamaForCausalLM, except wq and wk: the original rotates
+norm. The joined weights equal the weights of transformers' LlamaForCausalLM, except wq and wk: the original rotates
 neighbouring rows of a head (2i, 2i + 1), transformers rotates row i with row i + head_dim / 2, so a head's even rows
 are moved before its odd rows. The values are unchanged.
 

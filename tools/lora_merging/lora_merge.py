@@ -1,7 +1,7 @@
 """Merge LoRA adapters into their base: W + scaling * B @ A, accumulated in float32, rounded once, streamed.
 
-Without weights, each adapter changes the result of the previous one, as adapters that were trained one after another:
-a whole matrix (modules_to_save) of a later adapter replaces that of an earlier one. With weights w_i, the result is
+Without weights, each adapter changes the result of the previous one, as adapters that were trained one after another: a
+whole matrix (modules_to_save) of a later adapter replaces the matrix of an earlier one. With weights w_i, the result is
 base + sum of w_i * (adapter_i - base), where adapter_i is the base with this adapter alone.
 
 Products are reproducible (low_rank.py), so the result does not depend on the machine or the number of threads. Memory:

@@ -29,7 +29,7 @@ class Factors:
     def __init__(self, left: np.ndarray, right: np.ndarray, scale: np.ndarray | None = None) -> None:
         self.left, self.right, self.scale = left, right, scale
         rank, self.columns = right.shape
-        self.elements = left.shape[0] * self.columns  # of the product
+        self.elements = left.shape[0] * self.columns  # number of elements in the product
         self.bits = min(MANTISSA, (EXACT - math.ceil(math.log2(max(1, rank)))) // 2)
         self.rounded_right = np.ascontiguousarray(fixed_point(np.ascontiguousarray(right.T), self.bits).T)
 

@@ -21,7 +21,7 @@ CONVERSATION = 2048  # tokens of a demo's prompt and answer, if the context is n
 LORA_RANK, MICRO_BATCH, CUTOFF = 16, 4, 512  # finetune.py's --lora_r, --micro_batch_size and --cutoff_len
 GPUS_PER_NODE, OFFLOAD_CONFIG = 8, "zero3-offload-optimizer"  # of full tuning; a file of pretrain/configs
 # (minimum GiB of the card, max_num_batched_tokens, max_num_seqs): vLLM's defaults (vllm/engine/arg_utils.py, 0.32). An
-# A100 of 80 GB has those of the last row, so it needs less than estimated here.
+# A100 of 80 GB has the defaults of the last row, so it needs less memory than estimated here.
 SERVER_BATCHES = ((160, 16384, 1024), (70, 8192, 1024), (0, 2048, 256))
 # Bits per weight with scales: NF4 with double quantisation (Dettmers et al. 2023, section 3), GPTQ with a 16-bit scale
 # for 128 weights. 8-bit layers have a float32 scale per output (`weight_bytes`).

@@ -45,7 +45,7 @@ def recorded_base(path_diff: Path) -> list[str]:
 
 
 def base_fingerprints(base: Weights, label: str) -> list[str]:
-    """Compute the two fingerprints of a base that `recorded_base` returns. label: of the progress bar."""
+    """Compute the two fingerprints of a base that `recorded_base` returns. label: text of the progress bar."""
     hashes = tensors.tensor_hashes(base.values(), label)
     trained = [tensor for tensor in base.values() if not is_buffer(tensor)]
     return [tensors.fingerprint(values, hashes) for values in (base.values(), trained)]

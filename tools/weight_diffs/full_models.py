@@ -4,9 +4,9 @@ A published diff has no record, and a seal only says that a folder is complete, 
 
 - Norm weights near 0 belong to a diff (model_folders/diff_recognition.py).
 - With a base: a diff (tuned - base) is nearer to zero than to the base, a full model is nearer to the base. The first
-  SAMPLE elements of every tensor are compared. Norm weights dominate this comparison, and those of a full model
-  resemble the base's even if the model has another origin. A diff would be refused if tuning had scaled the base by
-  more than 1.5. If a folder with the norm weights of a diff is nearer to the base, the base contains that diff already.
+  SAMPLE elements of every tensor are compared. Norm weights dominate this comparison; in a full model they resemble the
+  base's even if the model has another origin. A diff would be refused if tuning had scaled the base by more than 1.5.
+  If a folder with the norm weights of a diff is nearer to the base, the base contains that diff already.
 - Without a base: the mean magnitude of the norm weights, initially 1, is at least NORM_MEAN in a full model.
 """
 
@@ -51,7 +51,7 @@ def sample(tensor: Tensor, count: int) -> np.ndarray:
 
 
 def is_nearer_to(base: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
-    """Return whether the samples of `weights` are nearer to those of `base` than to zero."""
+    """Return whether the samples of `weights` are nearer to the samples of `base` than to zero."""
     change = total = 0.0
     for name, tensor in weights.items():
         other = base.get(name)

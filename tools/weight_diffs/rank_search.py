@@ -28,7 +28,7 @@ NOISE_MARGIN = 1.1  # a singular value is significant if it exceeds the noise ed
 FITTED_RANK_LIMIT = 64  # largest rank whose factors are fitted; the work grows with its square
 PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # per sweep: rounding errors below median / precision count as that value
 WEIGHTED_FACTOR_ELEMENTS = 1 << 22  # elements of the weighted factors (rows, rank, columns) in memory at a time
-STORED_BITS = np.uint32(0xFFFFFF00)  # of a float32 factor for 16-bit types: sign, exponent, 15 bits of the mantissa
+STORED_BITS = np.uint32(0xFFFFFF00)  # bits kept of a float32 factor for 16-bit types: sign, exponent, 15 mantissa bits
 MANTISSA_BITS = {"F16": 10, "BF16": 7, "F32": 23}
 SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}  # the step between subnormal numbers
 
