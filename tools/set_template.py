@@ -39,10 +39,7 @@ def check_template(folder: Path, template: Path, trust_remote_code: bool) -> Non
     from transformers.utils import logging
 
     if not (folder / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} has no tokenizer_config.json; copy the original there, or build a tokenizer from its "
-            "tokenizer.model: tools/build_tokenizer.py"
-        )
+        raise FileNotFoundError(f"{folder} has no tokenizer_config.json; copy the model's own there")
     logging.set_verbosity_error()  # transformers warns of unknown model types, which do not affect the template
     exact = exact_tokenizer_folder(folder, trust_remote_code)
     encoder = PromptEncoder(from_folder(AutoTokenizer, exact, trust_remote_code))

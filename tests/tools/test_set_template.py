@@ -11,6 +11,7 @@ import weight_diff
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from conftest import REPOSITORY
 from in_process import RunTool
+from tokenizers import Tokenizer, models
 
 SCRIPT = "tools/set_template.py"
 ALPACA = REPOSITORY / "finetune/templates/alpaca.jinja"
@@ -135,7 +136,9 @@ def test_missing_tokenizer_config_is_reported_for_the_input_folder(tiny_checkpoi
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     for name in ("tokenizer_config.json", "tokenizer.model"):
         (model / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"^{model} has no tokenizer_config.json; copy the original there"):
+    (model / "config.json").write_text('{"model_type": "gpt2"}')
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(model / "tokenizer.json"))
+    with pytest.raises(FileNotFoundError, match=f"^{model} has no tokenizer_config.json; copy the model's own there$"):
         set_template.main(str(model), str(ALPACA), str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -55,7 +55,7 @@ def check_model(path: object) -> Path:
         raise ValueError(f"{model} is already quantised; give the original model")
     if not (model / "tokenizer_config.json").is_file():
         raise FileNotFoundError(
-            f"{model} has no tokenizer_config.json; copy the original there, or build a tokenizer from its "
+            f"{model} has no tokenizer_config.json; copy the model's own there, or build a tokenizer from its "
             "tokenizer.model: tools/build_tokenizer.py"
         )
     check_complete(model, read_weights(model))
