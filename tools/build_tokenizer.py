@@ -3,8 +3,8 @@
     python tools/build_tokenizer.py --tokenizer_model llama/tokenizer.model --output_dir checkpoints/llama-tokenizer
     python tools/build_tokenizer.py --tokenizer_model M --output_dir D --check_path texts.jsonl    # your own text too
 
-The converter of current transformers gives different ids for half of all English text with LLaMA-2's model. This
-tokenizer is compared with SentencePiece on hard cases and on real text before anything is written.
+With LLaMA-2's tokenizer.model, the converter of current transformers gives wrong ids for half of all English documents.
+The tokenizer built here is compared with SentencePiece on hard cases and on real text before anything is written.
 """
 
 from command_line.fire_commands import run
@@ -16,9 +16,9 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into output_dir.
 
     Args:
-        tokenizer_model: the SentencePiece model, or the folder of its file tokenizer.model.
-        output_dir: a new folder, or a checkpoint folder without a seal; its added tokens, the roles of its tokens, and
-            the other settings of its tokenizer are kept.
+        tokenizer_model: the SentencePiece model file, or a folder that contains tokenizer.model.
+        output_dir: a new folder, or a checkpoint folder without a seal; the added tokens, the special tokens and the
+            other settings of its tokenizer are kept.
         check_path: additional text to compare on: .jsonl with a `text` key, or one text per line.
     """
     from exact_tokenizers import sentencepiece_bpe

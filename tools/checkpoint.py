@@ -40,7 +40,7 @@ def seal(folder: str, parents: tuple[str, ...] = ()) -> None:
 
 
 def verify(folder: str, published: str = "") -> None:
-    """Compare every file with the seal, a published model also with its MD5 list; fail at a difference (status 2).
+    """Compare every file with the seal, and a published model with its MD5 list; exit status 2 if a file differs.
 
     Args:
         folder: a sealed checkpoint folder, a published one, or the model recovered from a published diff.
@@ -52,7 +52,9 @@ def verify(folder: str, published: str = "") -> None:
         print(f"{path}: all {sealed} files as sealed")
     report = verify_published(path, published, identify=not sealed)
     if not sealed and not report:
-        raise FileNotFoundError(f"{path} has no {SEAL}; seal the original: python tools/checkpoint.py seal {path}")
+        raise FileNotFoundError(
+            f"{path} has no {SEAL} to verify; if the folder is intact, seal it: python tools/checkpoint.py seal {path}"
+        )
     if report:
         print(report)
 
@@ -79,7 +81,7 @@ def show(folder: str) -> None:
         print("seal        none")
         return
     sealed = read_seal(path)
-    print(f"seal        {'the same weights' if sealed.get('weights') == weights else 'OTHER WEIGHTS: run verify'}")
+    print(f"seal        {'matches these weights' if sealed.get('weights') == weights else 'OTHER WEIGHTS: run verify'}")
     for parent in sealed["parents"]:
         print(f"parent      {parent['name']} {parent.get('weights') or parent.get('blake3')}")
 

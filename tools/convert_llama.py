@@ -40,7 +40,7 @@ def main(
             LLaMA-2. auto relies on params.json alone.
         output_dir: a new folder.
         llama_version: 1, 2, 3, 3.1, 3.2 or 3.3; inferred from the files by default. It sets the context length.
-        instruct: the model is a chat model; from version 3 on, its answers end in other tokens than texts.
+        instruct: the model is a chat model; from version 3 on, its end tokens differ from the pretrained model's.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
         check_path: additional text to compare the tokenizer on: .jsonl with a `text` key, or one text per line.
     """

@@ -9,10 +9,10 @@
 
 Files are downloaded to the folder DOWNLOAD_PATH.partial and compared with the size and hash that the hub publishes. The
 folder is renamed when all files are correct. The same command resumes an interrupted download, even within a file. In a
-finished folder it replaces missing and damaged files, provided that .download/note.json names the same repository and
-commit; other folders are not changed. Mirrors, tokens and proxies are set by the hub client's variables:
-HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=… If the endpoint does not have the hub's API, ModelScope's is tried
-(--endpoint https://www.modelscope.cn --repo_name ZJUNLP/NAME).
+finished folder it restores missing and damaged files of the commit in .download/note.json, even if the hub has a newer
+one; the note must name the same repository, and the same revision or commit. Other folders are not changed. Mirrors,
+tokens and proxies are set by the hub client's variables: HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=… If the endpoint
+does not have the hub's API, ModelScope's is tried (--endpoint https://www.modelscope.cn --repo_name ZJUNLP/NAME).
 """
 
 from command_line.fire_commands import run
@@ -25,7 +25,7 @@ from hub_download.model_registry import registry
 from hub_download.repository_download import download
 from hub_download.repository_source import RepositorySource, resolve_endpoint
 
-PUBLISHED = {  # the 13B models: the base as a difference from LLaMA's weights, and its LoRA adapter
+PUBLISHED = {  # the 13B models: the base as a diff from LLaMA-13B, and the LoRA adapter of the recovered base
     "base": "zjunlp/zhixi-13b-diff",
     "base fp16": "zjunlp/zhixi-13b-diff-fp16",
     "lora": "zjunlp/zhixi-13b-lora",
@@ -48,15 +48,15 @@ def main(
     exclude: tuple[str, ...] = (),
     endpoint: str = "",
 ) -> None:
-    """Download the base, the adapter, both (each to its own subfolder of download_path), or any repository.
+    """Download the published diff, the adapter, both (to subfolders of download_path), or any repository.
 
     Args:
         download_path: a new folder, or one that this command created; with both, the parent of the two folders.
-        only_base: the difference between the published 13B base and LLaMA.
+        only_base: the published diff from LLaMA-13B to the 13B base.
         only_lora: the published LoRA adapter.
-        both: base and adapter.
+        both: the diff and the adapter.
         specify: download the repository repo_name.
-        fp16: the base difference in half precision.
+        fp16: the diff in float16 instead of float32.
         repo_name: OWNER/NAME on the hub.
         repo_type: model, dataset or space.
         revision: a branch, tag or commit; the hub's main branch by default.
@@ -67,11 +67,13 @@ def main(
     if [only_base, only_lora, both, specify].count(True) != 1:
         raise ValueError("choose what to download: exactly one of --only_base, --only_lora, --both and --specify")
     if fp16 and not (only_base or both):
-        raise ValueError("--fp16 chooses base weights; use it with --only_base or --both")
+        raise ValueError("--fp16 selects the float16 diff; use it with --only_base or --both")
     if bool(repo_name) != specify:
         raise ValueError("--specify and --repo_name OWNER/NAME must be used together")
-    if repo_type not in KINDS or (repo_type != "model" and not specify):
-        raise ValueError(f"--repo_type is one of {', '.join(KINDS)}, with --specify, not {repo_type!r}")
+    if repo_type not in KINDS:
+        raise ValueError(f"--repo_type {repo_type} is unknown; use one of {', '.join(KINDS)}")
+    if repo_type != "model" and not specify:
+        raise ValueError(f"--repo_type {repo_type} needs --specify; the published base and adapter are models")
     address = resolve_endpoint(endpoint)
     target, base, lora = Path(download_path), PUBLISHED["base fp16" if fp16 else "base"], PUBLISHED["lora"]
     choices = [(repo_name if specify else base if only_base else lora, target)]
@@ -82,7 +84,7 @@ def main(
 
 
 def list_published() -> None:
-    """Print the models and data sets of the published documents: content, licence, size, prompt template, sources."""
+    """Print the published models and data sets with content, licence, size, prompt template (models) and sources."""
     for title, key in (("Models", "repositories"), ("Data sets (--repo_type dataset)", "datasets")):
         print(f"{title}:")
         for name, entry in registry()[key].items():

@@ -55,7 +55,7 @@ def main(
         eval_path: held-out rows in the same formats; without them the table has only sizes.
         samples: number of calibration rows.
         eval_samples: number of held-out rows to measure on.
-        max_length: in tokens; longer rows are truncated for calibration and omitted from the measurement.
+        max_length: maximum tokens of a row; longer rows are truncated for calibration and omitted from the measurement.
         group_size: number of weights that share a scale (gptq, awq): 128, 64 or 32; 0: the largest that fits.
         dtype: type of weights that are not quantised: float16, bfloat16, float32, or auto for the checkpoint's own.
         max_shard_size: maximum size of a weight file, such as 5GB.

@@ -24,33 +24,33 @@ from partial_folders.output_paths import folder_path
 from weight_diffs.recorded_files import record_files
 
 LINKED = (".safetensors", ".bin")  # large, and never edited in place
-# An instruction and an input with template syntax, format syntax, both scripts and several lines.
+# A test message: Jinja syntax, Python format syntax, Chinese and Latin text, two lines.
 INSTRUCTION, INPUT = "Say {{ what }} {is} 100%s {% new %}.", "第一行\nline two"
 
 
 def check_template(folder: Path, template: Path, trust_remote_code: bool) -> None:
-    """Render the folder's template with its tokenizer.
+    """Render the folder's template with its tokenizer. template: the template's file, for messages.
 
     An input that the template does not use is appended to the content, as in every prompt of this repository. Raises
-    ValueError if rendering fails or changes a text, FileNotFoundError without a tokenizer.
+    ValueError if rendering fails or changes the text, FileNotFoundError if the folder has no tokenizer_config.json.
     """
     from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     if not (folder / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
-    logging.set_verbosity_error()  # a model type that transformers does not know is no fault of a template
+        raise FileNotFoundError(f"{folder} has no tokenizer_config.json; copy the model's own there")
+    logging.set_verbosity_error()  # transformers warns of unknown model types, which do not affect the template
     exact = exact_tokenizer_folder(folder, trust_remote_code)
     encoder = PromptEncoder(from_folder(AutoTokenizer, exact, trust_remote_code))
     for given in ("", INPUT):
         try:
             text = encoder.rendered_prompt(instruction_messages(INSTRUCTION, given))
         except ValueError as error:
-            raise ValueError(f"{template}: {error}; correct it") from None
+            raise ValueError(f"{template}: {error}; correct the template") from None
         for key, part in (("content", INSTRUCTION), ("input", given)):
             if part not in text:
-                raise ValueError(f"{template} omits or changes a message's {key!r}; it must contain it unchanged")
+                raise ValueError(f"{template} does not render the {key!r} of a message unchanged; correct the template")
 
 
 def main(model_path: str, template_path: str, output_dir: str, trust_remote_code: bool = False) -> None:
@@ -66,7 +66,9 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
     options = dict(locals())
     model, template = existing_folder(model_path, "--model_path"), Path(template_path)
     if template.suffix not in (".jinja", ".json") or not template.is_file():
-        raise FileNotFoundError(f"{template} is not a .jinja file; finetune/templates/ has some")
+        raise FileNotFoundError(
+            f"--template_path {template} is not an existing .jinja or .json file; finetune/templates/ has templates"
+        )
     templates = read_templates(model, named_only=True) | {"default": read_template(template, "--template_path")}
     folder_path(output_dir, [model])
     verify_seal(model)
@@ -80,12 +82,12 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
     with new_folder(output_dir, needed, inputs=[model]) as folder:
         for file in files:
             (checkpoint_folders.link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
-        write_templates(templates, folder)  # and removes those in tokenizer_config.json, which could contradict them
+        write_templates(templates, folder)  # also removes the templates in tokenizer_config.json
         write_exact_tokenizer(folder)
         try:
             check_template(folder, template, trust_remote_code)
-        except OwnCodeError as error:
-            raise OwnCodeError(str(error).replace(str(folder), str(model))) from None
+        except (OwnCodeError, FileNotFoundError) as error:
+            raise type(error)(str(error).replace(str(folder), str(model))) from None
         checkpoint_folders.write_run_record(folder, "tools/set_template.py", options, {"model": model})
         if (folder / DIFF_RECORD).is_file():
             record_files(folder)

@@ -3,7 +3,7 @@
 #
 #   bash tools/setup.sh              everything but the tests' packages; 3 to 5 minutes, or at once if nothing changed
 #   bash tools/setup.sh --dev        also the tests' packages
-#   bash tools/setup.sh --cpu|--gpu  use this list instead of looking for a GPU
+#   bash tools/setup.sh --cpu|--gpu  install for this device without looking for a GPU
 #
 # VENV=folder sets the environment's folder, PYTHON=python3.11 the interpreter. pip uses its own configuration (on a CPU
 # machine, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds; otherwise torch installs gigabytes of CUDA libraries).
@@ -35,14 +35,15 @@ for candidate in ${PYTHON:-python3.11 python3.12 python3 python}; do
         python=$candidate; break
     fi
 done
-[ -n "$python" ] || fail "${PYTHON:-the PATH} has no Python 3.11 or 3.12; install one, or name it: PYTHON=/path/to/python3.11 bash $0"
+[ -n "$python" ] || fail "found no Python 3.11 or 3.12 (tried ${PYTHON:-python3.11, python3.12, python3, python});" \
+    "install one, or name it: PYTHON=/path/to/python3.11 bash $0"
 
 # An environment is up to date if the same interpreter installed the same requirements files.
 stamp_of() { { "$python" --version; cat "$@"; } 2>&1 | sha256sum | cut -c1-64; }
 is_current() { [ -x "$venv/bin/python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$2" ]; }
 main_stamp=$(stamp_of "$requirements")
 dev_stamp=""
-[ "$dev" = 0 ] || dev_stamp=$(stamp_of tests/requirements.txt tests/requirements-quantised.txt) # missing in a container image
+[ "$dev" = 0 ] || dev_stamp=$(stamp_of tests/requirements.txt tests/requirements-quantised.txt) # container images lack these files
 
 # Prints pip's progress, appends its whole output to setup.log, and names that file if pip fails.
 install() {

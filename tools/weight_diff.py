@@ -6,9 +6,8 @@
     python tools/weight_diff.py merge --path_zhixi recovered --path_lora adapter --path_sfted merged
 
 An exact diff (the default) restores every bit, and recovery verifies it. An additive diff (--exact=False), the
-published kind, is a checkpoint folder with tuned - raw; it is computed in float32, or in float16 with --is_fp16, and
-rounds. recover detects the kind. Memory use does not depend on the model's size. The same command resumes an
-interrupted run.
+published kind, is a checkpoint folder with tuned - base, computed and rounded in float32, or in float16 with --is_fp16.
+recover detects the kind. Memory use does not depend on the model's size. The same command resumes an interrupted run.
 """
 
 from command_line.fire_commands import run
@@ -77,7 +76,7 @@ def recover(
         path_diff: a diff folder, exact or additive.
         path_tuned: a new folder.
         is_fp16: for additive diffs: compute and store in float16 instead of float32.
-        published: for additive diffs: the diff's repository, if published.json has the sum of its weights.
+        published: for additive diffs: the diff's repository, to verify the base by the sum in published.json.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options = dict(locals())

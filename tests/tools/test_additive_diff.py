@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import weight_diff
 from changed_weights import additive, left_behind, nudged, variant
 from checkpoint_io.tensors import Spec, is_buffer
 from hub_download import model_registry
 from in_process import RunTool
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from weight_diffs import additive_diff
 
 SCRIPT = "tools/weight_diff.py"
@@ -45,6 +46,15 @@ def test_additive_diff_equals_published_arithmetic(
         assert torch.equal(recovered[name], expected + raw[name].to(dtype))
     assert json.loads((out / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     assert (out / "chat_template.jinja").is_file()
+
+
+def test_value_too_large_for_float16_is_refused_with_the_option(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    tuned = shutil.copytree(tiny_checkpoint, tmp_path / "tuned")
+    state = {name: tensor.float() for name, tensor in load_file(tuned / "model.safetensors").items()}
+    state["model.norm.weight"][0] = 1e5
+    save_file(state, tuned / "model.safetensors")
+    with pytest.raises(ValueError, match=r"tensor model\.norm\.weight .*NaN or infinity; .* or omit --is_fp16"):
+        weight_diff.make_diff(str(tiny_checkpoint), str(tuned), str(tmp_path / "diff"), is_fp16=True, exact=False)
 
 
 def test_published_shards_of_bin_files_recover(

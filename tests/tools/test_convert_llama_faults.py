@@ -167,7 +167,7 @@ def test_conversion_refuses_version_that_contradicts_files(original: Make, conve
             convert(folder, llama_version=version)
     (three / "tokenizer.model").write_bytes((three / "tokenizer.model").read_bytes()[:-2])
     seal(three)
-    with pytest.raises(ValueError, match=r"tokenizer\.model is damaged in line 556"):
+    with pytest.raises(ValueError, match=r"tokenizer\.model is damaged: line 556 is not"):
         convert(three)
 
 

@@ -60,7 +60,7 @@ def test_dataset_is_downloaded(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.repositories["datasets/some/rows"] = {"rows.jsonl": b"{}\n"}
     get(tmp_path / "rows", repo_name="some/rows", repo_type="dataset")
     assert downloaded(tmp_path / "rows") == {"rows.jsonl": b"{}\n"}
-    with pytest.raises(ValueError, match=r"--repo_type is one of model, dataset, space"):
+    with pytest.raises(ValueError, match=r"--repo_type sets is unknown; use one of model, dataset, space"):
         get(tmp_path / "x", repo_type="sets")
 
 
@@ -242,7 +242,11 @@ def test_check_names_accepts_plain_and_refuses_unsafe_names() -> None:
     [
         ({"specify": False, "repo_name": ""}, "exactly one of --only_base, --only_lora, --both and --specify"),
         ({"only_base": True}, "exactly one of"),
-        ({"specify": False, "repo_name": "", "only_lora": True, "fp16": True}, "--fp16 chooses base weights"),
+        ({"specify": False, "repo_name": "", "only_lora": True, "fp16": True}, "--fp16 selects the float16 diff"),
+        (
+            {"specify": False, "repo_name": "", "only_base": True, "repo_type": "dataset"},
+            "--repo_type dataset needs --specify",
+        ),
         ({"repo_name": ""}, "--specify and --repo_name OWNER/NAME must be used together"),
         ({"specify": False, "only_base": True}, "must be used together"),
         ({"specify": False, "repo_name": "", "only_base": True}, "no repository zjunlp/zhixi-13b-diff, or it is priv"),

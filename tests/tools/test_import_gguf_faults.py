@@ -60,7 +60,7 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "factor": ({"llama__rope__scaling__type": "linear"}, "llama.rope.scaling.factor is missing"),
     "partial rotation": ({"llama__rope__dimension_count": 8}, "rope.dimension_count 8 are not supported together"),
     "no layers": ({"llama__block_count": None}, "llama.block_count is missing"),
-    "text for a number": ({"llama__block_count": "two"}, "llama.block_count is two, not a positive number"),
+    "text for a number": ({"llama__block_count": "two"}, "llama.block_count is two, not a positive integer"),
     "more layers": ({"llama__block_count": 3}, "tensor blk.2.attn_norm.weight is missing"),
     "text as window": ({"llama__attention__sliding_window": "x"}, "attention.sliding_window = x is not supported"),
     "table as key": ({"llama__rope__dimension_sections": [1, 2]}, "rope.dimension_sections = [1 2] is not supported"),
@@ -77,7 +77,7 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "fewer tokens": ({"tokenizer__ggml__tokens": ["a", "b"]}, "are not tables of 800 tokens"),
     "bos": ({"tokenizer__ggml__bos_token_id": 800}, "bos_token_id is 800, not the id of a token"),
-    "range": ({"llama__context_length": LONG}, "context_length is 2147483648, not a positive number up to 2,147,"),
+    "range": ({"llama__context_length": LONG}, "context_length is 2147483648, not a positive integer up to 2,147,"),
     "float range": ({"llama__rope__freq_base": FLOAT64_ONLY}, "llama.rope.freq_base is 1e.300, not a positive float32"),
     "factor of 0": (
         {"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 0.0}, "factor is 0.0, not a positive"

@@ -44,8 +44,9 @@ def test_cache_and_activations_of_a_prompt_equal_the_peak_of_the_real_model(shap
     with torch.no_grad(), LiveMemory(without=model.parameters()) as memory:
         output = model(torch.zeros(1, tokens, dtype=torch.long), use_cache=True, logits_to_keep=1)
     layers = output.past_key_values.layers
-    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) == tokens * gpu_uses.cache_bytes(shape)
-    estimate = tokens * gpu_uses.cache_bytes(shape) + gpu_uses.prompt_bytes(shape, tokens)
+    cache = tokens * gpu_uses.cache_bytes_per_token(shape)
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) == cache
+    estimate = cache + gpu_uses.prefill_activation_bytes(shape, tokens)
     assert memory.peak == pytest.approx(estimate, rel=0.03)
 
 
@@ -80,7 +81,8 @@ def test_lora_bytes_equal_the_peak_of_a_real_step(shape: Shape, is_quantised: bo
     bits = 4 + 0.126953125 if is_quantised else 16
     linear = shape.layers * (2 * shape.hidden * (shape.query + shape.key) + 3 * shape.hidden * shape.intermediate)
     measured = frozen - linear * (16 - bits) / 8 + 16 * trained + memory.peak
-    assert gpu_uses.adapter_bytes(shape, gpu_uses.NF4_BITS if is_quantised else 16) == pytest.approx(measured, rel=0.03)
+    estimate = gpu_uses.lora_tuning_bytes(shape, gpu_uses.NF4_BITS if is_quantised else 16)
+    assert estimate == pytest.approx(measured, rel=0.03)
 
 
 @pytest.mark.integration
@@ -169,7 +171,7 @@ def test_published_statements_about_cards_are_confirmed(run_tool: RunTool) -> No
     assert fits("13B", 32, "lora.sh 16")  # finetune/scripts/lora.sh
     assert fits("70B", 141, "lora.sh --load_in 8bit 8")
     llama_65b = Shape(32000, 8192, 22016, 80, 64, 64, 128, 2048)
-    assert gpu_uses.adapter_bytes(llama_65b, gpu_uses.NF4_BITS) < SHARE * 48 * GIB
+    assert gpu_uses.lora_tuning_bytes(llama_65b, gpu_uses.NF4_BITS) < SHARE * 48 * GIB
 
 
 def test_server_that_cannot_hold_the_context_is_told_the_longest(run_tool: RunTool) -> None:

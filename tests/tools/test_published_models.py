@@ -160,8 +160,8 @@ def test_configuration_and_tokenizer_of_llama_never_add_a_template(
     done = run_tool(*command, tmp_path / "out")
     assert not (tmp_path / "out/chat_template.jinja").exists()
     assert done.stdout.splitlines()[1] == (
-        f"notice: {tmp_path}/out has no chat_template.jinja (its config.json fits some/tuned, but also others). A "
-        f"model that was tuned on a template needs it: python tools/set_template.py --model_path {tmp_path}/out "
+        f"notice: {tmp_path}/out has no chat_template.jinja (its config.json fits some/tuned, but also other models). "
+        f"A model that was tuned on a template needs it: python tools/set_template.py --model_path {tmp_path}/out "
         "--template_path finetune/templates/alpaca.jinja --output_dir NEW"
     )
     run_tool(*done.stdout.splitlines()[1].split(": python ")[1].replace("NEW", str(tmp_path / "new")).split())

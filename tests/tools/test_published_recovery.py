@@ -125,7 +125,7 @@ def test_diff_without_a_record_is_recognised_by_the_sum(
         facts["config"] = facts["config"] | {"vocab_size": 801}
     write_table(other, table)
     assert "BASE NOT VERIFIED" in recover(run_tool, folders, "float32", tmp_path / "unknown")
-    assert "has no checkpoint.json; seal" in run_tool(SCRIPT, "verify", target, status=2).stderr
+    assert "has no checkpoint.json to verify; if" in run_tool(SCRIPT, "verify", target, status=2).stderr
 
 
 def test_frequencies_of_an_early_conversion_have_their_md5(
@@ -178,9 +178,9 @@ def test_verify_compares_the_sum_and_says_why_not_the_md5(
     (other / "run.json").unlink()
     error = run_tool(SCRIPT, "verify", other, status=2).stderr
     assert "has no seal and matches no published model: the weights add up to 5.40" in error
-    assert "(some/diff: -3.5951, some/diff-fp16: -9.5951); seal the original" in error
+    assert "(some/diff: -3.5951, some/diff-fp16: -9.5951); if the folder is intact, seal it" in error
     assert (
-        "no MD5 list of none; it has those of some/diff"
+        "no MD5 list of none; it has lists of some/diff"
         in run_tool(SCRIPT, "verify", target, "--published", "none", status=2).stderr
     )
 

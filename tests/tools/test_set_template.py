@@ -11,6 +11,7 @@ import weight_diff
 from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 from conftest import REPOSITORY
 from in_process import RunTool
+from tokenizers import Tokenizer, models
 
 SCRIPT = "tools/set_template.py"
 ALPACA = REPOSITORY / "finetune/templates/alpaca.jinja"
@@ -131,6 +132,17 @@ def test_tokenizer_model_of_any_class_gets_an_exact_tokenizer_json(tiny_checkpoi
     assert (written["vocab"], written["merges"]) == (exact["vocab"], exact["merges"])
 
 
+def test_missing_tokenizer_config_is_reported_for_the_input_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    for name in ("tokenizer_config.json", "tokenizer.model"):
+        (model / name).unlink()
+    (model / "config.json").write_text('{"model_type": "gpt2"}')
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(model / "tokenizer.json"))
+    with pytest.raises(FileNotFoundError, match=f"^{model} has no tokenizer_config.json; copy the model's own there$"):
+        set_template.main(str(model), str(ALPACA), str(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_template_of_chat_template_json_and_with_a_byte_order_mark_is_written_as_jinja(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -169,8 +181,8 @@ def test_set_template_refuses_invalid_template(tiny_checkpoint: Path, tmp_path: 
     [
         ("--model_path", "none", "none is not a folder"),
         ("--model_path", "finetune", "not a checkpoint folder"),
-        ("--template_path", "none.jinja", "none.jinja is not a .jinja file"),
-        ("--template_path", "pyproject.toml", "pyproject.toml is not a .jinja file"),
+        ("--template_path", "none.jinja", "--template_path none.jinja is not an existing .jinja or .json file"),
+        ("--template_path", "pyproject.toml", "--template_path pyproject.toml is not an existing .jinja"),
         ("--name", "alpaca", "unknown option --name"),
     ],
 )

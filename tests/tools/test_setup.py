@@ -28,7 +28,7 @@ def test_setup_is_fast_when_nothing_changed() -> None:
 def test_setup_refuses_wrong_options_and_interpreters_in_one_line() -> None:
     for done, expected in (
         (setup("--fast"), "unknown option --fast"),
-        (setup(PYTHON="/nowhere/python3"), "/nowhere/python3 has no Python 3.11 or 3.12"),
+        (setup(PYTHON="/nowhere/python3"), "found no Python 3.11 or 3.12 (tried /nowhere/python3)"),
     ):
         assert done.returncode == 2
         assert expected in done.stderr

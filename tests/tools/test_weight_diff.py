@@ -171,7 +171,7 @@ def config_of(key: str, value: object) -> Callable[[Path, Path], None]:
 
 BAD = {
     "layers": (config_of("num_hidden_layers", "two"), [], ["tuned/config.json is damaged (num_hidden_layers is 'two'"]),
-    "no layers": (config_of("num_hidden_layers", None), [], ["(num_hidden_layers is None, not a positive number)"]),
+    "no layers": (config_of("num_hidden_layers", None), [], ["(num_hidden_layers is None, not a positive integer)"]),
     "many layers": (config_of("num_hidden_layers", 10**15), [], ["tuned/config.json is damaged (num_hidden_layers is"]),
     "vocabulary": (config_of("vocab_size", [800]), ["--exact=False"], ["tuned/config.json is damaged (vocab_size is"]),
     "cut off": (lambda raw, tuned: (raw / "config.json").write_text("{"), [], ["raw/config.json is damaged (Expect"]),

@@ -26,10 +26,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def config_number(path: Path, config: Mapping[str, Any], key: str) -> int:
-    """Return a positive number of a config.json, the file `path` with the content `config`; ValueError otherwise."""
+    """Return a positive integer of a config.json, the file `path` with the content `config`; ValueError otherwise."""
     value = config.get(key)
     if type(value) is not int or value < 1:
-        raise ValueError(f"{path} is damaged ({key} is {value!r}, not a positive number); download it again")
+        raise ValueError(f"{path} is damaged ({key} is {value!r}, not a positive integer); download it again")
     return value
 
 
@@ -65,7 +65,7 @@ def set_dtype(folder: Path, dtype: str) -> None:
 
 
 def write_run_record(folder: Path, script: str, arguments: Mapping[str, object], parents: Mapping[str, Path]) -> None:
-    """Write run.json: arguments, package versions, and under each parent's role the content of its run.json."""
+    """Write run.json: arguments, package versions, and the run.json of each parent under the parent's role."""
     packages = [name for name in ("numpy", "pyarrow", "torch", "transformers") if find_spec(name)]
     history = {role: parent / "run.json" for role, parent in parents.items()}
     content = {

@@ -24,7 +24,10 @@ THREADS_LIMIT = 8  # more threads do not read faster, and each one holds a few c
 
 @cache
 def threads() -> int:
-    """Return the number of threads: KNOWLM_THREADS, or the cores up to THREADS_LIMIT; results do not depend on it."""
+    """Return the number of threads: KNOWLM_THREADS, or the available cores, at most THREADS_LIMIT.
+
+    Results do not depend on this number.
+    """
     return int(os.environ.get("KNOWLM_THREADS", 0)) or min(THREADS_LIMIT, len(os.sched_getaffinity(0)))
 
 
@@ -64,7 +67,7 @@ def work(jobs: SimpleQueue[Job]) -> None:
             job.outcome.put((None if job.is_cancelled else job.function(job.item), None))
         except BaseException as error:
             job.outcome.put((None, error))
-        del job  # the item, and through the outcome the result
+        del job  # otherwise the item and the result stay in memory until the next job
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

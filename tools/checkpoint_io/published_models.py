@@ -13,18 +13,18 @@ from hub_download.repository_source import NOTE
 from checkpoint_io.checkpoint_folders import read_json
 
 RECOVER = "tools/weight_diff.py recover"  # in run.json; its argument "published" is the diff's repository
-CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # of the hub client
-REMOTE = re.compile(r"url = \S+?://[^/\s]+/([\w.-]+/[\w.-]+?)(?:\.git)?/?\s")  # of a clone, in .git/config
+CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # path of a folder in the hub client's cache
+REMOTE = re.compile(r"url = \S+?://[^/\s]+/([\w.-]+/[\w.-]+?)(?:\.git)?/?\s")  # in .git/config of a clone
 
 
 def published_repository(folder: Path, key: str) -> str:
-    """Return the name of the published repository that a folder is a copy of; "" if it is not known.
+    """Return the published repository that a folder was copied or recovered from; "" if it is unknown.
 
-    Sources in order: a record of the origin (`recorded_repository`), the MD5 of the files, and, if `key` is "template",
-    `_name_or_path` in config.json. That last name is used for nothing else, because the model may have been tuned after
-    it was loaded. key: only registry entries that have this key are compared.
+    The repository is looked up in this order: a record of the origin (`recorded_repository`); the MD5 of the files,
+    compared with the registry entries that have `key`; if `key` is "template", `_name_or_path` in config.json. This
+    name only identifies the template, because the model may have been tuned after it was loaded under this name.
 
-    LLaMA's shape and tokenizer do not identify a model: the published 13B models have those of LLaMA-13B itself.
+    Shape and tokenizer do not identify a model: they are the same in LLaMA-13B and all published 13B models.
     """
     if name := recorded_repository(folder):
         return name

@@ -1,4 +1,4 @@
-"""Sums of all weights, which the recovery scripts of published diffs compare with (tools/published.json)."""
+"""Sum the weights of a recovered model, and compare the sum with the published one (tools/published.json)."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,10 +13,10 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.published_models import has_config
 from checkpoint_io.tensors import CHUNK, Tensor, ranges
 
-# Allowed difference between our float64 sum and the published sum, by type of the published weights. A wrong base
-# differs by thousands. The published sums of the 13B model differ by 6.1 in float16 and float32.
+# Allowed difference between our float64 sum and the published sum, by type of the published weights. With a wrong base
+# the sum differs by thousands. The published float16 sum of the 13B model differs from its float32 sum by 6.1.
 TOLERANCE = {"float32": 0.5, "float16": 8.0}
-FREQUENCIES = "rotary_emb.inv_freq"  # stored in checkpoints until 2023, although computed from the configuration
+FREQUENCIES = "rotary_emb.inv_freq"  # stored in checkpoints until 2023, although computed from config.json
 
 
 def is_published_sum(total: float, expected: float, dtype: str) -> bool:
@@ -34,7 +34,7 @@ def find_by_sum(total: float, config: Mapping[str, Any]) -> str:
 
 
 def sum_phrase(total: float, config: Mapping[str, Any]) -> str:
-    """Return a sum as text, with the published sums of models of the same configuration: "3.1 (NAME: 3.2)"."""
+    """Return a sum as text, followed by the published sums of models with the same config: "3.1 (NAME: 3.2)"."""
     known = registry()["repositories"].items()
     similar = [(name, entry["sum"]) for name, entry in known if "sum" in entry and has_config(entry, config)]
     others = ", ".join(f"{name}: {next(iter(sums.values())):.4f}" for name, sums in similar)
@@ -44,8 +44,8 @@ def sum_phrase(total: float, config: Mapping[str, Any]) -> str:
 def sum_weights(tensors: Iterable[Tensor], config: Mapping[str, Any], layers: int) -> float:
     """Return the sum of all elements in float64.
 
-    layers: number of layers whose FREQUENCIES are not among the tensors. They are part of the published sums, so they
-    are computed (J. Su et al., https://arxiv.org/abs/2104.09864).
+    layers: number of layers whose FREQUENCIES are not among the tensors. Published sums include the frequencies, so
+    these are computed (J. Su et al., https://arxiv.org/abs/2104.09864).
     """
 
     def chunk_sum(item: tuple[Tensor, tuple[int, int]]) -> float:

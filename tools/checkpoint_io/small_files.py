@@ -29,7 +29,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  #
 TOKENIZER_FILES = (
     *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "*.tiktoken",
 )  # fmt: skip
-# Python files: the code of a model that names it in auto_map. It is never executed here.
+# *.py: a model's own code, which auto_map in its configuration names; it is never executed here.
 OTHER_FILES = ("generation_config.json", "extraction.json", "*.py")
 
 
@@ -57,10 +57,10 @@ def copy_small_files(sources: Sequence[Path], target: Path, repository: str = ""
 
 
 def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str, str], str | None]:
-    """Return the templates of the last source that has some or is a published model tuned on one, and a phrase.
+    """Return the templates of the last source with templates or with a published template, and a phrase on them.
 
-    So a published adapter without a template file gets its own published template, not the base's. The phrase is None
-    if no template was found and the last source is not a published pretrained model.
+    A published adapter without a template file gets its own published template, not the base's. The phrase is None if
+    no default template was found and the last source is not a published pretrained model.
     """
     names: list[str] = []
     for folder in reversed(sources):
@@ -73,7 +73,7 @@ def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str
 
 
 def missing_template(target: Path, sources: Sequence[Path]) -> str:
-    """Return a line for the summary: target has no main template, which models its config.json fits, how to add one.
+    """Return a notice that target has no default template, with similar published models and the remedy.
 
     sources: the folders that target was made from; they may have other templates.
     """
@@ -81,14 +81,14 @@ def missing_template(target: Path, sources: Sequence[Path]) -> str:
     known = registry()["repositories"].items()
     tuned = [(name, entry) for name, entry in known if entry.get("template") and "config" in entry]
     similar = [name for name, entry in tuned if has_config(entry, config)]
-    seen = f"its config.json fits {' and '.join(similar)}, but also others" if similar else "its origin is unknown"
-    folder = str(target).removesuffix(".partial")
+    fits = f"its config.json fits {' and '.join(similar)}, but also other models"
+    origin = fits if similar else "its origin is unknown"
+    folder, alpaca = str(target).removesuffix(".partial"), "finetune/templates/alpaca.jinja"
     found = (other_templates(source) for source in reversed(sources))
     others, file = next((pair for pair in found if pair[0]), ("", None))
     return (
-        f"\nnotice: {folder} has no {TEMPLATE}{others} ({seen}). A model that was tuned on a template needs it: python "
-        f"tools/set_template.py --model_path {folder} --template_path {file or 'finetune/templates/alpaca.jinja'} "
-        "--output_dir NEW"
+        f"\nnotice: {folder} has no {TEMPLATE}{others} ({origin}). A model that was tuned on a template needs it: "
+        f"python tools/set_template.py --model_path {folder} --template_path {file or alpaca} --output_dir NEW"
     )
 
 
@@ -114,7 +114,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def tokenizer_source(folders: Sequence[Path]) -> Path | None:
-    """Return the last of checkpoint folders that has a tokenizer, except adapters that lack tokens added before them.
+    """Return the last checkpoint folder that has a tokenizer, except adapters that lack tokens of the folders before.
 
     Raises ValueError if two adapters have tokenizers that contradict each other. An adapter may contradict its base if
     it replaces the embedding matrix (adapter_checks.base_fit).
@@ -136,7 +136,7 @@ def tokenizer_source(folders: Sequence[Path]) -> Path | None:
 
 
 def check_tokenizer(*folders: Path, rows: int | None = None) -> None:
-    """Check the tokenizer and named templates that a new folder gets from checkpoint folders; later ones come first.
+    """Check the tokenizer and named templates of a new folder made from these folders; later ones take precedence.
 
     rows: number of embeddings of the new model; by default vocab_size in the last config.json. Raises FileNotFoundError
     if no folder has a tokenizer, since libraries would load an arbitrary default, and ValueError if the tokenizer has

@@ -39,7 +39,8 @@ TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DIFF_FILES = ("diff.safetensors",)  # exact diffs
-INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
+# Masks of magnitude and exponent; a value with all exponent bits set is infinite or NaN.
+FLOAT_MASKS = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}
 UNIFORM_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
 # Constants that old checkpoints contain although a model computes them: rotary frequencies and their tables, the value
 # of masked scores, positions. The causal mask of GPT-2, GPT-J and GPT-NeoX is named attn.bias and has four dimensions.
@@ -70,7 +71,7 @@ class Spec:
 
     @property
     def row_step(self) -> int:
-        """Return the elements of as many whole rows as fit into CHUNK, at least one row."""
+        """Return the number of elements in as many whole rows as fit into CHUNK, at least one row."""
         columns = max(1, self.shape[-1]) if len(self.shape) > 1 else 1
         return max(1, CHUNK // columns) * columns
 
@@ -85,10 +86,10 @@ class Tensor(Spec):
 
     file: Path
     source: FileIO | np.ndarray  # an open file, or the flat bit patterns themselves
-    offset: int = 0  # of the first byte in the file
+    offset: int = 0  # position of the first byte in the file
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return the bits of elements start to stop: (stop - start,) uint8/16/32/64; ValueError if truncated."""
+        """Return the bits of elements start to stop, (stop - start,) unsigned; ValueError if the file is truncated."""
         stop = self.elements if stop is None else stop
         assert 0 <= start <= stop <= self.elements, f"{start} to {stop} is not within {self.name}"
         if isinstance(self.source, np.ndarray):
@@ -103,7 +104,7 @@ class Tensor(Spec):
         return bits
 
     def read_once(self, start: int, stop: int) -> np.ndarray:
-        """Like `read`, for sequential single-pass reading: drops pages that were read from the page cache."""
+        """Like `read`, for a single sequential pass: also frees the page cache of the parts that were read before."""
         bits, last = self.read(start, stop), self.offset + stop * self.itemsize
         if not isinstance(self.source, np.ndarray) and (last - bits.nbytes) // CACHE_UNIT < last // CACHE_UNIT:
             end = (last // CACHE_UNIT - 1) * CACHE_UNIT  # other threads may still be reading later pages
@@ -124,7 +125,7 @@ def ranges(stop: int, size: int, start: int = 0) -> list[tuple[int, int]]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return a safetensors file's tensors in file order; ValueError if the file is damaged or of a type not supported.
+    """Return a safetensors file's tensors in file order; ValueError if it is damaged or has an unsupported type.
 
     The library verifies the header: the tensors cover the file without gaps, and their shapes fit.
     """
@@ -140,7 +141,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     position = 8 + int.from_bytes(source.read(8), "little")  # after the header
     for spec in specs:
         if spec.dtype not in ITEMSIZE:
-            raise ValueError(f"{path}: tensor {spec.name} is of type {spec.dtype}, which is not supported")
+            raise ValueError(
+                f"{path}: tensor {spec.name} has the unsupported type {spec.dtype}; use weights in F16, BF16 or F32"
+            )
         tensors[spec.name] = Tensor(spec.name, spec.dtype, spec.shape, path, source, position)
         position += spec.nbytes
     return tensors
@@ -161,7 +164,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is damaged or holds more than tensors ({reason[:120]}); download it again") from None
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict; use a state dict of weights")
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.dtype not in names:
@@ -230,10 +233,10 @@ def is_buffer(tensor: Spec) -> bool:
 
 
 def check_complete(folder: Path, weights: Mapping[str, Tensor], is_diff: bool = False) -> None:
-    """Raise ValueError for the first tensor that config.json requires and the folder lacks, or for other embeddings.
+    """Raise ValueError if the folder lacks a tensor that config.json requires or has another number of embeddings.
 
-    Loaders would initialise a missing tensor at random. Only UNIFORM_TYPES are checked. A diff is refused, too, unless
-    `is_diff`.
+    Loaders would initialise a missing tensor at random. Only UNIFORM_TYPES are checked. A diff is refused unless
+    `is_diff` is true.
     """
     path = folder / "config.json"
     if not is_diff:
@@ -257,13 +260,13 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor], is_diff: bool = 
         )
 
 
-def check_finite(bits: np.ndarray, tensor: Spec) -> None:
-    """Raise ValueError, naming file and tensor, if a float is NaN or infinite."""
+def check_finite(bits: np.ndarray, tensor: Spec, remedy: str = "use an intact copy of these weights") -> None:
+    """Raise ValueError, which names file, tensor and remedy, if a float is NaN or infinite."""
     if tensor.dtype in FLOATS:
-        magnitude, exponent = INFINITE[tensor.dtype]
+        magnitude, exponent = FLOAT_MASKS[tensor.dtype]
         if (bits & bits.dtype.type(magnitude)).max(initial=0) >= exponent:
             file = f"{tensor.file}: " if isinstance(tensor, Tensor) else ""
-            raise ValueError(f"{file}tensor {tensor.name} holds NaN or infinity; these weights are broken")
+            raise ValueError(f"{file}tensor {tensor.name} holds NaN or infinity; {remedy}")
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -275,7 +278,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def tensor_hashes(tensors: Iterable[Tensor], label: str) -> dict[str, str]:
-    """Return {name: BLAKE3} of all tensors. label: of the progress bar."""
+    """Return {name: BLAKE3} of all tensors. label: text of the progress bar."""
     tensors = list(tensors)
     result = {}
     with progress(sum(tensor.nbytes for tensor in tensors), label) as bar:

@@ -1,9 +1,9 @@
 """Compare a copy of a published model, or the model recovered from a published diff, with the published MD5 lists.
 
-The lists of recovered models are those of the .bin files that the published recovery script wrote. Other files hold the
-same weights with other bytes, so the .bin files are rebuilt from the tensors and hashed, without writing them. The
-script (tools/weight_diff.py of github.com/zjunlp/KnowLM, July 2023) used transformers 4.28, whose LLaMA determines the
-order of the tensors and whose `shard_checkpoint` determines the files, and PyTorch before 2.1 (torch_archives.py).
+The lists for recovered models contain the MD5 of the .bin files that the published recovery script wrote. Other formats
+store the same weights in other bytes, so the .bin files are rebuilt from the tensors and hashed, without writing them.
+The script (tools/weight_diff.py of github.com/zjunlp/KnowLM, July 2023) used transformers 4.28, whose LLaMA determines
+the order of the tensors and whose `shard_checkpoint` determines the files, and PyTorch before 2.1 (torch_archives.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from hub_download.model_registry import REGISTRY, entry_of, registry
 from checkpoint_seals.seal_check import hash_files
 from checkpoint_seals.torch_archives import archive_md5
 
-LISTS = ("md5", "recovered_md5")
+LISTS = ("md5", "recovered_md5")  # keys of MD5 lists in published.json
 LAYER = (
     "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
     f"self_attn.{FREQUENCIES}", "mlp.gate_proj.weight", "mlp.down_proj.weight", "mlp.up_proj.weight",
@@ -38,7 +38,7 @@ def verify_published(folder: Path, published: str, identify: bool) -> str:
     """
     lists = {name: entry for name, entry in registry()["repositories"].items() if entry.keys() & set(LISTS)}
     if published and not entry_of(published).keys() & set(LISTS):
-        raise ValueError(f"{REGISTRY.name} has no MD5 list of {published}; it has those of {', '.join(lists)}")
+        raise ValueError(f"{REGISTRY.name} has no MD5 list of {published}; it has lists of {', '.join(lists)}")
     name = published or published_repository(folder, "md5") or published_repository(folder, "recovered_md5")
     entry = entry_of(name)
     candidates = [entry[key] for key in LISTS if key in entry]
@@ -51,9 +51,9 @@ def verify_published(folder: Path, published: str, identify: bool) -> str:
 
 
 def identify_by_sum(folder: Path, candidates: Iterable[Mapping[str, Any]]) -> str:
-    """Return the diff that a folder was recovered from, "" if its config.json is not that of a candidate.
+    """Return the diff that a folder was recovered from; "" if its config.json does not fit any candidate.
 
-    Raises ValueError if it is, but the sum of the weights is not the published one.
+    Raises ValueError if the config.json fits, but the sum of the weights is not a published one.
     """
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not any({"recovered_md5", "config"} <= entry.keys() and has_config(entry, config) for entry in candidates):
@@ -62,8 +62,8 @@ def identify_by_sum(folder: Path, candidates: Iterable[Mapping[str, Any]]) -> st
     if name := find_by_sum(total, config):
         return name
     raise ValueError(
-        f"{folder} has no seal and matches no published model: the weights add up to "
-        f"{sum_phrase(total, config)}; seal the original: python tools/checkpoint.py seal {folder}"
+        f"{folder} has no seal and matches no published model: the weights add up to {sum_phrase(total, config)}; if "
+        f"the folder is intact, seal it: python tools/checkpoint.py seal {folder}"
     )
 
 
@@ -99,7 +99,7 @@ def compare_recovered(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
         if len(wrong) < len(table):
             names = "; ".join(f"{file} ({tensors[0].name} to {tensors[-1].name})" for file, tensors in wrong.items())
             raise ValueError(f"{folder} differs from the model recovered with {name} in {names}; recover it again")
-        reason = "no rebuilt file has its published MD5, which depends on the versions of PyTorch and of the base, too"
+        reason = "no rebuilt file has its published MD5, which also depends on the versions of PyTorch and of the base"
     total = weights_sum(weights, config)
     if not is_published_sum(total, expected, dtype):
         raise ValueError(
@@ -131,8 +131,8 @@ def ordered_names(config: Mapping[str, Any]) -> list[str]:
 def published_tensor_lists(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[list[Tensor]]:
     """Return two lists of the published tensors in file order: with float16-rounded and with exact rotary frequencies.
 
-    transformers 4.28 stored the rotary frequencies in float32, rounded to float16 if the base had been converted with
-    it. Frequencies in the folder are used as they are.
+    transformers 4.28 stored the rotary frequencies in float32; they were rounded to float16 before if its converter had
+    written the base. Frequencies in the folder are used unchanged.
     """
     import torch
 

@@ -36,7 +36,7 @@ def hash_file(path: Path, algorithm: Any) -> str:
 
 
 def hash_files(files: Mapping[str, Path], algorithm: Any, label: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, hexadecimal hash) of each file. algorithm: as for `hash_file`; label: of the progress bar."""
+    """Yield (name, hexadecimal hash) of each file. algorithm: as for `hash_file`; label: text of the progress bar."""
     sizes = [file.stat().st_size for file in files.values()]
     with progress(sum(sizes), label) as bar:
         hashes = in_order(lambda file: hash_file(file, algorithm), files.values())
@@ -46,7 +46,7 @@ def hash_files(files: Mapping[str, Path], algorithm: Any, label: str) -> Iterato
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's seal; raises ValueError if a part of it has another form."""
+    """Return the content of a folder's seal; ValueError if it is malformed."""
     sealed = read_json(folder / SEAL)
     table, parents = sealed.get("files"), sealed.setdefault("parents", [])
     if not isinstance(table, dict) or not all(
@@ -91,7 +91,7 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
 
 
 def changed_tensor(path: Path, hashes: dict[str, str]) -> str:
-    """Return a phrase with the first changed tensor, or the error on reading the file; "" if it is not safetensors."""
+    """Return a phrase with the first changed tensor of a safetensors file, or the read error; "" for other files."""
     if path.suffix != ".safetensors":
         return ""
     try:

@@ -33,7 +33,7 @@ def hashed_weights(folder: Path) -> tuple[dict[str, tensors.Tensor], dict[str, s
 
 
 def parent_entry(parent: Path) -> dict[str, str]:
-    """Return the name of a parent with its fingerprint: the BLAKE3 of a file, or that of a folder's weights.
+    """Return a parent's name and fingerprint: the BLAKE3 of a file, or the fingerprint of a folder's weights.
 
     The fingerprint of a folder is read from its seal if it has one, else computed.
     """

@@ -65,7 +65,7 @@ class ArchiveHash:
     def __init__(self, folder: str) -> None:
         """folder: the folder of the archive's records; torch.save takes the file name without its ending."""
         self.folder, self.md5, self.position = folder, hashlib.md5(), 0
-        self.entries: list[bytes] = []  # of the central directory
+        self.entries: list[bytes] = []  # entries of the central directory
 
     def write(self, content: Any) -> None:
         self.md5.update(content)

@@ -25,7 +25,7 @@ ENTRIES_LIMIT, TENSORS_LIMIT = 1 << 16, 1 << 16
 ITEMS_LIMIT = 1 << 22  # items of an array; the largest vocabularies have 2^18 tokens and 2^19 merges
 STRING_LIMIT = 1 << 24  # bytes
 HEADER_LIMIT = 1 << 28  # bytes
-DIMENSIONS_LIMIT = 4  # of ggml
+DIMENSIONS_LIMIT = 4  # ggml's limit
 READ_AT_ONCE = 1 << 20  # bytes
 TENSOR_TYPES = (
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
@@ -40,7 +40,7 @@ class StoredTensor:
     name: str
     kind: str  # one of TENSOR_TYPES
     shape: tuple[int, ...]  # rows first, as in PyTorch
-    offset: int  # of the first byte in the file
+    offset: int  # position of the first byte in the file
     nbytes: int
 
 
@@ -107,7 +107,7 @@ class HeaderReader:
         return self.take(size).decode()
 
     def value(self) -> Any:
-        """Return the next value, a number, bool, string or an array of them, after its type (uint32)."""
+        """Read a type number (uint32) and return its value: a number, a bool, a string or an array of these."""
         kind = self.number("<u4")
         if kind == STRING:
             return self.string()

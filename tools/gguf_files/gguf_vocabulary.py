@@ -34,7 +34,7 @@ SPACE = "▁"
 class PreTokenizer:
     """One of llama.cpp's pre-tokenizers for byte-level BPE, as tokenizer.json describes it."""
 
-    steps: tuple[dict[str, Any], ...]  # of the pre-tokenizer in tokenizer.json, without trim_offsets
+    steps: tuple[dict[str, Any], ...]  # steps of the pre-tokenizer in tokenizer.json, without trim_offsets
     ignore_merges: bool = False
     normalizers: tuple[str, ...] = ()  # accepted; llama.cpp never normalises text
     adds_bos: bool = False  # default of llama.cpp, without tokenizer.ggml.add_bos_token
@@ -111,7 +111,7 @@ def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
     set_special_ids(vocabulary, folder)
     vocabulary.special = read_special(vocabulary, folder)
     compare_with_transformers(vocabulary, folder)
-    if vocabulary.model == "llama":  # llama.cpp finds these before it replaces spaces
+    if vocabulary.model == "llama":  # llama.cpp matches user-defined tokens before it replaces spaces
         for index, kind in enumerate(vocabulary.types):
             if kind == USER_DEFINED:
                 vocabulary.tokens[index] = vocabulary.tokens[index].replace(SPACE, " ")
@@ -149,7 +149,7 @@ def pieces_by_id(path: Path) -> dict[int, str]:
     """Return {id: piece} of a tokenizer.json, without added tokens; ValueError if it is not BPE."""
     table = (read_json(path).get("model") or {}).get("vocab")
     if not isinstance(table, dict):
-        raise ValueError(f"{path} has no BPE vocabulary; only BPE is supported")
+        raise ValueError(f"{path} has no BPE vocabulary; other tokenizers are not supported")
     return {index: token for token, index in table.items()}
 
 
@@ -211,7 +211,8 @@ def add_token(vocabulary: GgufVocabulary, entry: Mapping[str, Any], folder: Path
         vocabulary.tokens[index], vocabulary.types[index] = content, kind
     elif vocabulary.tokens[index] != content:
         raise ValueError(
-            f"{folder}: id {index} is {vocabulary.tokens[index]!r} and, as an added token, {content!r}; correct it"
+            f"{folder}: id {index} is {vocabulary.tokens[index]!r} and, as an added token, {content!r}; correct one of "
+            "the two"
         )
     elif vocabulary.types[index] != UNKNOWN:
         vocabulary.types[index] = kind
@@ -233,7 +234,7 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
         name = names.get(f"{role}_token")
         name = (name.get("content") if isinstance(name, Mapping) else name) or None  # "" in folders of 2023
         if name is not None and name not in ids:
-            raise ValueError(f"{folder}: {role}_token is {name!r}, which the tokenizer does not have; correct it")
+            raise ValueError(f"{folder}: {role}_token is {name!r}, which the tokenizer does not have; correct the name")
         value: Any = numbers.get(f"{role}_token_id")  # a number, a list or None
         valid = [index for index in (value if isinstance(value, list) else [value]) if index in range(len(ids))]
         if name is not None:
@@ -265,7 +266,7 @@ def read_special(vocabulary: GgufVocabulary, folder: Path) -> Any:
 
 
 def compare_with_transformers(vocabulary: GgufVocabulary, folder: Path) -> None:
-    """Set whether BOS and EOS are added as in transformers.
+    """Set `special.add_special_token`: whether transformers adds BOS and EOS to a text.
 
     Raises ValueError if transformers, which may read other files of the folder, has a token that the vocabulary lacks,
     another BOS or EOS, or adds other tokens to a text.

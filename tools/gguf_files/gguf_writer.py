@@ -26,7 +26,9 @@ BLOCK_SIZES = {"Q8_0": 32, "Q4_0": 32}  # the row length of a quantised type mus
 # Largest magnitude that each type can represent; the scales of quantised types are float16.
 LARGEST = {"F32": 3.4028235e38, "F16": 65504.0, "BF16": 3.38e38, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 ALIGNMENT = 32  # bytes, GGUF's default
-INSTALL_QUANTISER = "q4_k_m needs llama.cpp's quantiser; python -m pip install llama-cpp-python (compiles for minutes)"
+INSTALL_QUANTISER = (
+    "q4_k_m needs llama.cpp's quantiser; install it (it compiles for minutes): python -m pip install llama-cpp-python"
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def gguf_header(
 def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: list[GgufTensor], label: str) -> None:
     """Write a GGUF file, or resume an interrupted run.
 
-    factors: `GgufModel.rope_factors`; label: of the progress bar.
+    factors: `GgufModel.rope_factors`; label: text of the progress bar.
     """
     sources = {tensor.name: tensor for tensor in tensors}
     sizes = ({} if factors is None else {"rope_freqs.weight": factors.nbytes}) | {
@@ -161,7 +163,7 @@ def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: lis
 def quantise_q4_k_m(source: Path, target: Path) -> Counter[str]:
     """Quantise a GGUF file to Q4_K_M with llama.cpp; return the number of tensors of each type.
 
-    Raises ValueError with llama.cpp's message. The C code runs in a thread, because Ctrl-C cannot interrupt it.
+    Raises ValueError with llama.cpp's message. The C code runs in a daemon thread, so that Ctrl-C ends the command.
     """
     import ctypes
 

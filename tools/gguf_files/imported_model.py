@@ -60,11 +60,12 @@ READ_KEYS = {
     "rope.scaling.factor", "rope.scaling.original_context_length", "vocab_size",
 }  # fmt: skip
 NEUTRAL_KEYS = {"tensor_data_layout", "rope.scaling.finetuned"}  # they do not change the computation
-NEUTRAL_VALUES = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scale_linear": 1.0}  # others: 0
+# Values that do not change the computation; for every other key this is 0.
+NEUTRAL_VALUES = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scale_linear": 1.0}
 F16_LARGEST = 65504.0
 FLOAT_SMALLEST, FLOAT_LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
-INT_LIMIT = (1 << 31) - 1  # of llama.cpp
-LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every released LLaMA 3
+INT_LIMIT = (1 << 31) - 1  # llama.cpp's limit
+LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # the values of every released LLaMA 3
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ImportedModel:
 
 
 def read_imported_model(file: GgufFile, dtype: str) -> ImportedModel:
-    """Return the checkpoint for a GGUF file. dtype: of its tensors: F32, F16 or BF16.
+    """Return the checkpoint for a GGUF file. dtype: type of the new tensors, F32, F16 or BF16.
 
     Raises ValueError for an unsupported architecture or setting, one file of a split model, and a tensor that is
     missing, unexpected, or of another shape than the metadata requires.
@@ -145,14 +146,14 @@ def positive_int(file: GgufFile, key: str, default: int | None = None) -> int:
     """Return a positive integer of the metadata; ValueError if it is another value, or missing without default."""
     value = file.metadata.get(key, default)
     if type(value) is not int or not 0 < value <= INT_LIMIT:
-        fact = f"is {str(value)[:80]}, not a positive number up to {INT_LIMIT:,}"
+        fact = f"is {str(value)[:80]}, not a positive integer up to {INT_LIMIT:,}"
         fact = fact if key in file.metadata else "is missing"
         raise ValueError(f"{file.path}: {key} {fact}; use a file that llama.cpp's converter wrote for this model")
     return value
 
 
 def positive_float(file: GgufFile, key: str, default: float | None = None) -> float:
-    """Return a positive number of the metadata with the fewest digits that give its float32; raises as positive_int."""
+    """Return a positive float32 of the metadata as the shortest decimal that rounds to it; raises as positive_int."""
     value = file.metadata.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not FLOAT_SMALLEST <= value <= FLOAT_LARGEST:
         fact = "is missing" if key not in file.metadata else f"is {str(value)[:80]}, not a positive float32"
@@ -182,7 +183,7 @@ def dimensions(file: GgufFile, architecture: str) -> dict[str, int]:
 
 
 def layer_tensors(file: GgufFile, architecture: str) -> tuple[dict[str, tuple[str, str]], dict[str, bool]]:
-    """Return the tensors of every layer as LAYER does, and the settings of config.json for optional biases."""
+    """Return the tensors of every layer in LAYER's form, and the settings of config.json for optional biases."""
     if architecture == "qwen2":
         return LAYER | QKV_BIASES, {"use_sliding_window": False}
     if architecture == "qwen3":
@@ -193,7 +194,7 @@ def layer_tensors(file: GgufFile, architecture: str) -> tuple[dict[str, tuple[st
 
 
 def checked_tensor(file: GgufFile, name: str, shape: tuple[int, ...]) -> StoredTensor:
-    """Return the tensor of a name; ValueError if it is missing or has another shape."""
+    """Return the tensor with this name; ValueError if it is missing or has another shape."""
     if name not in file.tensors:
         raise ValueError(f"{file.path}: tensor {name} is missing; download the file again")
     tensor = file.tensors[name]
@@ -265,7 +266,7 @@ def llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any
         raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} is {tensor.kind}, not F32; {REMEDY}")
     divisors = to_float32(bits.read(), "F32").astype(np.float64)
     if not np.isfinite(divisors).all() or divisors.min() <= 0:
-        raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} holds NaN, infinity or no positive number; {REMEDY}")
+        raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} holds NaN, infinity or a number <= 0; {REMEDY}")
     factor = float(str(np.float32(divisors.max())))
     factor = round(factor) if abs(factor - round(factor)) < 1e-4 else factor
     if np.allclose(divisors, 1):
@@ -277,7 +278,7 @@ def llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any
         if np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
             bands = {**LLAMA3_BANDS, "original_max_position_embeddings": original}
             return {"rope_type": "llama3", "factor": float(factor), **bands}
-    raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} is not that of LLaMA 3's scaling; others are not supported")
+    raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} does not hold LLaMA 3's divisors; others are not supported")
 
 
 def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Iterator[np.ndarray]:
@@ -307,7 +308,7 @@ def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Ite
                 values = quants.dequantize(packed.reshape(-1, row_bytes), GGMLQuantizationType[stored.kind]).reshape(-1)
             check_range(values, written)
             bits = from_float32(values, tensor.dtype)
-        check_finite(bits, written)
+        check_finite(bits, written, REMEDY)
         if tensor.head_dim:  # the order of each head's rows becomes 0, 2, 4, …, 1, 3, 5, …
             bits = bits.reshape(-1, tensor.head_dim // 2, 2, columns if is_matrix else 1).swapaxes(1, 2)
         return np.ascontiguousarray(bits).reshape(-1)

@@ -17,7 +17,7 @@ from gguf_files.gguf_header import GgufFile
 from gguf_files.gguf_vocabulary import PRE_TOKENIZERS, SPACE
 
 KEY = "tokenizer.ggml"
-TYPES = range(1, 7)  # of SentencePiece
+TYPES = range(1, 7)  # SentencePiece's token types
 ROLES = {
     "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id",
     "eot": "eot_token_id", "eom": "eom_token_id",
@@ -30,7 +30,7 @@ BYTE_LEVEL_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offse
 class ImportedTokenizer:
     """The tables of a GGUF file's tokenizer."""
 
-    path: Path  # of the file
+    path: Path  # the GGUF file
     model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
     tokens: list[str]  # without unused ones at the end
     types: list[int]
@@ -47,12 +47,12 @@ class ImportedTokenizer:
 
 
 def damage_error(file: GgufFile, fact: str) -> ValueError:
-    """Return the error for tables that contradict each other."""
+    """Return a ValueError that says that the file is damaged. fact: the damage."""
     return ValueError(f"{file.path} is damaged: {fact}; download it again")
 
 
 def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
-    """Return the tokenizer of a GGUF file. rows: of the embedding.
+    """Return the tokenizer of a GGUF file. rows: number of embeddings.
 
     Raises ValueError for a kind of tokenizer that is not supported, and for tables that contradict each other.
     """
@@ -70,7 +70,7 @@ def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
     tokens, types = tables.get("tokens"), tables.get("token_type")
     if not isinstance(tokens, list) or not isinstance(types, np.ndarray) or not len(tokens) == len(types) == rows:
         raise damage_error(file, f"tokens and token_type are not tables of {rows:,} tokens")
-    kinds = types.tolist()  # true and 1.0 are in TYPES, too
+    kinds = types.tolist()  # the dtype is checked, too, because `True in TYPES` and `1.0 in TYPES` hold
     if types.dtype.kind not in "iu" or any(kind not in TYPES for kind in kinds):
         raise damage_error(file, "token_type has a value other than 1 to 6")
     used = max((index for index, kind in enumerate(kinds) if kind != UNUSED), default=-1) + 1
@@ -96,7 +96,8 @@ def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
 def write_imported_tokenizer(tokenizer: ImportedTokenizer, folder: Path, context: int) -> str:
     """Write the tokenizer's files into a folder; return the result of its check as a phrase.
 
-    context: the model's, in tokens. Raises ValueError if the tables give no tokenizer, or one with other ids.
+    context: the model's context in tokens. Raises ValueError if no tokenizer can be built from the tables, or it would
+    give other ids.
     """
     if tokenizer.model == "llama":
         model, compared = sentencepiece_tokenizer(tokenizer, folder)
@@ -145,7 +146,7 @@ def byte_level_tokenizer(tokenizer: ImportedTokenizer) -> Any:
     merges = tokenizer.tables.get("merges")
     if not isinstance(merges, list) or not all(" " in merge for merge in merges):
         raise ValueError(f"{tokenizer.path} has no merges of two tokens each; download it again")
-    # Added tokens at the end of the table are not in the model's vocabulary, as in files that transformers writes
+    # As in files of transformers, the model's vocabulary does not contain the added tokens at the end of the table.
     last_plain = max((i for i, kind in enumerate(tokenizer.types) if kind not in (CONTROL, USER_DEFINED)), default=-1)
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,

@@ -1,7 +1,7 @@
 """The layout of LLaMA's original checkpoints: the parts of each weight, and how they are joined.
 
 There is one file consolidated.NN.pth per tensor-parallel rank. Each contains a part of every matrix and a copy of every
-norm. The joined weights equal those of transformers' LlamaForCausalLM, except wq and wk: the original rotates
+norm. The joined weights equal the weights of transformers' LlamaForCausalLM, except wq and wk: the original rotates
 neighbouring rows of a head (2i, 2i + 1), transformers rotates row i with row i + head_dim / 2, so a head's even rows
 are moved before its odd rows. The values are unchanged.
 
@@ -91,7 +91,7 @@ def check_names(ranks: Ranks, params: LlamaParams, may_be_tied: bool) -> None:
 
 
 def embedding_split(shape: Sequence[int], ranks: int, dim: int) -> tuple[int, int]:
-    """Return (split dimension, vocabulary size) of the embedding. shape: of one rank's part; ranks: their number.
+    """Return (split dimension, vocabulary size) of the embedding. shape: one rank's part; ranks: number of ranks.
 
     Version 3 splits the embedding by rows (VocabParallelEmbedding), earlier versions by columns (ParallelEmbedding).
     """
@@ -169,7 +169,7 @@ def compare_copies(joined: Sequence[JoinedWeight], tolerance: float) -> float:
 
 
 def is_output_tied(joined: Sequence[JoinedWeight]) -> bool:
-    """Return whether the output (last) is missing or bit-identical to the embedding (first)."""
+    """Return whether the output matrix (last) is missing or bit-identical to the embedding (first)."""
     one, other = joined[0], joined[-1]
     if other.spec.name != "lm_head.weight":
         return True

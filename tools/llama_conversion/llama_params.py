@@ -11,7 +11,7 @@ from checkpoint_io.checkpoint_folders import read_json
 from model_folders.weight_files import MOST_LAYERS
 from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
-# Released sizes: dim, n_layers, key-value heads. The paper calls 30B 33B; 34B is Code LLaMA's.
+# Released sizes: dim, n_layers, key-value heads. The paper calls the 30B model 33B; only Code LLaMA has a size 34B.
 SIZES = {
     "1B": (2048, 16, 8), "3B": (3072, 28, 8), "7B": (4096, 32, 32), "8B": (4096, 32, 8), "13B": (5120, 40, 40),
     "30B": (6656, 60, 52), "34B": (8192, 48, 8), "65B": (8192, 80, 64), "70B": (8192, 80, 8),
@@ -37,7 +37,7 @@ class LlamaParams(BaseModel, extra="forbid", strict=True, allow_inf_nan=False, f
     rope_theta: PositiveFloat = 10000.0
     use_scaled_rope: bool = False
     rope_scaling_factor: PositiveFloat | None = None
-    max_seq_len: int | None = None  # settings of the original's inference
+    max_seq_len: int | None = None  # settings of the original inference code
     max_batch_size: int | None = None
 
     @property

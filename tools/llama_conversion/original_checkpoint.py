@@ -87,7 +87,9 @@ def read_original(root: Path, size: str, version: str) -> OriginalCheckpoint:
     embedding = next(iter(ranks.values())).get(llama_layout.EMBEDDING)
     version = version or infer_version(params, embedding.dtype if embedding else "", has_rank_table)
     if version == "2" and params.norm_eps == 1e-6:  # meta-llama/llama #771
-        notice("params.json has norm_eps 1e-06, an error of LLaMA-2 7B's first release for 1e-05; download it again")
+        notice(
+            "params.json has norm_eps 1e-06, an error in LLaMA-2 7B's first release (right: 1e-05); download it again"
+        )
     weights = llama_layout.plan_weights(ranks, params, may_be_tied=version == "3.2")
     return OriginalCheckpoint(folder, params, tokenizer, version, tuple(ranks), weights)
 

@@ -1,7 +1,7 @@
 """Merge LoRA adapters into their base: W + scaling * B @ A, accumulated in float32, rounded once, streamed.
 
-Without weights, each adapter changes the result of the previous one, as adapters that were trained one after another:
-a whole matrix (modules_to_save) of a later adapter replaces that of an earlier one. With weights w_i, the result is
+Without weights, each adapter changes the result of the previous one, as adapters that were trained one after another: a
+whole matrix (modules_to_save) of a later adapter replaces the matrix of an earlier one. With weights w_i, the result is
 base + sum of w_i * (adapter_i - base), where adapter_i is the base with this adapter alone.
 
 Products are reproducible (low_rank.py), so the result does not depend on the machine or the number of threads. Memory:
@@ -81,9 +81,10 @@ def untie_if_changed(weights: dict[str, Tensor], adapters: Sequence[LoraAdapter]
 
 
 def share_added_rows(adapter: LoraAdapter, embedding: str, shape: tuple[int, ...]) -> None:
-    """Give the matrix that an adapter of a tied base does not change the rows that were added before training.
+    """Copy an enlarged matrix to the other tied matrix if the adapter changes only one of embedding and output.
 
-    PEFT stores the enlarged matrix once, beside the low-rank change of the other one. shape: of the base's matrix.
+    PEFT stores the matrix with the rows that were added before training once, beside its low-rank change. shape: the
+    shape of the base's matrix.
     """
     for name, other in ((embedding, OUTPUT), (OUTPUT, embedding)):
         update = adapter.updates.get(name)
@@ -96,18 +97,19 @@ def share_added_rows(adapter: LoraAdapter, embedding: str, shape: tuple[int, ...
 def vocabulary_rows(
     specs: Sequence[Spec], weights: Mapping[str, Tensor], vocabulary: int, changed: Mapping[str, Path]
 ) -> set[int]:
-    """Return the rows of embedding and output after merging, {} or one number; ValueError if they differ.
+    """Return the set of the row counts of embedding and output matrix after merging; ValueError if they differ.
 
-    vocabulary: rows before. changed: tensor name -> the last adapter that changes it.
+    The set has one element, or none if no matrix has `vocabulary` rows before merging. changed: tensor name -> folder
+    of the last adapter that changes the tensor.
     """
     rows = {spec.name: spec.shape[0] for spec in specs if len(spec.shape) == 2}
     rows = {name: count for name, count in rows.items() if weights[name].shape[0] == vocabulary}
     if len(set(rows.values())) > 1:
-        name, most = max(rows.items(), key=lambda row: row[1])
-        other, least = min(rows.items(), key=lambda row: row[1])
+        name, largest = max(rows.items(), key=lambda row: row[1])
+        other, smallest = min(rows.items(), key=lambda row: row[1])
         raise ValueError(
-            f"{changed[name]} has {most} rows for {name}, but {other} would have {least} (embedding and output must be "
-            "equal); train it with --lora_modules_to_save embed_tokens,lm_head"
+            f"{changed[name]} has {largest} rows for {name}, but {other} would have {smallest} (embedding and output "
+            "matrix need the same number); train it with --lora_modules_to_save embed_tokens,lm_head"
         )
     return set(rows.values())
 
@@ -205,8 +207,11 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
             values = change.apply(values, *bounds)
         return from_float32(values, spec.dtype)
 
+    remedy = "use intact copies of base and adapters"
+    if spec.dtype == "F16" and tensor.dtype != "F16":
+        remedy += ", or omit --is_fp16 if a value is too large for float16"
     for bits in in_order(merge_rows, spec.row_ranges()):
-        check_finite(bits, spec)
+        check_finite(bits, spec, remedy)
         yield bits
 
 

@@ -29,12 +29,15 @@ class Factors:
     def __init__(self, left: np.ndarray, right: np.ndarray, scale: np.ndarray | None = None) -> None:
         self.left, self.right, self.scale = left, right, scale
         rank, self.columns = right.shape
-        self.elements = left.shape[0] * self.columns  # of the product
+        self.elements = left.shape[0] * self.columns  # number of elements in the product
         self.bits = min(MANTISSA, (EXACT - math.ceil(math.log2(max(1, rank)))) // 2)
         self.rounded_right = np.ascontiguousarray(fixed_point(np.ascontiguousarray(right.T), self.bits).T)
 
     def add(self, base: np.ndarray, start: int) -> np.ndarray:
-        """Return base + product, flat float32. base: whole rows of the matrix, flat float32, from element `start`."""
+        """Return base + product, flat float32; the rows of the sum are scaled if `scale` is given.
+
+        base: whole rows of the matrix, flat float32, from element `start`.
+        """
         rows = slice(start // self.columns, (start + base.size) // self.columns)
         total = (fixed_point(self.left[rows], self.bits) @ self.rounded_right).astype(np.float32)
         total += base.reshape(total.shape)

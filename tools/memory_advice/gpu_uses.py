@@ -1,7 +1,8 @@
 """The GPU memory of each use of a model: demo, server, LoRA, QLoRA and full tuning, in 16, 8 and 4 bits.
 
-Training uses the arithmetic of pretrain/plan.py (memory_estimate/). Only the linear layers of the decoder
-blocks are quantised; embedding, norms, biases and output matrix keep 16 bits, as in quantize.py, bitsandbytes and vLLM.
+Training uses the arithmetic of pretrain/plan.py (memory_estimate/). Only the linear layers of the decoder blocks are
+quantised. Embedding, norms, biases and output matrix keep 16 bits for inference, as in quantize.py, bitsandbytes and
+vLLM; for tuning on a quantised base, PEFT converts them to float32.
 """
 
 from typing import NamedTuple
@@ -18,18 +19,19 @@ from memory_estimate.training_memory import (
 
 CONVERSATION = 2048  # tokens of a demo's prompt and answer, if the context is not shorter
 LORA_RANK, MICRO_BATCH, CUTOFF = 16, 4, 512  # finetune.py's --lora_r, --micro_batch_size and --cutoff_len
-GPUS_PER_NODE, OFFLOAD_CONFIG = 8, "zero3-offload-optimizer"  # for full tuning; the configuration is DeepSpeed's
-# vLLM's max_num_batched_tokens and max_num_seqs by GiB of the card (vllm/engine/arg_utils.py, 0.32).
+GPUS_PER_NODE, OFFLOAD_CONFIG = 8, "zero3-offload-optimizer"  # of full tuning; a file of pretrain/configs
+# (minimum GiB of the card, max_num_batched_tokens, max_num_seqs): vLLM's defaults (vllm/engine/arg_utils.py, 0.32). An
+# A100 of 80 GB has the defaults of the last row, so it needs less memory than estimated here.
 SERVER_BATCHES = ((160, 16384, 1024), (70, 8192, 1024), (0, 2048, 256))
 # Bits per weight with scales: NF4 with double quantisation (Dettmers et al. 2023, section 3), GPTQ with a 16-bit scale
-# for 128 weights. In 8 bits, each output has a float32 scale.
+# for 128 weights. 8-bit layers have a float32 scale per output (`weight_bytes`).
 NF4_BITS, GPTQ_BITS = 4 + 8 / 64 + 32 / (64 * 256), 4 + 16 / 128
 
 
 class GpuUse(NamedTuple):
     """A use of a model on one GPU.
 
-    fixed: bytes besides the KV cache. cached: tokens of the KV cache, 0 in training. is_server: whether the KV cache
+    fixed: bytes without the KV cache. cached: tokens in the KV cache, 0 in training. is_server: whether the KV cache
     takes the rest of the memory.
     """
 
@@ -41,32 +43,33 @@ class GpuUse(NamedTuple):
 
 
 def weight_bytes(shape: Shape, bits: float, other: int = 2) -> float:
-    """Return the bytes of the weights. bits: per weight of the linear layers. other: bytes of each other parameter."""
+    """Return the bytes of the weights. bits: per weight of a linear layer. other: bytes per parameter elsewhere."""
     linear = linear_count(shape)
     scales = 4 * shape.layers * sum(outputs for _, outputs in linear_layers(shape)) if bits == 8 else 0
     return linear * bits / 8 + scales + other * (parameter_count(shape) - linear)
 
 
-def cache_bytes(shape: Shape) -> int:
-    """Return the bytes of a token in the KV cache: keys and values of each layer in 16 bits."""
+def cache_bytes_per_token(shape: Shape) -> int:
+    """Return the bytes of one token in the KV cache: keys and values of each layer in 16 bits."""
     return 2 * 2 * shape.layers * shape.key
 
 
-def prompt_bytes(shape: Shape, tokens: int) -> int:
-    """Return the peak bytes of the activations while `tokens` tokens of prompts are computed.
+def prefill_activation_bytes(shape: Shape, tokens: int) -> int:
+    """Return the peak bytes of the activations during the prefill of `tokens` prompt tokens.
 
-    In the MLP, bytes per element: residual, input and its norm in float32, 2 + 2 + 4; gate, up projection and their
-    product, 2 each.
+    The peak is in the MLP. Bytes per hidden element: 2 for the residual, 2 for the input, 4 for its norm in float32.
+    Bytes per intermediate element: 2 each for gate, up projection and their product.
     """
     return tokens * (8 * shape.hidden + 6 * shape.intermediate)
 
 
 def inference_uses(shape: Shape, card: float) -> list[GpuUse]:
-    """Return the uses of the demos and the server. card: GiB; 0 if not known."""
+    """Return the uses of the demos and the server. card: its memory in GiB, 0 if unknown."""
     tokens = min(CONVERSATION, shape.context)
     _, batched, requests = next(row for row in SERVER_BATCHES if card >= row[0])
-    demo = prompt_bytes(shape, tokens)
-    server = prompt_bytes(shape, batched) + requests * 12 * shape.vocabulary  # logits and their sampling in float32
+    demo = prefill_activation_bytes(shape, tokens)
+    sampling = requests * 12 * shape.vocabulary  # bytes: float32 logits and sampling buffers
+    server = prefill_activation_bytes(shape, batched) + sampling
     demos = (("", 16, 16), (" --load_8bit", 8, 8), (" after quantize.py --method nf4", 4, NF4_BITS))
     quantised = ((" after quantize.py --method fp8", 8, 8), (" after quantize.py --method gptq", 4, GPTQ_BITS))
     uses = [GpuUse(f"demo{way}", bits, weight_bytes(shape, exact) + demo, tokens) for way, bits, exact in demos]
@@ -76,13 +79,14 @@ def inference_uses(shape: Shape, card: float) -> list[GpuUse]:
     ]
 
 
-def adapter_bytes(shape: Shape, bits: float) -> float:
+def lora_tuning_bytes(shape: Shape, bits: float) -> float:
     """Return the peak bytes of LoRA tuning as in lora.sh and qlora.sh, with gradient checkpointing.
 
-    The adapter is on all linear layers; its weights, gradients and Adam are float32. PEFT casts the adapter's inputs to
-    float32, which adds 4 bytes per element of the MLP and of the hidden state to `sequence_bytes`. With a quantised
-    base it also converts all other weights to float32, so the stored block inputs are float32; autocast then copies the
-    output matrix to 16 bits, and a quantised matrix is multiplied in 16 bits.
+    The adapter is on all linear layers; its weights, gradients and Adam states are float32. PEFT casts the adapter's
+    inputs to float32, which adds 4 bytes per intermediate and per hidden element to the estimate of `sequence_bytes`.
+    With a quantised base, PEFT also converts the weights that are not quantised to float32. Then the stored block
+    inputs are float32, autocast makes a 16-bit copy of the output matrix, and each quantised matrix is dequantised to
+    16 bits when it is multiplied.
     """
     quantised, hidden = bits < 16, shape.hidden
     factors = LORA_RANK * shape.layers * sum(sum(sizes) for sizes in linear_layers(shape))
@@ -93,24 +97,24 @@ def adapter_bytes(shape: Shape, bits: float) -> float:
     return weight_bytes(shape, bits, other=4 if quantised else 2) + 16 * factors + copies + activations
 
 
-def full_bytes(shape: Shape, config: str, gpus: int) -> float:
-    """Return the peak bytes per GPU of full.sh with a DeepSpeed configuration, with gradient checkpointing."""
+def full_tuning_bytes(shape: Shape, config: str, gpus: int) -> float:
+    """Return the peak bytes per GPU of full.sh with gradient checkpointing. config: a file of pretrain/configs."""
     parameters = parameter_count(shape)
     running = buffer_bytes(config, shape) + sequence_bytes(shape, MICRO_BATCH * CUTOFF, recompute=True)
     return state_bytes(config, parameters, gpus) + max(running, step_bytes(config, parameters, gpus))
 
 
 def tuning_uses(shape: Shape) -> list[GpuUse]:
-    """Return the uses of the recipes of finetune/scripts."""
+    """Return the uses of a model by the recipes in finetune/scripts."""
     return [
-        GpuUse("lora.sh", 16, adapter_bytes(shape, 16)),
-        GpuUse("lora.sh --load_in 8bit", 8, adapter_bytes(shape, 8)),
-        GpuUse("qlora.sh", 4, adapter_bytes(shape, NF4_BITS)),
-        GpuUse("full.sh, 1 GPU", 16, full_bytes(shape, "zero3", 1)),
-        GpuUse(f"full.sh, each of {GPUS_PER_NODE} GPUs", 16, full_bytes(shape, "zero3", GPUS_PER_NODE)),
+        GpuUse("lora.sh", 16, lora_tuning_bytes(shape, 16)),
+        GpuUse("lora.sh --load_in 8bit", 8, lora_tuning_bytes(shape, 8)),
+        GpuUse("qlora.sh", 4, lora_tuning_bytes(shape, NF4_BITS)),
+        GpuUse("full.sh, 1 GPU", 16, full_tuning_bytes(shape, "zero3", 1)),
+        GpuUse(f"full.sh, each of {GPUS_PER_NODE} GPUs", 16, full_tuning_bytes(shape, "zero3", GPUS_PER_NODE)),
         GpuUse(
             f"full.sh, each of {GPUS_PER_NODE} GPUs, {OFFLOAD_CONFIG}",
             16,
-            full_bytes(shape, OFFLOAD_CONFIG, GPUS_PER_NODE),
+            full_tuning_bytes(shape, OFFLOAD_CONFIG, GPUS_PER_NODE),
         ),
     ]

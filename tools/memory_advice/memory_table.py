@@ -14,7 +14,7 @@ from memory_advice.gpu_uses import (
     MICRO_BATCH,
     OFFLOAD_CONFIG,
     GpuUse,
-    cache_bytes,
+    cache_bytes_per_token,
     inference_uses,
     tuning_uses,
 )
@@ -50,11 +50,11 @@ def is_quantised(folder: str) -> bool:
 
 
 def describe_fit(use: GpuUse, shape: Shape, card: float) -> str:
-    """Return whether a use fits a card of `card` GiB; for the server, also the tokens that its KV cache holds."""
+    """Return text on whether a use fits a card of `card` GiB; for the server, also the capacity of its KV cache."""
     left = MEMORY_SHARE * card * GIB - use.fixed
-    tokens = int(left // (CACHE_BLOCK * cache_bytes(shape))) * CACHE_BLOCK
+    tokens = int(left // (CACHE_BLOCK * cache_bytes_per_token(shape))) * CACHE_BLOCK
     if not use.is_server:
-        return "yes" if left >= use.cached * cache_bytes(shape) else "no"
+        return "yes" if left >= use.cached * cache_bytes_per_token(shape) else "no"
     if tokens < CACHE_BLOCK:
         return "no"
     fits = tokens >= use.cached
@@ -62,9 +62,9 @@ def describe_fit(use: GpuUse, shape: Shape, card: float) -> str:
 
 
 def memory_table(folder: str, card: float) -> str:
-    """Return the table. folder: see `shape_of`. card: GiB; 0: without the column that says what fits."""
+    """Return the table. folder: see `shape_of`. card: its memory in GiB; 0 omits the column on what fits."""
     shape = shape_of(folder)
-    parameters, per_token = parameter_count(shape), cache_bytes(shape)
+    parameters, per_token = parameter_count(shape), cache_bytes_per_token(shape)
     rows = [("use", "bits", "needs GiB", f"card of {card:g} GiB" if card else "")]
     for use in (*inference_uses(shape, card), *tuning_uses(shape)):
         needed = (use.fixed + use.cached * per_token) / MEMORY_SHARE / GIB

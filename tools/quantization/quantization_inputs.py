@@ -1,4 +1,4 @@
-"""Check the options and the model of a quantisation, turn its rows into token ids, and write run.json.
+"""Check the options and the model of a quantisation, turn data rows into token ids, and write run.json.
 
 A row is {"instruction", "input", "output"}, {"messages"} or, for models without a template, {"text"}; it is rendered
 with the checkpoint's own chat template. Tuning and serving give the same ids (chat_prompts).
@@ -27,7 +27,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def check_options(name: str, data_path: str, group_size: int, dtype: str, **counts: int) -> None:
-    """Raise ValueError for the first invalid option, or one that does not apply to the method; counts: at least 1."""
+    """Raise ValueError for the first invalid option, or one that does not apply to the method. counts: minimum 1."""
     if name not in METHODS:
         raise ValueError(f"--method {name} is unknown; use one of {', '.join(METHODS)}")
     method = METHODS[name]
@@ -43,7 +43,7 @@ def check_options(name: str, data_path: str, group_size: int, dtype: str, **coun
 
 
 def check_library(package: str) -> None:
-    """Raise ValueError with the command that installs it if a method's library is missing."""
+    """Raise ValueError, which names the installation command, if a method's library is missing."""
     if find_spec(package) is None:
         raise ValueError(f"{package} is not installed in this environment; create another environment: {ENVIRONMENT}")
 
@@ -54,7 +54,10 @@ def check_model(path: object) -> Path:
     if read_json(model / "config.json").get("quantization_config"):
         raise ValueError(f"{model} is already quantised; give the original model")
     if not (model / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(f"{model} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
+        raise FileNotFoundError(
+            f"{model} has no tokenizer_config.json; copy the model's own there, or build a tokenizer from its "
+            "tokenizer.model: tools/build_tokenizer.py"
+        )
     check_complete(model, read_weights(model))
     check_tokenizer(model)
     verify_seal(model)
@@ -66,7 +69,7 @@ class CalibrationExample(NamedTuple):
 
     prompt: list[int]
     answer: list[int]  # with its end token
-    expected: str | None  # the answer's text; None for plain text, which has no prompt
+    expected: str | None  # the answer's text; None for plain text, whose prompt is only BOS
 
 
 def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[InstructionRow], int]:
@@ -105,7 +108,9 @@ def without_long_examples(examples: Iterable[CalibrationExample], limit: int, pa
     """Return the examples with an answer and at most `limit` tokens; ValueError if there are none."""
     kept = [example for example in examples if example.answer and len(example.prompt + example.answer) <= limit]
     if not kept:
-        raise ValueError(f"every row of {path} is empty or longer than {limit} tokens; raise --max_length")
+        raise ValueError(
+            f"every row of {path} is empty or longer than {limit} tokens; give other rows or raise --max_length"
+        )
     return kept
 
 

@@ -124,7 +124,7 @@ def load_model(
         raise ValueError(f"{folder}: weights are missing or have another shape, such as {wrong[0]}; download it again")
     if unknown := sorted(loaded["unexpected_keys"]):
         line = f"{len(unknown)} tensors of {folder} are not part of the model, such as {unknown[0]}"
-        print(f"notice: {line}; they are left out", file=sys.stderr)
+        print(f"notice: {line}; they are ignored", file=sys.stderr)
     if has_old_ids(model.config.to_dict()):
         exact = exact_tokenizer_folder(folder, trust_remote_code)
         correct_model_ids(model, from_folder(AutoTokenizer, exact, trust_remote_code), folder)
@@ -136,9 +136,8 @@ def quantise(
 ) -> None:
     """Quantise the model of `folder` in memory; write its weights and config.json to the folder `target`.
 
-    samples: token ids for calibration; shard_limit: bytes of the largest shard; loading: dtype and trust_remote_code of
-    load_model. Raises ValueError with the library's
-    message if the library fails.
+    samples: token ids for calibration. shard_limit: bytes of the largest shard. loading: dtype and trust_remote_code of
+    load_model. Raises ValueError with the library's message if the library fails.
     """
     library = METHODS[method].package
     try:

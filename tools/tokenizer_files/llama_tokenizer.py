@@ -2,10 +2,10 @@
 
 Each line of a rank table contains a token's bytes in base64, a space, and its rank, which is its id. tiktoken splits
 text into words with a regular expression, and in each word repeatedly merges the neighbouring tokens whose merged token
-has the lowest rank. A merge list of every split of every token into two, ordered by the merged token's rank, is
-equivalent. The ids after the table are 256 special tokens. Source of expression and special tokens: tokenizer.py of
-https://github.com/meta-llama/llama3 and of https://github.com/meta-llama/llama-models; names for 3.1 as in its
-published tokenizer.json.
+has the lowest rank. The equivalent merge list of tokenizer.json contains, for each token in the order of ranks, every
+pair of tokens that it can be split into. The ids after the table are 256 special tokens. Source of expression and
+special tokens: tokenizer.py of https://github.com/meta-llama/llama3 and of https://github.com/meta-llama/llama-models;
+names for 3.1 as in its published tokenizer.json.
 """
 
 import base64
@@ -30,8 +30,9 @@ PATTERN = (
 HARD_LLAMA3_TEXTS = (
     "<|begin_of_text|>literal<|eot_id|>", "I'LL we'Ve it'ſ o'clock", " \r\n\r\n  x\r", "12345 1234567", "!!\n\n?",
 )  # fmt: skip
-SPECIALS = 256
-# Names by position after the table. All other tokens are <|reserved_special_token_N|>, numbered from 0.
+SPECIAL_COUNT = 256
+# Names by LLaMA version ("3.1" also for later ones) and position after the table. All other special tokens are
+# <|reserved_special_token_N|>, numbered from 0.
 NAMED_SPECIALS = {
     "3": {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"},
     "3.1": {
@@ -39,7 +40,7 @@ NAMED_SPECIALS = {
         8: "eom_id", 9: "eot_id", 10: "python_tag",
     },
 }  # fmt: skip
-CHAT_ENDS = {"3": (1, 9), "3.1": (1, 8, 9)}  # tokens that end an answer: end_of_text, eom_id, eot_id
+CHAT_ENDS = {"3": (1, 9), "3.1": (1, 8, 9)}  # positions of end_of_text, eom_id, eot_id
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ConvertedTokenizer:
 def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> ConvertedTokenizer:
     """Read a tokenizer.model of either kind; ValueError names the file if it is damaged.
 
-    instruct: use the end tokens of a chat model (from version 3 on).
+    version: of LLaMA, such as 3.2. instruct: use the end tokens of a chat model (from version 3 on).
     """
     if is_rank_table(path):
         return from_rank_table(read_rank_table(path), "3" if version == "3" else "3.1", instruct)
@@ -85,22 +86,22 @@ def read_rank_table(path: Path) -> list[bytes]:
             rank = b""
         if rank != str(number).encode():
             raise ValueError(
-                f"{path} is damaged in line {number + 1}: not a token in base64 and rank {number}; download it again"
+                f"{path} is damaged: line {number + 1} is not a base64 token and the rank {number}; download it again"
             )
     if len(set(tokens)) != len(tokens) or not {bytes([value]) for value in range(256)} <= set(tokens):
         raise ValueError(f"{path} is damaged: a token is repeated or a single byte is missing; download it again")
     return tokens
 
 
-def special_tokens(release: str) -> list[str]:
-    """Return the 256 special tokens in id order. release: "3", or "3.1" for all later ones."""
-    named = NAMED_SPECIALS[release]
-    reserved = (f"reserved_special_token_{number}" for number in range(SPECIALS))
-    return [f"<|{named[position] if position in named else next(reserved)}|>" for position in range(SPECIALS)]
+def special_tokens(version: str) -> list[str]:
+    """Return the 256 special tokens in id order. version: "3", or "3.1" for all later ones."""
+    named = NAMED_SPECIALS[version]
+    reserved = (f"reserved_special_token_{number}" for number in range(SPECIAL_COUNT))
+    return [f"<|{named[position] if position in named else next(reserved)}|>" for position in range(SPECIAL_COUNT)]
 
 
-def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> ConvertedTokenizer:
-    """Build a tokenizer that returns BOS and tiktoken's ids. release: "3" or "3.1"."""
+def from_rank_table(tokens: list[bytes], version: str, instruct: bool) -> ConvertedTokenizer:
+    """Build a tokenizer that returns BOS and tiktoken's ids. version: "3", or "3.1" for all later ones."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = bytes_to_unicode()  # character of each byte in a byte-level tokenizer.json
@@ -114,11 +115,11 @@ def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> Conver
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    specials = special_tokens(release)
+    specials = special_tokens(version)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     bos, first = specials[0], len(tokens)
     tokenizer.post_processor = sentencepiece_bpe.special_token_template({bos: first}, {})
-    ends = [first + position for position in CHAT_ENDS[release]]
+    ends = [first + position for position in CHAT_ENDS[version]]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "bos_token": bos,
         "eos_token": "<|eot_id|>" if instruct else "<|end_of_text|>",

@@ -72,7 +72,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
 def merged_tokenizer_files(target: Path, partial: Path, model: Path) -> tuple[Tokenizer, dict[str, str]]:
     """Return the tokenizer of `model` with the settings of target's files, and its files by name.
 
-    partial: an empty folder, which gets the copies that they are made from. Raises as `write_tokenizer_files`.
+    partial: an empty folder, to which the original files are copied. Raises as `write_tokenizer_files`.
     """
     for name in (*KEPT, *MERGED):
         if (target / name).is_file():

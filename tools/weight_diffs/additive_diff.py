@@ -30,9 +30,9 @@ Weights = Mapping[str, Tensor]  # by name
 
 
 def recorded_base(path_diff: Path) -> list[str]:
-    """Return the fingerprints of the base in diff.json: of all its tensors, and without its buffers (`is_buffer`).
+    """Return the base's fingerprints in diff.json: of all tensors, and of all tensors but buffers (`is_buffer`).
 
-    Older diffs have only the first; [] without diff.json. Raises ValueError if it is damaged.
+    Older diffs have only the first. Returns [] without diff.json; raises ValueError if diff.json is damaged.
     """
     file = path_diff / DIFF_RECORD
     if not file.is_file():
@@ -44,54 +44,54 @@ def recorded_base(path_diff: Path) -> list[str]:
     return found
 
 
-def base_fingerprints(raw: Weights, label: str) -> list[str]:
-    """Return the two fingerprints of a base, as `recorded_base`. label: of the progress bar."""
-    hashes = tensors.tensor_hashes(raw.values(), label)
-    trained = [tensor for tensor in raw.values() if not is_buffer(tensor)]
-    return [tensors.fingerprint(values, hashes) for values in (raw.values(), trained)]
+def base_fingerprints(base: Weights, label: str) -> list[str]:
+    """Compute the two fingerprints of a base that `recorded_base` returns. label: text of the progress bar."""
+    hashes = tensors.tensor_hashes(base.values(), label)
+    trained = [tensor for tensor in base.values() if not is_buffer(tensor)]
+    return [tensors.fingerprint(values, hashes) for values in (base.values(), trained)]
 
 
-def with_tied_output(folder: Path, raw: Weights) -> Weights:
+def with_tied_output(folder: Path, base: Weights) -> Weights:
     """Return a base's tensors, with the embedding also as the output matrix if the base stores it only once."""
-    name, embedding = next((output, raw.get(source)) for output, source in TIED.items())
-    if name in raw or embedding is None or not read_json(folder / "config.json").get("tie_word_embeddings"):
-        return raw
-    return {**raw, name: replace(embedding, name=name)}
+    name, embedding = next((output, base.get(source)) for output, source in TIED.items())
+    if name in base or embedding is None or not read_json(folder / "config.json").get("tie_word_embeddings"):
+        return base
+    return {**base, name: replace(embedding, name=name)}
 
 
-def matching_tensors(weights: Weights, raw: Weights, path_raw: Path) -> dict[str, Tensor]:
-    """Return the weights, except buffers that raw lacks; raises ValueError if one does not match raw."""
+def matching_tensors(weights: Weights, base: Weights, path_base: Path) -> dict[str, Tensor]:
+    """Return the weights, except buffers that the base lacks; ValueError if a tensor does not match the base."""
     matching = {}
     for name, tensor in weights.items():
-        if name not in raw:
+        if name not in base:
             if is_buffer(tensor):
                 continue
-            raise ValueError(f"{path_raw} has no tensor {name}; use the base of this model")
-        base = find_base_tensor(tensor, raw)
-        if base is None or tensor.elements < base.elements or tensor.dtype not in FLOATS:
+            raise ValueError(f"{path_base} has no tensor {name}; use the base of this model")
+        base_tensor = find_base_tensor(tensor, base)
+        if base_tensor is None or tensor.elements < base_tensor.elements or tensor.dtype not in FLOATS:
             raise ValueError(
-                f"tensor {name} is {raw[name].dtype} {list(raw[name].shape)} in {path_raw} and {tensor.dtype} "
+                f"tensor {name} is {base[name].dtype} {list(base[name].shape)} in {path_base} and {tensor.dtype} "
                 f"{list(tensor.shape)} in {tensor.file}; an additive diff is not possible: make an exact one"
             )
         matching[name] = tensor
     return matching
 
 
-def mean_rows(diff: Weights, raw: Weights) -> dict[str, np.ndarray]:
-    """Return name -> mean of the base's rows (columns,) in float32, of each matrix that has more rows in the diff.
+def mean_rows(diff: Weights, base: Weights) -> dict[str, np.ndarray]:
+    """Return name -> mean of the base's rows, (columns,) float32, for each matrix that has more rows in the diff.
 
     The recovery script of github.com/tatsu-lab/stanford_alpaca gives the base such rows (train.py,
     smart_tokenizer_and_embedding_resize) before it adds the diff.
     """
     means = {}
     for name, tensor in diff.items():
-        base = raw.get(name)
-        if base is None or tensor.elements == base.elements:
+        stored = base.get(name)
+        if stored is None or tensor.elements == stored.elements:
             continue
-        rows, columns = base.shape
+        rows, columns = stored.shape
         total = np.zeros(columns)
-        for bounds in ranges(base.elements, max(1, CHUNK // columns) * columns):
-            total += to_float32(base.read(*bounds), base.dtype).reshape(-1, columns).sum(0, dtype=np.float64)
+        for bounds in ranges(stored.elements, max(1, CHUNK // columns) * columns):
+            total += to_float32(stored.read(*bounds), stored.dtype).reshape(-1, columns).sum(0, dtype=np.float64)
         means[name] = (total / rows).astype(np.float32)
     return means
 
@@ -114,66 +114,71 @@ def read_rounded(
 
 def write_combined(
     folder: Path,
-    first: Weights,
-    raw: Weights,
+    weights: Weights,
+    base: Weights,
     operation: np.ufunc,
     dtype: str,
     shard_limit: int,
     added_rows: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, str]:
-    """Write operation(first, raw) in `dtype`: np.subtract makes a diff, np.add recovers; return {name: BLAKE3}.
+    """Write operation(weights, base) in `dtype`, and set the type in config.json; return {name: BLAKE3}.
 
-    added_rows: name -> row (columns,) for the rows that a matrix of raw lacks; 0 by default. Sets the type in
-    config.json. Raises ValueError, which names the tensor, if a result is NaN or infinite.
+    operation: np.subtract makes a diff of tuned weights, np.add recovers the tuned weights from a diff. added_rows:
+    name -> row (columns,) for the rows that a matrix of the base lacks; 0 by default. Raises ValueError, which names
+    the tensor, if a result is NaN or infinite.
     """
+    remedy = "use intact copies of both inputs"
+    if dtype == "F16":
+        remedy += ", or omit --is_fp16 if a value is too large for float16"
 
     def combine(name: str, bounds: tuple[int, int]) -> np.ndarray:
-        base = read_rounded(raw[name], bounds, dtype, (added_rows or {}).get(name))
-        values = operation(read_rounded(first[name], bounds, dtype), base)
+        base_values = read_rounded(base[name], bounds, dtype, (added_rows or {}).get(name))
+        values = operation(read_rounded(weights[name], bounds, dtype), base_values)
         bits = from_float32(values, dtype)
-        check_finite(bits, Spec(f"{name} ({operation.__name__} in {TORCH_NAME[dtype]})", dtype, ()))
+        check_finite(bits, Spec(f"{name} ({operation.__name__} in {TORCH_NAME[dtype]})", dtype, ()), remedy)
         return bits
 
     def produce(spec: Spec) -> Iterator[np.ndarray]:
         return in_order(lambda bounds: combine(spec.name, bounds), ranges(spec.elements, CHUNK))
 
     set_dtype(folder, TORCH_NAME[dtype])
-    specs = [Spec(name, dtype, tensor.shape) for name, tensor in first.items()]
+    specs = [Spec(name, dtype, tensor.shape) for name, tensor in weights.items()]
     return write_shards(folder, specs, produce, shard_limit)
 
 
 def check_base(
-    path_diff: Path, diff: Weights, raw: Weights, path_raw: Path, published: str
+    path_diff: Path, diff: Weights, base: Weights, path_base: Path, published: str
 ) -> tuple[str, str, dict[str, np.ndarray]]:
-    """Compare the base with the recorded fingerprint or a published sum.
+    """Verify the base by the recorded fingerprint or by a published sum of the recovered weights.
 
     Returns three values:
         criterion: phrase for the summary that says how the base was verified, or that it was not.
         repository: the diff's repository, also recognised by the sum of the recovered weights; "" if unknown.
         added_rows: as for `write_combined`; {} if these rows are 0.
-    published: the diff's repository, "" to recognise it. Raises ValueError if path_raw is not the base, or path_diff is
-    recognised as a full model.
+    published: the diff's repository; "" to recognise it. Raises ValueError if path_base is not the base, if path_diff
+    is recognised as a full model, or if `published` is given for a diff with a record.
     """
     if recorded := recorded_base(path_diff):
         if published:
             raise ValueError(f"{path_diff / DIFF_RECORD} identifies the base of this diff; omit --published")
-        if not set(base_fingerprints(raw, "checking the base")) & set(recorded):
+        if not set(base_fingerprints(base, "checking the base")) & set(recorded):
             raise ValueError(
-                f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded[0]:.16}"
+                f"{path_base} is not the base of {path_diff}; give the model with the weights {recorded[0]:.16} "
+                "(python tools/checkpoint.py show prints them)"
             )
         return "base verified by its fingerprint", "", {}
-    raw = with_tied_output(path_raw, raw)
-    refuse_full_model(path_diff, diff, path_raw, raw)
+    base = with_tied_output(path_base, base)
+    refuse_full_model(path_diff, diff, path_base, base)
     found = published_sum(path_diff, published)
     file = path_diff / "config.json"
-    missing = [name for name in diff if name not in raw and name.endswith(FREQUENCIES)]
-    config, layers = read_json(file), len(missing)  # layers without FREQUENCIES in raw
+    missing = [name for name in diff if name not in base and name.endswith(FREQUENCIES)]
+    config, layers = read_json(file), len(missing)  # layers whose FREQUENCIES the base lacks
     for key in ("hidden_size", "num_attention_heads") if layers else ():
         config_number(file, config, key)
-    summands = [*diff.values(), *(raw[name] for name in diff if name in raw)]
-    actual, means = sum_weights(summands, config, layers), mean_rows(diff, raw)
+    summands = [*diff.values(), *(base[name] for name in diff if name in base)]
+    actual, means = sum_weights(summands, config, layers), mean_rows(diff, base)
     with_means = actual + sum(
-        float(mean.sum(dtype=np.float64)) * (diff[name].shape[0] - raw[name].shape[0]) for name, mean in means.items()
+        float(mean.sum(dtype=np.float64)) * (diff[name].shape[0] - base[name].shape[0]) for name, mean in means.items()
     )
     if found is None:
         name = find_by_sum(actual, config) or find_by_sum(with_means, config)
@@ -182,13 +187,13 @@ def check_base(
             total = with_means if added_rows else actual
             return f"base verified by the published sum of {name}, {total:.4f}", name, added_rows
         text = f"the recovered weights add up to {sum_phrase(actual, config)}"
-        return f"BASE NOT VERIFIED: {path_diff} does not identify it; {text}", "", {}
+        return f"BASE NOT VERIFIED: {path_diff} does not identify its base; {text}", "", {}
     expected, dtype, name = found
     added_rows = means if has_mean_rows(name) else {}
     actual = with_means if added_rows else actual
     if not is_published_sum(actual, expected, dtype):
         raise ValueError(
-            f"{path_raw} + {path_diff} add up to {actual:.4f}, the published model to {expected:.4f}: "
+            f"{path_base} + {path_diff} add up to {actual:.4f}, the published model to {expected:.4f}: "
             "the base is wrong or a file is damaged; compare both with their published hashes"
         )
     return f"base verified by the published sum {expected:.4f}", name or find_by_sum(actual, config), added_rows

@@ -45,12 +45,12 @@ class DiffInputs:
         second input folder and, if that has no tokenizer, also from the base. adapters: further input folders.
         repository: name of the published diff in the second folder, "" if unknown; run.json records it.
         """
-        raw, other = self.folders.values()
+        base, other = self.folders.values()
         command = "recover" if "diff" in self.folders else "make_diff"
-        inputs = [raw, other, *adapters]
+        inputs = [base, other, *adapters]
         run = resume_journal.run_identity(SCRIPT, self.options, inputs)
         with new_folder(target, needed, run, inputs) as folder:
-            sources = [other] if has_tokenizer(other) else [raw, other]
+            sources = [other] if has_tokenizer(other) else [base, other]
             yield folder, copy_small_files(sources, folder, repository)
             options = dict(self.options) | ({"published": repository} if repository else {})
             checkpoint_folders.write_run_record(folder, f"{SCRIPT} {command}", options, self.folders)
@@ -61,8 +61,8 @@ class DiffInputs:
 def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> DiffInputs:
     """Open the folders given by --path_raw and --path_<role>, and verify their seals if present.
 
-    If the folder is an exact diff, only the sizes of weight files are verified, because recovery compares every tensor.
-    Raises ValueError if the base is a diff.
+    If the second folder is an exact diff, only the sizes of weight files are verified, because recovery compares every
+    tensor. Raises ValueError if the base is a diff.
     """
     folders = {
         name: existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in ("raw", role)
@@ -86,7 +86,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
 
     adapter: the LoRA adapter that was merged into the tuned model, or "". low_rank: search for low-rank changes.
     """
-    raw, tuned = read_both(inputs)
+    base, tuned = read_both(inputs)
     lora = None
     if adapter:
         folder = existing_folder(adapter, "--adapter")
@@ -103,7 +103,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
 
     # The compressed size is not known in advance.
     with inputs.output_folder(target, 0, *([lora.folder] if lora else [])) as (folder, _):
-        low_rank_count = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.shard_limit)
+        low_rank_count = diff_writer.write_diff(folder, tuned, base, find_factors, inputs.shard_limit)
     size = exact_diff.stored_bytes(Path(target))
     note = f", {low_rank_count} matrices as low-rank changes" if low_rank_count else ""
     return f"{target}: exact diff, {size / 1e6:.2f} MB, {size / total_bytes(tuned):.1%} of the tuned weights{note}"
@@ -111,27 +111,27 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
 
 def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
     """Write an additive diff in `dtype` (F16 or F32) to the new folder target; return a summary line."""
-    raw, tuned = read_both(inputs)
-    subtracted = additive_diff.with_tied_output(inputs.folders["raw"], raw)
+    base, tuned = read_both(inputs)
+    subtracted = additive_diff.with_tied_output(inputs.folders["raw"], base)
     trained = {name: tensor for name, tensor in tuned.items() if not is_buffer(tensor)}
     stored = additive_diff.matching_tensors(trained, subtracted, inputs.folders["raw"])
     size = total_bytes(stored, dtype)
     with inputs.output_folder(target, size) as (folder, _):
         additive_diff.write_combined(folder, stored, subtracted, np.subtract, dtype, inputs.shard_limit)
-        base, trained_base = additive_diff.base_fingerprints(raw, "hashing the base")
-        record = {"format": additive_diff.FORMAT, "base": base, "base_trained": trained_base}
+        whole, trained_only = additive_diff.base_fingerprints(base, "hashing the base")
+        record = {"format": additive_diff.FORMAT, "base": whole, "base_trained": trained_only}
         checkpoint_folders.write_json(folder / DIFF_RECORD, record)
     share = size / total_bytes(stored)
     return f"{target}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; recovery is not bit-exact"
 
 
 def read_both(inputs: DiffInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights of the base and of the tuned model; raises FileNotFoundError or ValueError if incomplete."""
+    """Return the weights of base and tuned model; FileNotFoundError or ValueError if one of them is incomplete."""
     check_tokenizer(inputs.folders["tuned"])
-    raw, tuned = (read_weights(folder) for folder in inputs.folders.values())
-    check_complete(inputs.folders["raw"], raw)
+    base, tuned = (read_weights(folder) for folder in inputs.folders.values())
+    check_complete(inputs.folders["raw"], base)
     check_complete(inputs.folders["tuned"], tuned)
-    return raw, tuned
+    return base, tuned
 
 
 def total_bytes(weights: Mapping[str, Tensor], dtype: str = "") -> int:
@@ -141,30 +141,30 @@ def total_bytes(weights: Mapping[str, Tensor], dtype: str = "") -> int:
 
 def recover_exact(inputs: DiffInputs, target: str) -> str:
     """Verify the base, write the tuned weights, and verify every written tensor; return a summary line."""
-    raw = read_weights(inputs.folders["raw"])
+    base = read_weights(inputs.folders["raw"])
     diff = exact_diff.read_diff(inputs.folders["diff"])
-    exact_diff.check_base(diff, raw, inputs.folders["raw"])
+    exact_diff.check_base(diff, base, inputs.folders["raw"])
     specs = [entry.spec(name) for name, entry in diff.entries.items()]
     hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
     with inputs.output_folder(target, sum(spec.nbytes for spec in specs)) as (folder, template):
-        write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), inputs.shard_limit, hashes)
+        write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, base), inputs.shard_limit, hashes)
         files = ", ".join(dict.fromkeys(str(payload.file) for payload in diff.payloads.values()))
         verify_written(folder, hashes, f"download {files} again, or check the disk")
     return f"{target}: {len(specs)} tensors, bit-identical to the tuned model (weights {diff.tuned[:16]}){template}"
 
 
 def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str) -> str:
-    """Write raw + diff in `dtype` (F16 or F32); return a summary line.
+    """Write base + diff in `dtype` (F16 or F32); return a summary line.
 
     published: as for `additive_diff.check_base`.
     """
-    raw, diff = (read_weights(folder) for folder in inputs.folders.values())
-    path_raw, path_diff = inputs.folders.values()
-    check_complete(path_raw, raw)
+    base, diff = (read_weights(folder) for folder in inputs.folders.values())
+    path_base, path_diff = inputs.folders.values()
+    check_complete(path_base, base)
     check_complete(path_diff, diff, is_diff=True)
-    added = additive_diff.with_tied_output(path_raw, raw)
-    matching = additive_diff.matching_tensors(diff, added, path_raw)
-    criterion, repository, added_rows = additive_diff.check_base(path_diff, diff, raw, path_raw, published)
+    added = additive_diff.with_tied_output(path_base, base)
+    matching = additive_diff.matching_tensors(diff, added, path_base)
+    criterion, repository, added_rows = additive_diff.check_base(path_diff, diff, base, path_base, published)
     needed = total_bytes(matching, dtype)
     with inputs.output_folder(target, needed, repository=repository) as (folder, template):
         limit = inputs.shard_limit

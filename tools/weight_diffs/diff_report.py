@@ -1,7 +1,7 @@
 """Report the base that a diff needs, its size, and how much each layer changed.
 
-The change of an exact diff is measured in stored bits per weight, that of an additive diff as the root mean square of
-the differences.
+The change is measured in stored bits per weight for an exact diff, and as the root mean square of the differences for
+an additive diff.
 """
 
 import math

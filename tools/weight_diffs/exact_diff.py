@@ -72,10 +72,10 @@ class ExactDiff:
 
 
 def find_base_tensor(tuned: Spec, base: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the base tensor that a tuned tensor is compared with, or None if there is none of a compatible type.
+    """Return the base tensor that a tuned tensor is compared with; None if it is missing or has an incompatible type.
 
-    It has the same name, or is the embedding for a tied output matrix. The numbers of rows may differ, since vocabulary
-    rows may have been added. Raises ValueError if the shapes are incompatible.
+    The base tensor has the same name, or is the embedding for a tied output matrix. The numbers of rows may differ,
+    since vocabulary rows may have been added. Raises ValueError if the shapes are incompatible.
     """
     candidate = base.get(tuned.name) or base.get(TIED.get(tuned.name, ""))
     if candidate is None:
@@ -198,6 +198,6 @@ def check_base(diff: ExactDiff, base: Mapping[str, Tensor], folder: Path) -> Non
     for name, entry in required.items():
         if (base[name].dtype, hashes[name]) != (entry.base_dtype, entry.base_blake3):
             raise ValueError(
-                f"{folder} is not the base of {diff.folder}: tensor {name} in {base[name].file.name} differs; "
-                f"the diff was made from weights {diff.base[:16]}"
+                f"{folder} is not the base of {diff.folder}: tensor {name} in {base[name].file.name} differs; give the "
+                f"model with the weights {diff.base[:16]} (python tools/checkpoint.py show prints them)"
             )

@@ -1,9 +1,10 @@
 """Detect whether a tuned matrix is its base plus a low-rank matrix, such as a merged LoRA, and find the factors.
 
 Method: randomised range finding (N. Halko, P. G. Martinsson, J. A. Tropp, https://arxiv.org/abs/0909.4061) on the
-difference. Singular values are significant if they exceed the noise from rounding the tuned weights, which is bounded
-by the spectral edge of random matrices: noise * (sqrt(rows) + sqrt(columns)). Weights near zero have smaller rounding
-errors, so the factors are then fitted by alternating least squares, weighted by each element's rounding error.
+difference tuned - base, which is the low-rank matrix plus noise from rounding the tuned weights. The singular values of
+a random matrix with standard deviation s are at most about s * (sqrt(rows) + sqrt(columns)), the noise edge; greater
+ones are significant. Weights near zero have smaller rounding errors, so the factors are then fitted by alternating
+least squares, in which an element's weight is the inverse square of its rounding error (limited by PRECISIONS).
 
 Memory: six matrices of the size of one tensor, in float32 (float64 if the tuned tensor is float32).
 """
@@ -22,12 +23,12 @@ from weight_diffs.diff_writer import saves_bytes
 
 CORNER = 384  # side of the corner that is tested first
 RANK_LIMIT = 256  # maximum rank; larger factors save too little
-FAILURES_LIMIT = 3  # matrices of a kind without a useful low-rank change, after which the others are skipped
-NOISE_MARGIN = 1.1  # factor of the noise edge above which a singular value is significant
+FAILURES_LIMIT = 3  # a kind of matrices is skipped after this number of matrices without a useful low-rank change
+NOISE_MARGIN = 1.1  # a singular value is significant if it exceeds the noise edge by this factor
 FITTED_RANK_LIMIT = 64  # largest rank whose factors are fitted; the work grows with its square
-PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # per sweep: maximum ratio of the median rounding error to an element's own
-ROWS_AT_ONCE = 1 << 22  # elements of the weighted factors in memory at a time
-STORED_BITS = np.uint32(0xFFFFFF00)  # stored bits of a float32 factor for 16-bit types: 15 bits of the mantissa
+PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # per sweep: rounding errors below median / precision count as that value
+WEIGHTED_FACTOR_ELEMENTS = 1 << 22  # elements of the weighted factors (rows, rank, columns) in memory at a time
+STORED_BITS = np.uint32(0xFFFFFF00)  # bits kept of a float32 factor for 16-bit types: sign, exponent, 15 mantissa bits
 MANTISSA_BITS = {"F16": 10, "BF16": 7, "F32": 23}
 SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}  # the step between subnormal numbers
 
@@ -42,13 +43,13 @@ class RankSearch:
         """Return factors with base + product equal to the tuned matrix up to rounding, or None.
 
         Returns None also for vectors, matrices of different shapes, ranks above RANK_LIMIT, and factors that do not
-        make the diff smaller: after a few training steps, the singular values of a change decay, but too slowly.
+        make the diff smaller. A few steps of full tuning give such factors: their singular values decay too slowly.
         """
         kind = re.sub(r"\.\d+\.", ".*.", tuned.name)
         fits = len(tuned.shape) == 2 and tuned.shape == base.shape and {tuned.dtype, base.dtype} <= set(FLOATS)
         if not fits or self.failures[kind] >= FAILURES_LIMIT:
             return None
-        with threadpool_limits(threads(), "blas"):  # the pool is idle
+        with threadpool_limits(threads(), "blas"):  # the thread pool is idle, so BLAS may use all cores
             factors = low_rank_factors(tuned, base) if looks_low_rank(tuned, base) else None
         if factors is not None and not saves_bytes(factors, tuned, base):
             factors = None
@@ -57,22 +58,25 @@ class RankSearch:
 
 
 def low_rank_factors(tuned: Tensor, base: Tensor) -> Factors | None:
-    """Return the factors of tuned - base in float32, scaled to similar norms; None if the rank is too large."""
+    """Return the factors of tuned - base in float32, scaled to similar norms.
+
+    Returns None if no singular value is significant or the rank is too large.
+    """
     change = read_matrix(tuned)
-    half = half_step(change, tuned.dtype)
+    errors = rounding_errors(change, tuned.dtype)
     change -= read_matrix(base)
     right = significant_rows(change)
     if right is None:
         return None
     left = change @ right.T
     if right.shape[0] <= FITTED_RANK_LIMIT:
-        left, right = fit_factors(change, half, right)
+        left, right = fit_factors(change, errors, right)
     sizes = np.sqrt(np.linalg.norm(left, axis=0) / np.linalg.norm(right, axis=1))
     return Factors(*(drop_low_bits(part, tuned.dtype) for part in (left / sizes, right * sizes[:, None])))
 
 
 def drop_low_bits(factor: np.ndarray, dtype: str) -> np.ndarray:
-    """Return a factor in float32, without the bits below the precision of `dtype`."""
+    """Return a factor in float32, rounded to 15 mantissa bits (STORED_BITS) unless `dtype` is F32."""
     bits = np.ascontiguousarray(factor, np.float32).view(np.uint32)
     return (bits if dtype == "F32" else (bits + np.uint32(0x80)) & STORED_BITS).view(np.float32)
 
@@ -84,7 +88,7 @@ def read_matrix(tensor: Tensor) -> np.ndarray:
 
 
 def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
-    """Return whether the top left corner of the difference has a few singular values above the noise."""
+    """Return whether the top left corner of the difference has a few significant singular values."""
     rows, columns = (min(CORNER, side) for side in tuned.shape)
     change = np.empty((rows, columns))
     for row in range(rows):
@@ -96,10 +100,10 @@ def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
 
 
 def count_significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int:
-    """Return the number of singular values above the noise.
+    """Return the number of significant singular values.
 
-    values: sorted, largest first. total: the sum of all squared elements. The noise is estimated repeatedly, from the
-    values that are not counted yet.
+    values: sorted, largest first. total: the sum of all squared elements. The standard deviation of the noise is
+    estimated repeatedly, from the singular values that are not counted yet.
     """
     rows, columns = shape
     previous = -1
@@ -107,8 +111,8 @@ def count_significant(values: np.ndarray, shape: tuple[int, ...], total: float) 
     while count > previous:
         previous = count
         rest = max(0.0, total - float(np.square(values[:previous], dtype=np.float64).sum()))
-        noise = np.sqrt(rest / max(1.0, (rows - previous) * (columns - previous)))
-        count = int(np.count_nonzero(values > NOISE_MARGIN * noise * (np.sqrt(rows) + np.sqrt(columns))))
+        deviation = np.sqrt(rest / max(1.0, (rows - previous) * (columns - previous)))
+        count = int(np.count_nonzero(values > NOISE_MARGIN * deviation * (np.sqrt(rows) + np.sqrt(columns))))
     return previous
 
 
@@ -133,19 +137,23 @@ def significant_rows(change: np.ndarray) -> np.ndarray | None:
         size = min(2 * size, rows, columns)
 
 
-def half_step(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Return half the distance from each value to the next number of the type; same shape."""
+def rounding_errors(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Return the largest rounding error of each value, half the distance to the next number of the type; same shape."""
     steps = np.abs(np.spacing(values.astype(np.float32))) * 2.0 ** (22 - MANTISSA_BITS[dtype])
     return np.maximum(steps, SMALLEST[dtype] / 2).astype(values.dtype, copy=False)
 
 
-def fit_factors(change: np.ndarray, half: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit factors of the same rank by alternating least squares, weighted by each element's rounding error `half`."""
-    middle = np.median(half)
+def fit_factors(change: np.ndarray, errors: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit left and right factors by alternating least squares; return both.
+
+    errors: rounding error of each element; the weight of an element is the inverse square of its error. right: initial
+    right factor (rank, columns).
+    """
+    median = np.median(errors)
     left = change[:, :0]
     for precision in PRECISIONS:
-        weights = np.maximum(half, middle / precision)
-        np.divide(middle, weights, out=weights)
+        weights = np.maximum(errors, median / precision)
+        np.divide(median, weights, out=weights)
         weights *= weights
         left = solve_left(change, weights, right)
         right = np.ascontiguousarray(solve_left(change.T, weights.T, left.T).T)
@@ -156,7 +164,7 @@ def solve_left(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np
     """Return left (rows, rank) that minimises sum(weights * (left @ right - change)^2); right: (rank, columns)."""
     rank, columns = right.shape
     left = np.empty((change.shape[0], rank), change.dtype)
-    for first, last in ranges(change.shape[0], max(1, ROWS_AT_ONCE // (rank * columns))):
+    for first, last in ranges(change.shape[0], max(1, WEIGHTED_FACTOR_ELEMENTS // (rank * columns))):
         part = np.ascontiguousarray(weights[first:last])
         squares = ((part[:, None, :] * right) @ right.T).astype(np.float64)
         ridge = 1e-12 * np.trace(squares, axis1=1, axis2=2) + np.finfo(np.float64).tiny  # makes rows of zeros solvable
