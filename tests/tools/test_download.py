@@ -284,7 +284,7 @@ def test_download_refuses_small_disk_before_transfer(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(
-        ValueError, match=r"needs 0\.00 GB and its disk has 0\.00 GB free; make room or write elsewhere"
+        ValueError, match=r"needs 0\.00 GB more and its disk has 0\.00 GB free; make room or write elsewhere"
     ):
         get(tmp_path / "thing")
     assert not hub.requests and not list(tmp_path.iterdir())
