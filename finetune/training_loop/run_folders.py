@@ -28,8 +28,8 @@ TORCH_WRITE_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container\.cc
 def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
     """Raise FileNotFoundError or ValueError if `base` is not the checkpoint folder of a model with its tokenizer.
 
-    option: the option that names `base`, for messages. trust_remote_code: false refuses a base that needs its own Python
-    code.
+    option: the option that names `base`, for messages. trust_remote_code: false refuses a base that needs Python code
+    of its own.
     """
     if not base.is_dir():
         raise FileNotFoundError(f"{base} does not exist; {option} takes a checkpoint folder (tools/download.py)")

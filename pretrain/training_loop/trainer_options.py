@@ -102,8 +102,8 @@ def parse(
 def count_epochs_in_steps(args: Any, steps: int) -> None:
     """Replace the strategy `epoch` of logging, evaluation and saving by one in steps; Trainer sees a single epoch.
 
-    steps: number of steps of an epoch. args.max_steps must be set: a run shorter than an epoch logs, evaluates and saves
-    at its end.
+    steps: number of steps of an epoch. args.max_steps must be set: a run shorter than an epoch logs, evaluates and
+    saves at its end.
     """
     from transformers.trainer_utils import IntervalStrategy
 
