@@ -1,7 +1,7 @@
 # Functions of the recipes quickstart.sh and real_model.sh, which source this file from the repository's top folder after
-# setting OUT, the folder of the results. A recipe is a list of steps; a step is a command and the file or folder that it creates.
-# Commands are printed as they can be typed; steps whose result exists are skipped, so the same recipe continues an
-# interrupted run.
+# setting OUT, the folder of the results. A recipe is a list of steps; a step is a command and its result, the file or
+# folder that the command creates. Commands are printed as they can be typed; steps whose result exists are skipped, so
+# the same recipe continues an interrupted run.
 set -euo pipefail
 
 recipe=$(basename "$0" .sh)
@@ -78,7 +78,8 @@ print_and_save() {
     mv "$file.partial" "$file"
 }
 
-# stop_ranks_on_interrupt COMMAND…: runs deepspeed so that its ranks ignore Ctrl-C; the launcher handles it and sends the ranks SIGTERM.
+# stop_ranks_on_interrupt COMMAND…: runs deepspeed so that its ranks ignore Ctrl-C; the launcher handles it, and sends
+# the ranks SIGTERM.
 stop_ranks_on_interrupt() { trap '' INT; "$@"; }
 
 # start_server MODEL LOG: starts the server on PORT, and returns when it answers. The server ends with the calling shell.
@@ -104,7 +105,8 @@ ask() {
     mv "$2.partial" "$2"
 }
 
-# fastest_precision: prints bf16 for a GPU of compute capability 8.0 or higher or a CPU with bf16 instructions, fp16 for an older GPU, else fp32.
+# fastest_precision: prints bf16 for a GPU of compute capability 8.0 or higher or a CPU with bf16 instructions, fp16 for
+# an older GPU, else fp32.
 fastest_precision() {
     local capability
     if capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null) && [ -n "$capability" ]; then

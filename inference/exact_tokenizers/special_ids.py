@@ -21,7 +21,7 @@ def has_old_ids(config: Mapping[str, Any]) -> bool:
 
 
 def corrected_ids(config: Mapping[str, Any], bos: int | None, eos: int | None) -> dict[str, int | None]:
-    """Return the corrected entries of a configuration with the old ids; {} if nothing is to correct.
+    """Return the corrected entries of a configuration with the old ids; {} if nothing needs correction.
 
     bos, eos: the tokenizer's ids. A negative pad_token_id, which is not an id, becomes None.
     """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raise ValueError if the target's disk has less than `needed` bytes free, the bytes that are still missing."""
+    """Raise ValueError unless the target's disk has `needed` bytes free: the bytes that are still to be written."""
     above = next(parent for parent in target.absolute().parents if parent.exists())
     free = shutil.disk_usage(above).free
     if needed > free:
