@@ -65,8 +65,8 @@ def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) 
     This is the folder itself, or a folder in the cache (XDG_CACHE_HOME/knowlm/tokenizers) with the tokenizer, the chat
     template and, if config.json or generation_config.json has the old BOS and EOS ids (special_ids.py), corrected
     copies. trust_remote_code: whether the tokenizer's own Python code will be executed; if not, and the tokenizer can
-    be read without it, a notice is printed. Raises ValueError or FileNotFoundError if the files are damaged or contradict
-    each other.
+    be read without it, a notice is printed. Raises ValueError or FileNotFoundError if the files are damaged or
+    contradict each other.
     """
     source = Path(folder)
     refuse_empty_model(source)
