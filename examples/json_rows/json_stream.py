@@ -80,7 +80,10 @@ class TextWindow:
         return bool(self.text)
 
     def grow(self) -> bool:
-        """Append lines, at least as many characters as the window has left; return False if no line may be appended."""
+        """Append lines, at least as many characters as the window has left.
+
+        Returns False at the end of the file, and if `one_row_per_line` is true.
+        """
         more = "" if self.one_row_per_line else self._read(max(BLOCK_CHARACTERS, len(self.text) - self.at))
         if more:
             self.text, self.at = self.text[self.at :] + more, 0
