@@ -121,7 +121,7 @@ def test_download_leaves_folder_of_other_repository_unchanged(hub: Hub, get: Get
     with pytest.raises(ValueError, match=r"holds zjunlp/zhixi-13b-lora, not some/thing; name a new folder"):
         get(tmp_path / "other")
     (tmp_path / "other" / NOTE).write_text("{")  # unreadable is none
-    with pytest.raises(ValueError, match=r"is not some/thing"):
+    with pytest.raises(ValueError, match=r"is not a download of some/thing"):
         get(tmp_path / "other")
 
 
