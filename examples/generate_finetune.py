@@ -32,7 +32,7 @@ def main(
 
     Args:
         base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
-        cases: a file of your own cases, JSON or JSONL, such as {"text": "…"} a line; see examples/README.md.
+        cases: a file of your own cases, JSON or JSONL, such as one {"text": "…"} per line; see examples/README.md.
         output: a new file for the answers, one JSON line for each case.
         interactive: read prompts from the keyboard, one per line.
         multi_gpu: spread the model over this machine's GPUs.
@@ -43,7 +43,7 @@ def main(
             creative, which sets them after the published advice (examples/README.md); other options take precedence.
     """
     if interactive and (cases or output):
-        raise ValueError("--interactive reads no --cases and writes no --output; remove it, or these")
+        raise ValueError("--interactive reads no --cases and writes no --output; remove --interactive, or the others")
     suite = case_files.read_cases("pretraining")
     if cases:
         suite = case_files.read_suite(cases, suite.decoding)

@@ -39,10 +39,10 @@ def main(
         lora_weights: a LoRA adapter of base_model, likewise.
         template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
-        run_ie_cases: extraction, cases/ie.json: the four published instructions, then schemas.
-        run_general_cases: general instructions, cases/general.json.
+        run_ie_cases: run examples/cases/ie.json: four published extraction instructions, then cases with schemas.
+        run_general_cases: run examples/cases/general.json: general instructions.
         interactive: read instructions from the keyboard: a line for the instruction, one for its input (may be empty).
-        cases: a file of your own cases, JSON or JSONL, such as {"instruction": "…", "input": "…"} a line; see
+        cases: a file of your own cases, JSON or JSONL, such as one {"instruction": "…", "input": "…"} per line; see
             examples/README.md.
         output: a new file for the answers, one JSON line for each case.
         multi_gpu: spread the model over this machine's GPUs.

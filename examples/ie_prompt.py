@@ -1,4 +1,4 @@
-"""Print the instruction row that asks a model for entities, relations or events in a text, as JSON.
+"""Print, as JSON, the instruction row that asks a model for the entities, relations or events in a text.
 
     python examples/ie_prompt.py --task re --schema "born in, works for" --text "Ann Lee was born in Oslo."
     python examples/ie_prompt.py --task ner --schema "person, place" --text "…" \\
@@ -16,7 +16,7 @@ from text_language.language_detection import language_of
 
 
 def main(task: str, text: str, schema: str = "", extraction_path: str = "") -> None:
-    """Print {"instruction", "input"} in one line.
+    """Print {"instruction", "input"} on one line.
 
     Args:
         task: ner (entities), re (relations) or ee (events).

@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
 # The whole pipeline on two cores without a GPU: raw text -> corpus -> ZeRO-3 pretraining on two ranks -> weight diff and
-# recovery -> LoRA -> merge -> held-out F1 -> vLLM -> curl. Every command is printed before it runs.
+# recovery -> LoRA -> merge -> held-out F1 -> vLLM -> curl. Steps print their commands before they run.
 #
 #   bash examples/quickstart.sh                       about 14 minutes on two cores
-#   DATA=texts.jsonl bash examples/quickstart.sh      with your own text in the corpus ({"text": …} a line)
+#   DATA=texts.jsonl bash examples/quickstart.sh      with 150,000 characters of your own text ({"text": …} per line)
 #   SHORT=1 OUT=short bash examples/quickstart.sh     every step in its shortest form; the scores then mean nothing
 #
-# After an interruption, run it again: steps whose result exists are skipped. OUT is the folder of the results
-# (quickstart), PORT the server's port (8090), SEED the seed of the data and of the weights (0).
+# After an interruption, run the same command again: steps whose result exists are skipped.
+# OUT    folder of the results (quickstart)
+# PORT   port of the server (8090)
+# SEED   seed of the data, the initial weights and both training runs (0)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source examples/recipe_steps.sh
 
 OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=${DATA:-}
-# Sizes of the data and the model, and lengths of the runs. Most of the time goes into learning to copy unseen names. That
-# is faster if names have few different parts, if neighbouring positions differ clearly (small RoPE base, since texts are
-# short), with a large head dimension, and with many steps (small batches). LoRA also adapts the output matrix, since answers
-# have JSON tokens at positions where the pretraining text has none.
+# Sizes of the data and the model, and lengths of the runs. Most of the training time is needed until the model copies
+# names that it has not seen. It learns this in less time if names are composed of few different parts, with a small RoPE
+# base (texts are short), with a large head dimension, and with many steps of small batches. LoRA also adapts the output
+# matrix (lm_head), since answers begin with JSON tokens that the pretraining text does not have at these positions.
 people=2400 documents=40000 rows=16000 heldout=200 real_megabytes=0.15
 vocabulary=1200 width=192 layers=3 heads=3 feed_forward=384
 rope_theta=100
@@ -25,7 +27,7 @@ pretrain_batch=4 pretrain_block=256 pretrain_steps=2200 pretrain_rate=3e-3
 tune_batch=32 tune_micro_batch=16 tune_epochs=2 tune_rate=3e-3 lora_rank=32
 log_every=20
 if [ -n "$SHORT" ]; then
-    people=100 documents=150 rows=64 heldout=8 real_megabytes=0.2
+    people=100 documents=150 rows=64 heldout=8
     layers=2 pretrain_steps=6 tune_epochs=1 log_every=1
 fi
 
@@ -94,7 +96,7 @@ for model in recovered merged; do
 done
 
 headline "8/9  Serve the model with vLLM, ask it with curl"
-# serve_and_ask: asks a served model a question of a held-out row.
+# serve_and_ask: serves the merged model, sends the first held-out relation row to /generate, and stops the server.
 serve_and_ask() {
     python -c 'import json, sys
 row = next(row for row in map(json.loads, open(sys.argv[1], encoding="utf-8")) if "relation" in row["instruction"])
@@ -110,9 +112,8 @@ headline "9/9  Summary"
 python examples/make_demo.py summary --folder "$OUT"
 cat << EOF
 
-Try the model:
+Try the model (first: source ${VENV:-.venv}/bin/activate):
   python examples/generate_lora_web.py --base_model $OUT/merged          the demo in a browser
   python examples/generate_lora.py --base_model $OUT/merged --interactive
   python inference/launch_vllm.py --model $OUT/merged --port $PORT          the server of step 8
-  (after: source ${VENV:-.venv}/bin/activate)
 EOF

@@ -1,7 +1,7 @@
 # Functions of the recipes quickstart.sh and real_model.sh, which source this file from the repository's top folder after
-# setting OUT, the folder of the results. A recipe is a list of steps; a step is a command and the result that it leaves.
-# Commands are printed as they can be typed; steps whose result exists are skipped, so the same recipe continues an
-# interrupted run.
+# setting OUT, the folder of the results. A recipe is a list of steps; a step is a command and its result, the file or
+# folder that the command creates. Commands are printed as they can be typed; steps whose result exists are skipped, so
+# the same recipe continues an interrupted run.
 set -euo pipefail
 
 recipe=$(basename "$0" .sh)
@@ -14,10 +14,10 @@ trap 'interrupted 143' TERM
 case "$*" in
     "") ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "examples/$recipe.sh"; exit ;;
-    *) fail "there are no options, only variables ($*); see --help" ;;
+    *) fail "the recipe takes variables instead of options such as $*; see --help" ;;
 esac
 
-# set_up: installs the environment, and sets the variables of all commands.
+# set_up: installs the environment, exports the variables of all commands, and locks OUT.
 set_up() {
     bash tools/setup.sh
     PATH=$(cd "${VENV:-.venv}/bin" && pwd):$PATH
@@ -32,7 +32,7 @@ set_up() {
     started=$SECONDS
 }
 
-# check_settings TEXT: refuses to continue a run of other settings.
+# check_settings TEXT: stores the settings in OUT; fails if OUT was made with other settings.
 check_settings() {
     [ "$(cat "$OUT/settings" 2> /dev/null || echo "$1")" = "$1" ] \
         || fail "$OUT was made with other settings ($(cat "$OUT/settings")); give another folder with OUT=…, or remove it"
@@ -52,7 +52,7 @@ print_command() {
     [ "$(type -t "$1")" = function ] || echo "$line" # functions print their own commands
 }
 
-# indent: indents lines to the end of the input; ignores signals, after which a command still prints.
+# indent: indents all lines of its input; ignores signals, since a command may print after a signal.
 indent() { trap '' INT TERM; exec sed -u 's/^/    /'; }
 
 # step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically. 2> /dev/null
@@ -77,10 +77,11 @@ print_and_save() {
     mv "$file.partial" "$file"
 }
 
-# stop_ranks_on_interrupt COMMAND…: runs deepspeed with Ctrl-C ignored by the ranks; its launcher handles it and sends them SIGTERM.
+# stop_ranks_on_interrupt COMMAND…: runs deepspeed so that its ranks ignore Ctrl-C; the launcher handles it, and sends
+# the ranks SIGTERM.
 stop_ranks_on_interrupt() { trap '' INT; "$@"; }
 
-# start_server MODEL LOG: starts the server on PORT, and returns when it answers. It ends with the shell that called it.
+# start_server MODEL LOG: starts the server on PORT, and returns when it answers. The server ends with the calling shell.
 start_server() {
     python inference/launch_vllm.py --model "$1" --port "$PORT" > "$2" 2>&1 3>&- 9>&- &
     server=$!
@@ -103,7 +104,8 @@ ask() {
     mv "$2.partial" "$2"
 }
 
-# fastest_precision: prints bf16 if the GPU (from compute capability 8.0 on) or the CPU computes in it, fp16 on an older GPU, else fp32.
+# fastest_precision: prints bf16 for a GPU of compute capability 8.0 or higher or a CPU with bf16 instructions, fp16 for
+# an older GPU, else fp32.
 fastest_precision() {
     local capability
     if capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null) && [ -n "$capability" ]; then

@@ -134,7 +134,7 @@ def test_template_file_is_beside_the_exact_tokenizer(make_folder: MakeFolder) ->
     ("contents", "message"),
     [
         ({"added_tokens": {"<|end|>": 900}}, r"adds '<\|end\|>' with id 900, which does not follow its 800 pieces"),
-        ({"added_tokens": {"<s>": 5}}, "adds '<s>' with id 5"),
+        ({"added_tokens": {"<s>": 5}}, "adds '<s>' with id 5, which differs from the token's id 1"),
         (
             {"added_tokens": {"<a>": 800}, "tokenizer_config": {"added_tokens_decoder": {"800": {"content": "<b>"}}}},
             "gives id 800 to '<a>' in one tokenizer file and to '<b>' in another",
@@ -291,7 +291,7 @@ def test_demos_accept_a_folder_with_tokenizer_model_alone(make_folder: MakeFolde
 
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
-    [("unk_id", -1, "a special id is"), ("bos_id", 800, "a special id is"), ("", 0, "a piece is not UTF-8")],
+    [("unk_id", -1, "a special id has"), ("bos_id", 800, "a special id has"), ("", 0, "a piece is not UTF-8")],
 )
 def test_damaged_tokenizer_model_is_one_line(
     tiny_tokenizer: Path, tmp_path: Path, field: str, value: int, reason: str

@@ -86,7 +86,9 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "not_an_object": (JSONL + "7\n", "x:2 is not a JSON object; a row must be one"),
     "item_not_an_object": (LIST + ", []]", "x:1, row 2 is not a JSON object; a row must be one"),
     "nan": (JSONL + '{"a": NaN}\n', "x:2 has the number NaN, which is not JSON; write null"),
-    "infinite": (LIST + ', {"a": -1e999}]', "x:1, row 2 has the number -1e999, which is not JSON; write null"),
+    "infinite": (
+        LIST + ', {"a": -1e999}]', "x:1, row 2 has the number -1e999, which is too large for a float; write it as text",
+    ),
     "huge_integer": (f'{{"a": {"1" * 5000}}}', "x:1 has an integer of more than 4300 digits; write it as text"),
     "nested": (JSONL + '{"a":' * 9999, "x:2 is nested too deep; write it with fewer levels"),
     "nested_list": ("[" * 9999, "x:1, row 1 is nested too deep; write it with fewer levels"),
@@ -181,10 +183,10 @@ def test_output_that_is_not_text_is_no_answer() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": []}, "do not begin with a question"),
+        ({"messages": []}, "are empty or begin with an answer"),
         ({"messages": "q"}, "are not a list of objects"),
-        ({"messages": [ANSWER, USER]}, "do not begin with a question"),
-        ({"messages": [USER, ANSWER, ANSWER]}, "does not follow a user's message"),
+        ({"messages": [ANSWER, USER]}, "are empty or begin with an answer"),
+        ({"messages": [USER, ANSWER, ANSWER]}, "whose prompt does not end with a user message"),
         ({"messages": [{"role": "human", "content": "q"}]}, "whose role is not one of system, user, assistant"),
         ({"messages": [{"role": "user"}]}, "a message without text under 'content'"),
         ({"messages": [{**USER, "input": 1}]}, "whose input is not text"),

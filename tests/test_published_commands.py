@@ -123,7 +123,7 @@ def test_published_options_of_evaluation_without_held_out_data_are_notices(tmp_p
     )
     for (args, notices), data in ((tuned, "--val_set_size or --eval_data_path"), (pretrained, "--eval_fraction")):
         assert args.eval_strategy == "no"
-        reason = f"has no effect without held-out data; {data} would give some"
+        reason = f"has no effect without held-out data; give {data} to evaluate"
         assert sorted(notices) == [
             f"--eval_steps {reason}", "--evaluation_strategy is now --eval_strategy no",
             f"--per_device_eval_batch_size {reason}",

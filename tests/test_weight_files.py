@@ -55,6 +55,9 @@ class Sets:
     def _unlisted_shard(self) -> None:
         shutil.copy(self.first / SINGLE, self.folder / "model-00099-of-00099.safetensors")
 
+    def _consolidated(self) -> None:
+        shutil.copy(self.second / SINGLE, self.folder / "consolidated.safetensors")
+
     def _bin(self) -> None:
         torch.save(load_file(self.first / SINGLE), self.folder / BIN)
 
@@ -124,6 +127,7 @@ REFUSED = {  # parts: files that the message names
     "single index shards": (SINGLE, INDEX),
     "single index": (SINGLE, INDEX),
     "single shards": (SINGLE, "model-00001-of-"),
+    "single consolidated": (SINGLE, "consolidated.safetensors; remove consolidated*.safetensors"),
     "bin shards": (BIN, "model-00001-of-"),
     "bin bin_shard": (BIN, "pytorch_model-00001-of-00001.bin"),
     "single adapter": (SINGLE, "adapter_config.json"),

@@ -1,4 +1,4 @@
-"""Files of cases, the suites in examples/cases and the user's own, and the file of their answers.
+"""Read files of cases (the suites in examples/cases, or the user's own), and write the file of answers.
 
 A case is {"instruction", "input"}, {"text"} to continue, or {"task", "schema", "text"} to extract; it may have a
 "group" (its title) and a "decoding" of its own. A file holds cases as JSON or JSONL rows, or one suite:
@@ -39,15 +39,15 @@ def read_cases(name: str) -> Suite:
 
 
 def read_suite(path: str | Path, decoding: Mapping[str, Any] | None = None) -> Suite:
-    """Return the cases of a file; decoding: settings that the file's own take precedence over.
+    """Return the suite in a file. decoding: default settings, over which the settings in the file take precedence.
 
-    Raises FileNotFoundError, or ValueError with the place of the first case that is not one.
+    Raises FileNotFoundError, or ValueError with the place of the first invalid case or decoding.
     """
     rows = list(iterate_objects(path))
     head: dict[str, Any] = rows[0][1] if len(rows) == 1 and "cases" in rows[0][1] else {}
     if head:
         if not isinstance(head["cases"], list) or not head["cases"]:
-            raise ValueError(f"{rows[0][0]} has cases that are not a list of cases; a case is {FORMS}")
+            raise ValueError(f"{rows[0][0]} has cases that are not a list of at least one case; a case is {FORMS}")
         rows = [(f"{path}, case {number}", case) for number, case in enumerate(head["cases"], 1)]
     for place, case in [(str(path), head), *rows]:
         if error := decoding_error(case) or ("" if case is head else case_error(case)):
@@ -101,16 +101,16 @@ def case_text(case: Case, extraction: Mapping[str, Any]) -> tuple[str, str, bool
 
 
 def case_title(case: Case) -> str:
-    """Return the title of a case: its group, else its task or its form."""
+    """Return the title of a case: its group, else its task and language, else its form."""
     if "group" in case or "task" not in case:
         return str(case.get("group") or ("instruction" if "instruction" in case else "text"))
     return f"{case['task']} ({case.get('language') or language_of(case['text'])})"
 
 
 def check_output(path: str) -> None:
-    """Raise ValueError, FileNotFoundError or FileExistsError if a file of answers cannot be made; "" for none.
+    """Raise ValueError, FileNotFoundError or FileExistsError if a file of answers cannot be created.
 
-    Called before a model is loaded.
+    Called before a model is loaded. path: "" if no file was requested.
     """
     if not path:
         return
@@ -121,7 +121,7 @@ def check_output(path: str) -> None:
 
 @contextmanager
 def answers_file(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Yield a function that writes one JSON line; the file has its name once all lines are written.
+    """Yield a function that writes one JSON line; the file appears at `path` once all lines are written.
 
     An exception in the context removes the unfinished file. Without a path, nothing is written.
     """

@@ -26,9 +26,10 @@ def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decodi
 
 
 def warn_of_missing_files(checkpoint: Checkpoint, folder: str, extracts: bool) -> None:
-    """Log a warning if a checkpoint has no chat template or, if it `extracts`, no extraction.json.
+    """Log a warning if a checkpoint has no chat template, or no extraction.json although it is used for extraction.
 
-    Without a template, instructions are sent as plain text; without extraction.json, extraction has a default wording.
+    extracts: whether the checkpoint is used for extraction. Without a template, instructions are sent as plain text;
+    without extraction.json, extraction has a default wording.
     """
     if not checkpoint.encoder.template:
         option = "--template_path finetune/templates/alpaca.jinja"
@@ -36,8 +37,8 @@ def warn_of_missing_files(checkpoint: Checkpoint, folder: str, extracts: bool) -
         logging.warning("%s; %s", missing_template(folder, option), advice)
     elif extracts and not checkpoint.extraction:
         logging.warning(
-            "%s has no extraction.json, so extraction is asked for in the default wording; a model tuned to extract in "
-            "another wording needs the extraction.json of its tuning in its folder",
+            "%s has no extraction.json, so the default wording of extraction instructions is used; if the model was "
+            "tuned on another wording, copy the extraction.json of that tuning into the folder",
             folder,
         )
 

@@ -35,10 +35,10 @@ def load(
 ) -> Checkpoint:
     """Load a checkpoint, with the adapter of lora_weights attached, to the GPU if there is one.
 
-    Both are folders or names of hub repositories (`checkpoint_folder`). On a GPU the weights are bfloat16 (float16
-    before Ampere); on the CPU they keep the dtype of the files. Tokenizer and chat template are each the adapter's if
-    it has one; template_path names a file with another template. Python code in the folders is executed only if
-    trust_remote_code is true. Raises ValueError or FileNotFoundError with one line.
+    base_model and lora_weights are folders or names of hub repositories (`checkpoint_folder`). On a GPU the weights are
+    bfloat16 (float16 before Ampere); on the CPU they keep the dtype of the files. The adapter's tokenizer, template and
+    extraction.json take precedence over the base's; template_path names a file with another chat template. Python code
+    in the folders is executed only if trust_remote_code is true. Raises ValueError or FileNotFoundError with one line.
     """
     base_model = str(checkpoint_folder(base_model, "--base_model"))
     lora_weights = str(checkpoint_folder(lora_weights, "--lora_weights")) if lora_weights else ""

@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SETTINGS: dict[str, Any] = get_type_hints(Decoding)  # name -> type
 OPTIONS: dict[str, Any] = {**SETTINGS, "preset": Literal["precise", "creative"]}  # of the commands
-REPEATS, REPEATED_TOKENS = 3, 24  # smallest repetition at the end of an answer that is reported
+MIN_REPEATS, MIN_REPEATED_TOKENS = 3, 24  # a repetition at the end of an answer is reported from these numbers on
 
 
 class GeneratedText(NamedTuple):
@@ -57,8 +57,8 @@ class GeneratedText(NamedTuple):
 
     text: str
     new_tokens: int
-    # "" while it runs, then "complete" (end token), "length" (max_new_tokens or context reached) or "repeating" (the
-    # same, and the last tokens are one sequence over and over), the three endings of the published cases
+    # "" while it runs, then one of the three endings of the published cases: "complete" (end token), "length"
+    # (max_new_tokens or context reached) or "repeating" ("length", and the last tokens repeat one sequence)
     ending: str
 
 
@@ -75,7 +75,7 @@ def resolve_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Deco
 
 
 def setting_value(name: str, value: Any) -> Any:
-    """Return the value of a setting in its type; raises ValueError if it has another one."""
+    """Return the value of a setting in the setting's type; raises ValueError if the value has another type."""
     kind = SETTINGS[name]
     if kind is bool and isinstance(value, bool):
         return value
@@ -91,9 +91,8 @@ def setting_value(name: str, value: Any) -> Any:
 def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Any:
     """Return a GenerationConfig whose max_new_tokens fits into the model's context.
 
-    Without do_sample and with temperature 0, the sampling settings are transformers' defaults, so that those in the
-    checkpoint's generation_config.json have no effect. Raises ValueError on an empty prompt and on one that fills the
-    context.
+    Without do_sample or with temperature 0, the sampling settings are transformers' defaults, so that the checkpoint's
+    generation_config.json has no effect on them. Raises ValueError if the prompt is empty or fills the context.
     """
     from transformers import GenerationConfig
 
@@ -190,13 +189,14 @@ def finished_text(tokenizer: Any, ids: list[int], new: list[int], config: Any) -
 
 
 def repeated_tokens(ids: list[int]) -> int:
-    """Return how many tokens at the end are one sequence over and over: REPEATS times, REPEATED_TOKENS or more; else 0.
+    """Return the number of tokens at the end that repeat one sequence.
 
-    Repetitions with changes, such as a counter, are not found.
+    It is 0 if there are fewer than MIN_REPEATS repeats or MIN_REPEATED_TOKENS tokens. Repetitions with changes, such as
+    a counter, are not found.
     """
-    for period in range(1, len(ids) // REPEATS + 1):
+    for period in range(1, len(ids) // MIN_REPEATS + 1):
         same = next((at for at in range(len(ids) - period) if ids[-1 - at] != ids[-1 - at - period]), len(ids) - period)
-        if same + period >= max(REPEATS * period, REPEATED_TOKENS):
+        if same + period >= max(MIN_REPEATS * period, MIN_REPEATED_TOKENS):
             return same + period
     return 0
 

@@ -79,10 +79,11 @@ def result_table(text: str) -> list[list[str]]:
     return [list(row) for row in extraction_prompts.found_items(extraction_prompts.read_answer(text) or {})]
 
 
-def build_page(checkpoint: Checkpoint, instructed: bool, start: Decoding, language: str) -> Any:
-    """Return the page (gradio.Blocks): instructions and extraction if `instructed`, else continuation of text.
+def build_page(checkpoint: Checkpoint, is_tuned: bool, start: Decoding, language: str) -> Any:
+    """Return the page, a gradio.Blocks.
 
-    start: initial decoding settings; language: the tab that is open at first.
+    is_tuned: whether the checkpoint is instruction-tuned; its page is for instructions and extraction, the other for
+    continuation of text. start: initial decoding settings. language: the tab that is open at first.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import; without it, gradio checks for updates online
     import gradio as gr
@@ -90,20 +91,20 @@ def build_page(checkpoint: Checkpoint, instructed: bool, start: Decoding, langua
     with gr.Blocks(title="KnowLM", analytics_enabled=False, fill_width=False) as blocks, gr.Tabs(selected=language):
         for code, labels in LABELS.items():
             with gr.Tab(labels["language"], id=code):
-                add_demo(gr, checkpoint, instructed, start, labels)
+                add_demo(gr, checkpoint, is_tuned, start, labels)
     return blocks
 
 
-def add_demo(gr: Any, checkpoint: Checkpoint, instructed: bool, start: Decoding, labels: dict[str, str]) -> None:
-    """Add the whole demo in one language. The server generates one answer at a time; other requests wait in a queue."""
-    gr.Markdown(labels["instructed_title" if instructed else "continued_title"])
+def add_demo(gr: Any, checkpoint: Checkpoint, is_tuned: bool, start: Decoding, labels: dict[str, str]) -> None:
+    """Add the page's content in one language. The server generates one answer at a time; other requests are queued."""
+    gr.Markdown(labels["instructed_title" if is_tuned else "continued_title"])
     with gr.Row():
         with gr.Column():
-            inputs = instruction_inputs(gr, labels) if instructed else continuation_inputs(gr, labels)
+            inputs = instruction_inputs(gr, labels) if is_tuned else continuation_inputs(gr, labels)
         with gr.Column():
             outputs = [text_box(gr, labels, "answer", 10, buttons=["copy"], interactive=False)]
             outputs.append(gr.Markdown(elem_id="status"))
-            if instructed:
+            if is_tuned:
                 headers = [labels["found_kind"], labels["found_what"]]
                 table = {"label": labels["found"], "headers": headers, "elem_id": "found"}
                 outputs.append(gr.Dataframe(**table, interactive=False, wrap=True))
@@ -116,7 +117,7 @@ def add_demo(gr: Any, checkpoint: Checkpoint, instructed: bool, start: Decoding,
     def run(make_ids: Callable[..., list[int]], box_count: int, *values: Any) -> Iterator[tuple[Any, ...]]:
         texts, decoding = values[:box_count], dict(zip(settings, values[box_count:], strict=True))
         for text, line in stream_answer(checkpoint, partial(make_ids, checkpoint, labels, *texts), decoding, labels):
-            yield (text, line, result_table(text)) if instructed else (text, line)
+            yield (text, line, result_table(text)) if is_tuned else (text, line)
 
     runs = [
         button.click(
@@ -214,14 +215,15 @@ def check_address(server_name: str, server_port: int) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"{server_name}:{server_port} is not available ({reason}); choose another --server_port"
+            f"{server_name}:{server_port} is not available ({reason}); choose another --server_port, or correct "
+            "--server_name"
         ) from None
 
 
 def serve(blocks: Any, server_name: str, server_port: int, share_gradio: bool) -> None:
     """Serve the page until Ctrl-C or SIGTERM, which raise KeyboardInterrupt.
 
-    share_gradio: give it a public address through Gradio's servers.
+    share_gradio: give the page a public address through Gradio's servers.
     """
     blocks.queue(max_size=32).launch(
         server_name=server_name, server_port=server_port, share=share_gradio, prevent_thread_lock=True, quiet=True,

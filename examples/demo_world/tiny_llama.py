@@ -17,7 +17,7 @@ from json_rows.row_files import iterate_texts
 from partial_folders.atomic_outputs import new_file, new_folder
 from partial_folders.output_paths import folder_path
 
-MAX_CHARACTERS = 4000  # of a training line, at most 4 bytes each; longer texts are split
+MAX_CHARACTERS = 4000  # of a training sentence of SentencePiece; longer texts are split
 
 
 def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -> None:
@@ -26,7 +26,7 @@ def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -
 
     target, model, errors = Path(output_dir), BytesIO(), list[OSError | ValueError]()
 
-    def pieces() -> Iterator[str]:
+    def sentences() -> Iterator[str]:
         try:
             for text in (text for path in input for text in iterate_texts(path)):
                 yield from (text[at : at + MAX_CHARACTERS] for at in range(0, len(text), MAX_CHARACTERS))
@@ -36,10 +36,11 @@ def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -
 
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=pieces(), model_writer=model, vocab_size=vocab_size,
+            sentence_iterator=sentences(), model_writer=model, vocab_size=vocab_size,
             model_type="bpe", byte_fallback=True, character_coverage=0.9999, split_digits=True,
             normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-            unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=4 * MAX_CHARACTERS + 4, minloglevel=2,
+            unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=4 * MAX_CHARACTERS + 4,  # bytes
+            minloglevel=2,
             num_threads=os.cpu_count() or 1,
         )  # fmt: skip
     except RuntimeError as error:  # most often too little text for the vocabulary
@@ -53,14 +54,17 @@ def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -
 
 
 def check_settings(sizes: dict[str, Any], initializer_range: float) -> None:
-    """Raise ValueError for a setting of `make_model` that is out of range. sizes: by name; all must be at least 1."""
+    """Raise ValueError for a setting of `make_model` that is out of range. sizes: name -> value of at least 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"--{name} {size} is too small; it must be at least 1")
-    if sizes["hidden_size"] % (2 * sizes["num_attention_heads"]):  # a head is rotated in pairs of numbers
-        raise ValueError(f"--hidden_size {sizes['hidden_size']} is not an even multiple of --num_attention_heads")
+    if sizes["hidden_size"] % (2 * sizes["num_attention_heads"]):  # RoPE rotates pairs of elements of a head
+        size, multiple = sizes["hidden_size"], 2 * sizes["num_attention_heads"]
+        raise ValueError(
+            f"--hidden_size {size} is not an even multiple of --num_attention_heads; give a multiple of {multiple}"
+        )
     if not 0 <= initializer_range <= 1:
-        raise ValueError(f"--initializer_range {initializer_range} is not between 0 and 1")
+        raise ValueError(f"--initializer_range {initializer_range} is not between 0 and 1; LLaMA has 0.02")
 
 
 def make_model(

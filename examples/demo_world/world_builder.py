@@ -4,9 +4,9 @@ Output files:
     en.jsonl, zh.jsonl                               generated documents
     real.jsonl                                       real text: data_path, else sources of the Python library
     train.jsonl, heldout.jsonl                       instruction rows
-    extraction.json                                  the wording of their instructions
+    extraction.json                                  the wording of the instructions, by task and language
     train_annotated.jsonl, heldout_annotated.jsonl   annotations of the rows, for finetune/ie_build.py
-    types.json                                       the types in the annotations
+    types.json                                       the entity and relation types of the annotations
     prompts.jsonl                                    with template_path: training rows rendered with that template, as
                                                      text for the tokenizer
 
@@ -76,7 +76,7 @@ def annotation_types() -> dict[str, dict[str, list[str]]]:
     """Return all types of annotations: {"entity": {language: names}, "relation": {language: names}}."""
     return {
         "entity": {language: list(TYPE_NAMES[language].values()) for language in LANGUAGES},
-        "relation": {language: [known.label[language] for known in RELATIONS.values()] for language in LANGUAGES},
+        "relation": {language: [relation.label[language] for relation in RELATIONS.values()] for language in LANGUAGES},
     }
 
 
@@ -125,7 +125,7 @@ def instruction_row(facts: list[Fact], language: str, text: str, rng: random.Ran
 
 
 def extraction_wording(rows: list[dict[str, str]]) -> dict[str, Any]:
-    """Return the content of extraction.json: instructions by task, and the median length of inputs in characters."""
+    """Return the content of extraction.json: instruction and median input length (characters) by task and language."""
     tasks: dict[str, Any] = {}
     for task, instructions in INSTRUCTIONS.items():
         for language, instruction in instructions.items():
@@ -136,7 +136,7 @@ def extraction_wording(rows: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def render_examples(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
-    """Yield the text of rows that are rendered with a template, without BOS and EOS."""
+    """Yield each row as text, rendered with a template, without BOS and EOS."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers renders
     template = environment.from_string(Path(template_path).read_text(encoding="utf-8"))
     for row in rows:
@@ -161,22 +161,26 @@ def make_world(
     template_path: str = "",
     seed: int = 0,
 ) -> None:
-    """Write the files to the new folder output_dir; half of rows and heldout_rows is in each language."""
+    """Write the output files to the new folder output_dir; one half of the rows is English, the other Chinese."""
     folder_path(output_dir)
     sizes = {
         "people": people, "documents_per_language": documents_per_language, "rows": rows, "heldout_rows": heldout_rows,
         "real_megabytes": real_megabytes,
     }  # fmt: skip
     for option, size in sizes.items():
-        if size < 0:
-            raise ValueError(f"--{option} {size} is too small; it must be at least 0")
+        lowest = 2 if option in ("rows", "heldout_rows") else 0  # a row in each language
+        if size < lowest:
+            raise ValueError(f"--{option} {size} is too small; it must be at least {lowest}")
     for option, path in (("data_path", data_path), ("template_path", template_path)):
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; --{option} takes an existing file")
     rng = random.Random(seed)
     training_names, held_out_names = partition_names(rng)
-    training = {language: make_facts(training_names, language, people, rng) for language in LANGUAGES}
-    held_out = {language: make_facts(held_out_names, language, heldout_rows // 2, rng) for language in LANGUAGES}
+    training = {language: make_facts(training_names, language, people, rng, "--people") for language in LANGUAGES}
+    held_out = {
+        language: make_facts(held_out_names, language, heldout_rows // 2, rng, "--heldout_rows")
+        for language in LANGUAGES
+    }
 
     with new_folder(output_dir, 0) as scratch:
         for language, subjects in training.items():
@@ -202,4 +206,7 @@ def make_world(
                 prompts = render_examples(instructions[:4000], template_path)
                 write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in prompts))
         write_jsonl(scratch / "types.json", [annotation_types()])
-    print(f"{output_dir}: {documents_per_language} documents in each language, {rows} and {heldout_rows} rows")
+    print(
+        f"{output_dir}: {documents_per_language} documents in each language, {rows} training rows, "
+        f"{heldout_rows} held-out rows"
+    )

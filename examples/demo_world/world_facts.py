@@ -11,8 +11,7 @@ LANGUAGES = ("en", "zh")
 HELD_OUT_SHARE = 0.1  # share of all possible names
 
 # (language, kind) -> format of a name, and the choices of each part. The lists are short, so that a small model sees
-# each part often. Three parts give many more names than the world uses, so that a model cannot memorise them: held-out
-# names are new, but pairs of their parts also occur in training.
+# each part often. A held-out name is a new combination of parts that occur in training.
 NAMES = {
     ("en", "person"): (
         "{} {}{}",
@@ -66,7 +65,7 @@ NAMES = {
 
 
 class Relation(NamedTuple):
-    """A relation: kinds of subject and object; label and sentences ({s} subject, {o} object) by language."""
+    """A relation: kinds of subject and object; by language, its label and sentences ({s} subject, {o} object)."""
 
     subject: str
     object: str
@@ -126,10 +125,11 @@ def partition_names(rng: random.Random) -> tuple[Names, Names]:
     return training, held_out
 
 
-def make_facts(names: Names, language: str, people: int, rng: random.Random) -> list[list[Fact]]:
-    """Return the facts of each subject. A person has a birth place, an employer and a book.
+def make_facts(names: Names, language: str, people: int, rng: random.Random, option: str) -> list[list[Fact]]:
+    """Return the facts of each subject: a person's birth place, employer and book, an organisation's seat, a capital.
 
-    Thirty people have six places, three organisations and ten books. Raises ValueError if there are too few names.
+    The world has a fifth as many places as people, a tenth as many organisations, and a third as many works. Raises
+    ValueError if there are too few names. option: the option that sets `people`, for the message.
     """
     counts = {
         "person": people, "place": max(people // 5, 4), "organisation": max(people // 10, 2),
@@ -137,7 +137,7 @@ def make_facts(names: Names, language: str, people: int, rng: random.Random) -> 
     }  # fmt: skip
     for kind, count in counts.items():
         if count > len(names[language, kind]):
-            raise ValueError(f"there are too few names of the kind {kind} ({language}); lower --people")
+            raise ValueError(f"there are too few names of the kind {kind} ({language}); lower {option}")
     persons, places, organisations, works = (names[language, kind][:count] for kind, count in counts.items())
     pairs = zip(places[::2], places[1::2], strict=False)
     countries = [[Fact(country, "capital", capital)] for country, capital in pairs]

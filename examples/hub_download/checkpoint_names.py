@@ -1,4 +1,4 @@
-"""Checkpoint folders by name: a folder of this machine, or a repository of a hub, downloaded once into a cache."""
+"""Resolve the name of a checkpoint: a local folder, or a repository of a hub, downloaded once into a cache."""
 
 import os
 import re
@@ -14,8 +14,11 @@ from hub_download.repository_source import RepositorySource, resolve_endpoint
 
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 SAFETENSORS = {"model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"}
-# The same weights in other formats, which are not downloaded beside safetensors.
-OTHER_FORMATS = ("*.bin", "*.bin.index.json", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
+# The same weights in other formats, which are not downloaded beside safetensors; "consolidated" is Mistral's layout.
+OTHER_FORMATS = (
+    "*.bin", "*.bin.index.json", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "consolidated*.safetensors",
+    "consolidated.safetensors.index.json",
+)  # fmt: skip
 
 
 def checkpoint_folder(name: str, option: str) -> Path:

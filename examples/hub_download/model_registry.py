@@ -1,6 +1,6 @@
 """Published models and data sets (published.json) and the prompt templates that the models were tuned on.
 
-Repositories published in 2023 contain no chat template file. With another prompt than its own, a model answers
+Repositories published in 2023 contain no chat template file. With another template than in tuning, a model answers
 nonsense. The key `facts` of an entry names the page that states its licence and size; a missing key means that the page
 does not state it.
 """
@@ -19,7 +19,7 @@ def registry() -> dict[str, Any]:
 
 
 def entry_of(repository: str) -> dict[str, Any]:
-    """Return the registry's entry of a repository, {} if there is none; mirrors differ in upper and lower case."""
+    """Return the registry's entry of a repository, {} if there is none; the case of names is ignored."""
     entries = registry()["repositories"].items()
     return next((entry for name, entry in entries if name.lower() == repository.lower()), {})
 

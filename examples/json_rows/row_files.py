@@ -14,7 +14,7 @@ from json_rows.compressed_files import COMPRESSED
 from json_rows.json_stream import INLINE_SPACE, WHITESPACE, InvalidJsonError, TextWindow, encoding_error
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-METADATA_FILES = ("extraction.json", "types.json", "run.json")  # without rows, in the same folders as row files
+METADATA_FILES = ("extraction.json", "types.json", "run.json")  # JSON files without rows in folders of row files
 PARQUET_ROWS = 1024  # rows read at a time
 
 
@@ -118,15 +118,15 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}, row {number + 1} cannot be read as parquet ({reason}); write it again") from None
 
 
-def read_json(path: str | Path, expected: str = "give a JSON file") -> Any:
+def read_json(path: str | Path, remedy: str = "give a JSON file") -> Any:
     """Return the only JSON value of a file, with the encodings and compressions of row files.
 
-    expected: the remedy in the message if the file does not exist. Raises FileNotFoundError, or ValueError with file
+    remedy: the end of the message if the file does not exist. Raises FileNotFoundError, or ValueError with file
     and line.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {expected}")
+        raise FileNotFoundError(f"{path} does not exist; {remedy}")
     with path.open("rb") as file:
         window = TextWindow(file, path)
         window.skip(WHITESPACE)

@@ -1,1 +1,1 @@
-"""Weight files, Python code and attention of a model; diffs given as models. Read weight_files.py first."""
+"""Check the weight files of a model, load its own Python code, choose its attention. Read weight_files.py first."""

@@ -1,8 +1,9 @@
-"""Entries of a cache, files or folders, which several processes may write at the same time.
+"""Write cache entries (files or folders) that several processes may write at the same time.
 
-Each process writes in its own folder `<entry>.cache-<8 hexadecimal digits>.partial` and moves the result to its path.
-The process locks its folder, also for processes on other machines with the same file system. A folder without a lock
-belongs to a killed process, and the next process that needs an entry beside it removes it.
+Each process writes in its own folder `<entry>.cache-<8 hexadecimal digits>.partial`, and then moves the result to the
+path of the entry. Meanwhile it locks its folder, also against processes on other machines with the same file system. A
+folder without a lock is left over from a killed process; the next process that needs an entry in the same parent folder
+removes it.
 """
 
 import fcntl
@@ -22,10 +23,11 @@ PARTIAL = re.compile(r"\.cache-[0-9a-f]{8}\.partial$")
 def ensure_cache_entry(
     entry: Path, write: Callable[[Path], object], is_valid: Callable[[Path], bool] = Path.exists
 ) -> None:
-    """Write a cache entry unless it is valid; remove what killed processes left beside it.
+    """Write a cache entry unless it is valid; remove the folders of killed processes beside it.
 
-    write: creates the file or folder at the given path. is_valid: whether a path is a complete, current entry; others
-    are replaced. Raises the errors of `write`, and OSError, unless another process wrote a valid entry meanwhile.
+    write: creates the file or folder at the given path. is_valid: whether a path is a complete, current entry; an
+    invalid entry is replaced. Raises the errors of `write`, and OSError if the entry cannot be moved to its path; any
+    OSError is ignored if another process has written a valid entry meanwhile.
     """
     remove_abandoned(entry.parent)
     if is_valid(entry):
@@ -61,7 +63,7 @@ def remove_abandoned(parent: Path) -> None:
     """Remove the folders in `parent` in which killed processes wrote cache entries."""
     with suppress(OSError):  # there is no such folder, or it cannot be read
         for folder in [path for path in parent.iterdir() if PARTIAL.search(path.name)]:
-            # OSError: the process lives, the file system has no locks, or the folder cannot be changed
+            # OSError: a live process holds the lock, the file system has no locks, or the folder cannot be changed
             with suppress(OSError), (folder / resume_journal.JOURNAL).open("a") as journal:
                 fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 resume_journal.remove_folder(folder)

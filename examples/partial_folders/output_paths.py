@@ -58,7 +58,7 @@ def real_path(target: str | Path) -> Path:
 def check_place(path: Path, target: str | Path, inputs: Iterable[Path] = (), may_exist: bool = False) -> None:
     """Raise ValueError if a new file or folder is inside an input or a sealed folder, or cannot be created.
 
-    path: where `target` leads. may_exist: `path` may be a folder with files, but neither an input nor sealed.
+    path: the real path of `target`. may_exist: `path` may be a folder with files, but neither an input nor sealed.
     """
     above = [*([path.resolve()] if may_exist else []), *path.resolve().parents]
     for folder in inputs:

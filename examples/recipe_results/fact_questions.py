@@ -1,4 +1,4 @@
-"""Ask a model for facts it may know: rows for ie_run.py from files of relations, and the share of right answers.
+"""Questions about facts: make instruction rows for ie_run.py from files of relations, and count correct answers.
 
 The files have the format of https://github.com/evandez/relations (MIT): {"prompt_templates": ["The capital of {} is"],
 "samples": [{"subject": "France", "object": "Paris"}]}.
@@ -11,7 +11,7 @@ from typing import Any
 from json_rows.row_files import iterate_objects, read_json
 from partial_folders.atomic_outputs import new_file
 
-# Relations with one short object per subject, of which a small model knows a part.
+# Relations with one short object per subject; a small model knows some of the objects.
 RELATIONS = (
     "country_capital_city", "country_language", "country_largest_city", "landmark_on_continent", "product_by_company",
 )  # fmt: skip
@@ -31,8 +31,8 @@ def fact_questions(folder: Path, number: int) -> list[dict[str, str]]:
             pairs = [(str(sample["subject"]), str(sample["object"])) for sample in samples]
             before, after = template.split("{}")
         except (TypeError, KeyError, IndexError, ValueError, AttributeError):
-            expected = '{"prompt_templates": ["… {} …"], "samples": [{"subject", "object"}]}'
-            raise ValueError(f"{file} has another format; {expected} is expected") from None
+            form = '{"prompt_templates": ["… {} …"], "samples": [{"subject", "object"}]}'
+            raise ValueError(f"{file} does not have the format {form}; download it again") from None
         instruction = "Complete the sentence: "
         rows += [
             {
@@ -48,9 +48,9 @@ def write_fact_questions(facts_path: str, output: str, number: int = 24) -> None
     """Write questions about facts as instruction rows (JSONL).
 
     Args:
-        facts_path: folder of relations, such as country_capital_city.json.
+        facts_path: folder with one file per relation, such as country_capital_city.json.
         output: the file to write.
-        number: questions of each relation.
+        number: number of questions about each relation.
     """
     rows = fact_questions(Path(facts_path), number)
     with new_file(output, replace=True) as file:
@@ -58,8 +58,8 @@ def write_fact_questions(facts_path: str, output: str, number: int = 24) -> None
     print(f"{output}: {len(rows)} questions about {len(RELATIONS)} relations")
 
 
-def known_facts(predictions: str) -> tuple[int, int]:
-    """Return (right answers, questions) of a file of ie_run.py: an answer is right if it contains the object."""
+def count_correct_answers(predictions: str) -> tuple[int, int]:
+    """Return (correct answers, questions) of a file that ie_run.py wrote; a correct answer contains the object."""
     rows: list[dict[str, Any]] = [row for _, row in iterate_objects(predictions)]
-    right = sum(row["output"].casefold() in row["prediction"].casefold() for row in rows)
-    return right, len(rows)
+    correct = sum(row["output"].casefold() in row["prediction"].casefold() for row in rows)
+    return correct, len(rows)

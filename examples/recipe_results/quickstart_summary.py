@@ -15,7 +15,7 @@ def read_losses(folder: Path, stage: str) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
 
 
-def collect_figures(folder: Path) -> dict[str, Any]:
+def collect_results(folder: Path) -> dict[str, Any]:
     """Return the results of all steps: the content of summary.json."""
     corpus = read_result(folder, "corpus/all.json")
     pretraining, tuning = read_losses(folder, "pretrained"), read_losses(folder, "adapter")
@@ -72,7 +72,7 @@ def draw_loss_curves(folder: Path, target: Path) -> None:
 def summarize(folder: str = "quickstart") -> None:
     """Print the table; write summary.json and loss_curves.png into the folder."""
     directory = Path(folder)
-    summary = collect_figures(directory)
+    summary = collect_results(directory)
     with new_file(directory / "loss_curves.png", replace=True) as picture:
         draw_loss_curves(directory, picture)
     write_summary(directory, summary)

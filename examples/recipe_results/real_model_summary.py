@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipe_results.fact_questions import known_facts
+from recipe_results.fact_questions import count_correct_answers
 from recipe_results.result_files import log_entries, read_result, seconds_of_steps, write_summary
 
 ROW_LABELS = {  # result -> label of its row in the table
@@ -14,7 +14,7 @@ ROW_LABELS = {  # result -> label of its row in the table
 
 
 def steps_within(train_log: str, seconds: int) -> None:
-    """Print the number of training steps for which the time suffices, at least 2, after a run of a few steps.
+    """Print how many training steps fit into a time, at least 2, by the duration of a short run.
 
     The first step, which also prepares the run, is not counted.
 
@@ -41,14 +41,17 @@ def perplexities(folder: Path) -> dict[str, list[float]]:
     return {name.removeprefix(prefix): [held_out[0][name], held_out[-1][name]] for name in sources}
 
 
-def collect_figures(folder: Path) -> dict[str, Any]:
+def collect_results(folder: Path) -> dict[str, Any]:
     """Return the results of all steps: the content of summary.json."""
     sizes = {
         name: sum(file.stat().st_size for file in folder.glob(name)) for name in ("merged/*.safetensors", "*.gguf")
     }
     return {
         "perplexity": perplexities(folder / "pretrained"),
-        "facts": {name: known_facts(str(folder / f"facts-{name}.jsonl")) for name in ("base", "pretrained", "merged")},
+        "facts": {
+            name: count_correct_answers(str(folder / f"facts-{name}.jsonl"))
+            for name in ("base", "pretrained", "merged")
+        },
         "scores": {name: read_result(folder, f"scores-{name}.json") for name in ROW_LABELS},
         "recovery": (folder / "recovery.txt").read_text(encoding="utf-8").splitlines()[0],
         "steps": {
@@ -66,7 +69,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     for source, (before, after) in summary["perplexity"].items():
         change = f"{after / before - 1:+.0%}"
         lines.append(f"  {f'perplexity {source}':24} {before:8.2f} before pretraining, {after:8.2f} after ({change})")
-    shown = ", ".join(f"{right}/{number} {name}" for name, (right, number) in summary["facts"].items())
+    shown = ", ".join(f"{correct}/{number} {name}" for name, (correct, number) in summary["facts"].items())
     lines += [f"  {'facts known':24} {shown}", f"  {'recovery from the diff':24} {summary['recovery']}", ""]
     titles = f"{'entity F1':>10} {'relation F1':>12} {'parsed':>8} {'not in text':>12} {'examples':>9}"
     lines.append(f"  {'CoNLL04':24} {titles}")
@@ -83,6 +86,6 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 def summarize_real_model(folder: str = "real_model") -> None:
     """Print the table; write summary.json into the folder."""
-    summary = collect_figures(Path(folder))
+    summary = collect_results(Path(folder))
     write_summary(Path(folder), summary)
     print(summary_table(summary))

@@ -40,7 +40,9 @@ def _refuse(word: str) -> NoReturn:
 
 def _finite(digits: str) -> float:
     number = float(digits)
-    return number if math.isfinite(number) else _refuse(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"has the number {digits}, which is too large for a float; write it as text")
+    return number
 
 
 DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)  # keeps the last of duplicate keys
@@ -70,7 +72,7 @@ class TextWindow:
         self.file, self.path = file, path
         self.lines: TextIO | None = None
         self.text, self.at, self.line = "", 0, 1
-        self.one_row_per_line: bool | None = None  # None: not known yet; True: `grow` reads no further line
+        self.one_row_per_line: bool | None = None  # None: not known yet; True: `grow` appends no line
 
     def read_line(self) -> bool:
         """Replace the window with the next line; return False at the end of the file."""
@@ -78,7 +80,10 @@ class TextWindow:
         return bool(self.text)
 
     def grow(self) -> bool:
-        """Add at least as many characters as the window has left; return False if there are no more."""
+        """Append lines, at least as many characters as the window has left.
+
+        Returns False at the end of the file, and if `one_row_per_line` is true.
+        """
         more = "" if self.one_row_per_line else self._read(max(BLOCK_CHARACTERS, len(self.text) - self.at))
         if more:
             self.text, self.at = self.text[self.at :] + more, 0

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from packed_attention.segment_attention import NAME, Segment, attention_arguments
 
-HALF = 8  # tokens of a segment
+HALF = 8  # tokens; half of a test sequence
 # Largest difference that counts as rounding, as a share of the difference that a missing prefix makes. In bfloat16,
 # rounding makes 5 % in a LLaMA of 30 layers with random ids (and 48 % with the ids 1 to 5, which are control tokens).
 ROUNDING = 0.2
@@ -40,7 +40,7 @@ def _logits(
 ) -> torch.Tensor:
     """Return the logits of the second half of two equal sequences with these segments, (2, HALF, vocabulary).
 
-    The ids are random; seed: of the first half.
+    The ids are random. seed: seed of the ids of the first half.
     """
     unwrapped = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     vocabulary = unwrapped.config.get_text_config().vocab_size

@@ -53,8 +53,8 @@ def attend_by_segment(
 
     query: (sequences, heads, tokens, width). key, value: the same, possibly with fewer heads. segments: the segments of
     each sequence; None: use transformers' SDPA. sliding_window: tokens that a token attends to, itself included. more:
-    if SDPA does not implement one of them, such as softcap (Gemma 2) or s_aux (GPT-OSS), the eager attention of the
-    model does; raises ValueError if that is impossible, as with caches.
+    further arguments of the model. If SDPA does not implement one, such as softcap (Gemma 2) or s_aux (GPT-OSS), the
+    model's eager attention is used; raises ValueError if that is impossible, as with caches.
     """
     special = {name: more[name] for name in more if name not in WITHOUT_EFFECT and more[name] is not None}
     if more.get("is_causal") is False:
@@ -83,9 +83,10 @@ def _has_eager_attention(module: torch.nn.Module) -> bool:
 
 
 def _eager_attention(module: torch.nn.Module, special: dict[str, Any], tokens: int) -> Callable[..., torch.Tensor]:
-    """Return the attention of the module's own modeling file, with these keywords; its signature is that of SDPA.
+    """Return a function with the signature of SDPA that calls the eager attention of the module's modeling file.
 
-    Raises ValueError if there is none, or if a keyword holds values for each token, which segments would have to cut.
+    special: keywords for that attention. Raises ValueError if the file has none, if a keyword holds values for each
+    token (they are not split by segment), or if the attention is not causal.
     """
     attention = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     per_token = any(isinstance(value, torch.Tensor) and tokens in value.shape for value in special.values())
@@ -151,7 +152,7 @@ def _mask(tokens: int, before: int, window: int | None, device: torch.device) ->
 def attention_arguments(
     implementation: str, segments: Sequence[Sequence[Segment]], device: torch.device
 ) -> dict[str, Any]:
-    """Return the arguments of a forward pass that pass the segments on to attention.
+    """Return the arguments with which a forward pass hands the segments to the attention backend.
 
     FlashAttention takes the boundaries in the concatenated sequences. Other backends take no argument: they detect
     segments by restarting positions, or ignore them (see isolation_check.py).

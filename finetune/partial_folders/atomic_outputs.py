@@ -34,7 +34,7 @@ def new_folder(target: str | Path, needed: int, run: str = "", inputs: Iterable[
         for part in (*partial.iterdir(), partial):
             fsync_path(part)
         partial.replace(path)
-        with suppress(OSError):  # the journal held the lock until the folder had its name; a reader ignores it
+        with suppress(OSError):  # the journal, which held the lock until the rename; readers ignore it
             (path / resume_journal.JOURNAL).unlink()
 
 

@@ -34,12 +34,12 @@ def stop_before_first_step(number: int, *_: object) -> NoReturn:
 
 
 class BuildError(ValueError):
-    """An extension was not built because the process that was building it ended."""
+    """An extension was not built because the process that was building it ended or took too long."""
 
 
 @contextmanager
 def user_errors_in_turn() -> Iterator[None]:
-    """Delay ValueError and OSError on all ranks but rank 0, so that the command prints its error line once.
+    """Delay ValueError and OSError on all ranks except rank 0, so that the command prints its error line once.
 
     SIGTERM and SIGHUP, unless the process ignores it, call `stop_before_first_step` until the trainer handles them.
     Also serves as a decorator.

@@ -28,8 +28,9 @@ def join_ranks(deepspeed_config: Any, backend: str | None, seconds: float) -> No
 
     Call it before creating TrainingArguments: otherwise `zero.Init` in `from_pretrained` partitions the model for one
     rank. Without an accelerator, Trainer would ignore --ddp_timeout, and with DeepSpeed accelerate requires
-    ACCELERATE_USE_DEEPSPEED, which is set here. backend: --ddp_backend. seconds: --ddp_timeout. Raises ValueError if
-    the ranks cannot connect, or were not started by a launcher.
+    ACCELERATE_USE_DEEPSPEED, which is set here. deepspeed_config, backend, seconds: values of
+    --deepspeed, --ddp_backend and --ddp_timeout. Raises ValueError if the ranks cannot connect, or if --deepspeed or
+    --ddp_backend is given without a launcher.
     """
     launched, is_on_cpu = "LOCAL_RANK" in os.environ, not torch.accelerator.is_available()
     if backend and not launched:

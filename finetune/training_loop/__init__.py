@@ -1,4 +1,4 @@
-"""Shared by both trainers: their options, losses by source, the log, stopping on signals, the result folder.
+"""The common parts of both trainers: options, losses by source, the log, stopping on signals, the result folder.
 
 Read source_trainer.py first.
 """

@@ -8,7 +8,7 @@ from rank_group.ranks import sum_over_ranks
 
 
 class MeanLosses(NamedTuple):
-    """Mean losses per token. by_source: for each source with at least one label; tokens: the number of labels."""
+    """Mean losses per token, in total and for each source with at least one label. tokens: the number of labels."""
 
     mean: float
     by_source: dict[str, float]

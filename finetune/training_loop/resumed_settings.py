@@ -1,9 +1,9 @@
-"""Let a resumed run use the options of its own command line; checkpoints restore the optimizer's and the schedule's."""
+"""Apply the command line's optimizer options to a resumed run, instead of the values that the checkpoint restored."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# setting of a parameter group -> options that decide it
+# setting of a parameter group -> options that set it
 OPTIONS = {
     "initial_lr": "--learning_rate",
     "weight_decay": "--weight_decay",
@@ -27,10 +27,11 @@ def group_settings(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def apply_settings(optimizer: Any, schedule: Any, wanted: Sequence[dict[str, Any]]) -> list[str]:
-    """Replace the settings that a checkpoint restored; return a notice for each option that has another value.
+    """Replace the settings that a checkpoint restored; return a notice for each option whose value has changed.
 
-    The learning rate of the next step becomes that of the new schedule. wanted: the result of `group_settings` before
-    the checkpoint was loaded.
+    With a LambdaLR, the next step has the learning rate of the new schedule. Other schedules continue with the learning
+    rate of the checkpoint, and a notice says so. wanted: the result of `group_settings` before the checkpoint was
+    loaded.
     """
     notices: dict[str, str] = {}
     for group, settings in zip(optimizer.param_groups, wanted, strict=True):
@@ -49,7 +50,11 @@ def apply_settings(optimizer: Any, schedule: Any, wanted: Sequence[dict[str, Any
             group["lr"] = rate
         schedule._last_lr = rates
     else:
-        notices["lr"] = f"the learning rate of the checkpoint is used, as {type(schedule).__name__} adapts it"
+        notices.pop("initial_lr", None)
+        notices["lr"] = (
+            f"--learning_rate has no effect on this resumed run: {type(schedule).__name__} continues with the learning "
+            "rate of the checkpoint"
+        )
     return list(notices.values())
 
 

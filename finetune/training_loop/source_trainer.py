@@ -106,7 +106,7 @@ class SourceTrainer(Trainer):
         first_step: the step of the checkpoint to resume from; 0 for a new run.
         log_path: the log file (JSON lines).
         max_bad_steps: consecutive steps with a non-finite loss or weight after which ValueError is raised.
-        more: arguments of Trainer.
+        more: further arguments of Trainer.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
@@ -159,7 +159,7 @@ class SourceTrainer(Trainer):
         raise NotImplementedError
 
     def progress_entry(self, losses: MeanLosses, seconds: float) -> dict[str, float]:
-        """Return more values for a log entry. seconds: duration of the steps since the last entry."""
+        """Return additional values for a log entry. seconds: duration of the steps since the last entry."""
         raise NotImplementedError
 
     def measure_held_out(self, meter: LossMeter) -> None:
@@ -167,7 +167,7 @@ class SourceTrainer(Trainer):
         raise NotImplementedError
 
     def held_out_metrics(self, losses: MeanLosses) -> dict[str, float]:
-        """Return more metrics of an evaluation; names have no prefix."""
+        """Return additional metrics of an evaluation, by name without prefix."""
         return {}
 
     def before_training(self) -> None:
@@ -304,9 +304,12 @@ class SourceTrainer(Trainer):
         bad = [name for name, weight in self.model.named_parameters()
                if not getattr(weight, "ds_tensor", weight).detach().isfinite().all()]  # fmt: skip
         if sum_over_ranks(torch.tensor(len(bad), device=self.args.device)) > 0:
-            where = f"the checkpoint of step {self.first_step}" if self.first_step else "the base"
+            where, remedy = "the base", "download it again"
+            if self.first_step:
+                where = f"the checkpoint of step {self.first_step}"
+                remedy = "name an earlier one with --resume_from_checkpoint"
             example = f", such as {bad[0]}" if bad else ""
-            raise ValueError(f"{where} has weights that are not finite (NaN or infinite){example}; get it again")
+            raise ValueError(f"{where} has weights that are not finite (NaN or infinite){example}; {remedy}")
 
     def _nonfinite_error(self, fact: str) -> ValueError:
         return ValueError(

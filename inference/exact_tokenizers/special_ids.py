@@ -21,7 +21,7 @@ def has_old_ids(config: Mapping[str, Any]) -> bool:
 
 
 def corrected_ids(config: Mapping[str, Any], bos: int | None, eos: int | None) -> dict[str, int | None]:
-    """Return corrected entries for an old configuration; {} if no correction is needed.
+    """Return the corrected entries of a configuration with the old ids; {} if nothing needs correction.
 
     bos, eos: the tokenizer's ids. A negative pad_token_id, which is not an id, becomes None.
     """
@@ -34,14 +34,15 @@ def corrected_ids(config: Mapping[str, Any], bos: int | None, eos: int | None) -
 def correct_model_ids(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Replace the old ids in the configurations of a loaded model by the tokenizer's, with a notice.
 
-    folder: the checkpoint, for the notice. Raises ValueError for a value that is no id (a list of ids for EOS).
+    folder: the checkpoint, for messages. Raises ValueError if a BOS, EOS or padding id is not an integer (EOS: or a
+    list of integers).
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for config in (model.config, model.generation_config):
         for key in (*OLD_IDS, "pad_token_id"):
             value = getattr(config, key, None)
             ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
-            if value is not None and not all(type(one) is int for one in ids):
+            if value is not None and not all(type(each) is int for each in ids):
                 files = "config.json and generation_config.json"
                 raise ValueError(f"{folder} has {key} {value!r:.60}, which is not a token id; correct its {files}")
         if corrected := corrected_ids(config.to_dict(), bos, eos):

@@ -1,9 +1,10 @@
 """Exact tokenizer files for checkpoint folders that transformers reads inexactly.
 
-transformers 5 ignores parts of tokenizer.json if the tokenizer class is LlamaTokenizer, and builds its own tokenizer if
-there is only a tokenizer.model. Texts that begin with a space or contain two spaces in a row then get other ids than
-from SentencePiece, on which the model was trained. transformers reads its generic tokenizer class correctly. So this
-module writes tokenizer files of that class: into a cache for input folders, and into the folder for outputs.
+If the tokenizer class is LlamaTokenizer, transformers 5 ignores parts of tokenizer.json; if a folder has only a
+tokenizer.model, transformers converts it inexactly. Texts that begin with a space or contain two spaces in a row then
+get other ids than from SentencePiece, with which the model was trained. For its generic class PreTrainedTokenizerFast,
+transformers reads tokenizer.json exactly. This module writes tokenizer files for that class: for an input folder into a
+cache, for an output folder into the folder itself.
 """
 
 import hashlib
@@ -41,9 +42,9 @@ Result = TypeVar("Result")
 def reports_damage(
     function: Callable[Concatenate[Place, Options], Result],
 ) -> Callable[Concatenate[Place, Options], Result]:
-    """Decorate a function that reads the tokenizer files of a folder, its first argument.
+    """Decorate a function that reads the tokenizer files of the folder given as its first argument.
 
-    A value of a type that the function does not expect becomes a ValueError with one line.
+    Exceptions that an unexpected value in the files causes become a ValueError with one line.
     """
 
     @wraps(function)
@@ -61,10 +62,11 @@ def reports_damage(
 def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) -> Path:
     """Return a folder from which AutoTokenizer loads the tokenizer of a checkpoint folder exactly.
 
-    This is the folder itself, or a folder in the cache (XDG_CACHE_HOME/knowlm/tokenizers) that holds the tokenizer, the
-    chat template, and corrected configurations if those of the folder are old (special_ids.py). trust_remote_code:
-    whether the tokenizer's own Python code will be executed; if not, and transformers has the class, a notice is
-    printed. Raises ValueError or FileNotFoundError if the files are damaged or contradict each other.
+    This is the folder itself, or a folder in the cache (XDG_CACHE_HOME/knowlm/tokenizers) with the tokenizer, the chat
+    template and, if config.json or generation_config.json has the old BOS and EOS ids (special_ids.py), corrected
+    copies. trust_remote_code: whether the tokenizer's own Python code will be executed; if not, and the tokenizer can
+    be read without it, a notice is printed. Raises ValueError or FileNotFoundError if the files are damaged or
+    contradict each other.
     """
     source = Path(folder)
     refuse_empty_model(source)
@@ -92,9 +94,10 @@ def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) 
 
 @reports_damage
 def write_exact_tokenizer(folder: Path) -> bool:
-    """Write an exact tokenizer into a folder that transformers would read inexactly; return True if files were written.
+    """Write an exact tokenizer into a folder that transformers would read inexactly; return whether one was written.
 
-    Old BOS and EOS ids in its configurations are replaced (special_ids.py). Raises as `exact_tokenizer_folder`.
+    Old BOS and EOS ids in the configurations are replaced in any folder (special_ids.py). Raises the errors of
+    `exact_tokenizer_folder`.
     """
     refuse_empty_model(folder)
     is_inexact = is_read_inexactly(folder)
@@ -103,13 +106,13 @@ def write_exact_tokenizer(folder: Path) -> bool:
         files |= corrected_configurations(folder, files or stored_texts(folder))
     write_files(folder, files)
     if is_inexact and not has_own_code(read_object(folder / "tokenizer_config.json")):
-        for name in ("special_tokens_map.json", "added_tokens.json"):  # now in the two written files
+        for name in ("special_tokens_map.json", "added_tokens.json"):  # their content is in the written files
             (folder / name).unlink(missing_ok=True)
     return is_inexact
 
 
 def refuse_empty_model(folder: Path) -> None:
-    """Raise ValueError if tokenizer.model is empty, also beside a tokenizer.json, since tools copy or read it."""
+    """Raise ValueError if tokenizer.model is empty, even beside a tokenizer.json, since tools read or copy both."""
     model = folder / "tokenizer.model"
     if model.is_file() and not model.stat().st_size:
         from exact_tokenizers import sentencepiece_bpe
@@ -125,10 +128,11 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
 
 @reports_damage
 def is_read_inexactly(folder: Path) -> bool:
-    """Return whether transformers would read the tokenizer of a folder inexactly, without its own code if it has any.
+    """Return whether transformers, without executing code of the folder, would read the folder's tokenizer inexactly.
 
-    False for tokenizers other than SentencePiece's. transformers reads a tokenizer.model inexactly for every class of
-    its own, and for an unknown class without a notice; if the class is in the folder's code, it refuses the folder.
+    The result is False for tokenizers that are not SentencePiece's. If there is no tokenizer.json, transformers reads
+    tokenizer.model inexactly for each class that it has and for unknown classes. It does not read tokenizer.model for a
+    class besides LLaMA's and the generic one if the folder has the class's code or another vocabulary (vocab.json).
     """
     config = read_object(folder / "tokenizer_config.json")
     model, stored = folder / "tokenizer.model", folder / "tokenizer.json"
@@ -137,8 +141,8 @@ def is_read_inexactly(folder: Path) -> bool:
         return name in INEXACT or (is_read_as_byte_level(folder, name) and has_byte_fallback(stored))
     if not model.is_file() or is_rank_table(model):
         return False
-    is_other = has_own_code(config) or any((folder / file).is_file() for file in ("vocab.json", "vocab.txt"))
-    return name in (*INEXACT, *GENERIC, None) or not is_other
+    has_other_source = has_own_code(config) or any((folder / file).is_file() for file in ("vocab.json", "vocab.txt"))
+    return name in (*INEXACT, *GENERIC, None) or not has_other_source
 
 
 def has_own_code(config: Mapping[str, Any]) -> bool:
@@ -188,23 +192,24 @@ def is_rank_table(model: Path) -> bool:
 def exact_tokenizer_files(folder: Path, keep_own_code: bool = True) -> dict[str, str]:
     """Return the contents of tokenizer.json and tokenizer_config.json for a folder that transformers reads inexactly.
 
-    The ids are those of tokenizer.model or, without it, of tokenizer.json. Added tokens, BOS, EOS and other
-    special tokens, and all other settings are kept; auto_map and the settings of a tokenizer's own code only if
-    keep_own_code is true. Raises ValueError, which names the files, if they are damaged or contradict each other.
+    The ids are those of tokenizer.model or, without it, of tokenizer.json. Added and special tokens are kept. The
+    settings in tokenizer_config.json are kept except DROPPED and auto_map, which are kept only if the tokenizer has its
+    own code and keep_own_code is true. Raises ValueError, which names the files, if they are damaged or contradict each
+    other.
     """
     from exact_tokenizers import sentencepiece_bpe
 
     config = read_object(folder / "tokenizer_config.json")
     tokens = stored_tokens(folder, config)
     model, stored = folder / "tokenizer.model", folder / "tokenizer.json"
-    roles: dict[str, str] = {}
+    special_tokens: dict[str, str] = {}  # name such as "bos_token" -> text
     if model.is_file() and not is_rank_table(model):
         proto = sentencepiece_bpe.read_sentencepiece_model(model)
         tokenizer = sentencepiece_bpe.build_fast_tokenizer(proto)
-        roles = {
-            role: text
-            for role, text in sentencepiece_bpe.tokenizer_config(proto).items()
-            if role in SPECIAL_TOKEN_NAMES
+        special_tokens = {
+            name: text
+            for name, text in sentencepiece_bpe.tokenizer_config(proto).items()
+            if name in SPECIAL_TOKEN_NAMES
         }
         if stored.is_file() and not has_same_pieces(stored, model):
             raise ValueError(
@@ -212,33 +217,33 @@ def exact_tokenizer_files(folder: Path, keep_own_code: bool = True) -> dict[str,
             )
     else:
         tokenizer = read_tokenizer(stored)
-    named = named_tokens(folder, config)
-    roles |= {role: text for role in SPECIAL_TOKEN_NAMES if (text := token_text(named.get(role)))}
+    settings = settings_with_special_tokens(folder, config)
+    special_tokens |= {name: text for name in SPECIAL_TOKEN_NAMES if (text := token_text(settings.get(name)))}
     add_tokens(tokenizer, tokens, folder)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    missing = sorted({text for text in roles.values() if text not in vocabulary})
+    missing = sorted({text for text in special_tokens.values() if text not in vocabulary})
     if missing:
         raise ValueError(f"{folder}: the special token {missing[0]!r} has no id; download its tokenizer files again")
     if model.is_file() or (config.get("tokenizer_class") or default_class(folder)) in INEXACT:
-        set_bos_and_eos(tokenizer, roles, config)  # other classes follow tokenizer.json
-    additional = named.get("additional_special_tokens") or []
+        set_bos_and_eos(tokenizer, special_tokens, config)  # other classes follow tokenizer.json
+    additional = settings.get("additional_special_tokens") or []
     dropped = () if keep_own_code and has_own_code(config) else (*DROPPED, "auto_map")
     kept = {name: value for name, value in config.items() if name not in (*dropped, *SPECIAL_TOKEN_NAMES)}
-    kept |= {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False} | roles
+    kept |= {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False} | special_tokens
     if additional:
         kept["additional_special_tokens"] = [token_text(token) for token in additional]
     text = json.dumps(kept, indent=2, ensure_ascii=False)
     return {"tokenizer.json": tokenizer.to_str(pretty=True), "tokenizer_config.json": text + "\n"}
 
 
-def named_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return role -> token of the tokenizer files of a folder. config: the content of its tokenizer_config.json.
+def settings_with_special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a folder's tokenizer_config.json (`config`) and special_tokens_map.json.
 
     special_tokens_map.json takes precedence, but is not read if tokenizer_config.json lists the added tokens
     (_from_pretrained in tokenization_utils_base.py of transformers 5.19).
     """
     mapped = {} if "added_tokens_decoder" in config else read_object(folder / "special_tokens_map.json")
-    return {**config, **{role: token for role, token in mapped.items() if token}}
+    return {**config, **{name: token for name, token in mapped.items() if token}}
 
 
 def stored_texts(folder: Path) -> dict[str, str]:
@@ -263,8 +268,8 @@ def corrected_configurations(folder: Path, tokenizer_files: Mapping[str, str]) -
         return {}
     from tokenizers import Tokenizer
 
-    tokenizer, roles = Tokenizer.from_str(tokenizer_files[names[0]]), json.loads(tokenizer_files[names[1]])
-    bos, eos = (tokenizer.token_to_id(token_text(roles.get(role))) for role in ("bos_token", "eos_token"))
+    tokenizer, config = Tokenizer.from_str(tokenizer_files[names[0]]), json.loads(tokenizer_files[names[1]])
+    bos, eos = (tokenizer.token_to_id(token_text(config.get(name))) for name in ("bos_token", "eos_token"))
     replaced = {name: corrected_ids(content, bos, eos) for name, content in old.items()}
     if any(replaced.values()):
         print_notice(str(folder).removesuffix(".partial"), bos, eos)
@@ -272,7 +277,7 @@ def corrected_configurations(folder: Path, tokenizer_files: Mapping[str, str]) -
 
 
 def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, "AddedToken"]:
-    """Return id -> token for the added tokens of all files that may list some."""
+    """Return id -> token for the added tokens that the tokenizer files of a folder list."""
     from tokenizers import AddedToken
 
     special: set[str] = set()
@@ -303,10 +308,11 @@ def add_tokens(tokenizer: "Tokenizer", tokens: "Mapping[int, AddedToken]", folde
     """Add tokens in the order of their ids; raises ValueError if a token would get another id."""
     for index, token in sorted(tokens.items()):
         known = tokenizer.token_to_id(token.content)
-        if (known is None and index != tokenizer.get_vocab_size(with_added_tokens=True)) or known not in (None, index):
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        if (size if known is None else known) != index:
+            fact = f"does not follow its {size} pieces" if known is None else f"differs from the token's id {known}"
             raise ValueError(
-                f"{folder} adds {token.content!r} with id {index}, which does not follow its "
-                f"{tokenizer.get_vocab_size(with_added_tokens=True)} pieces; download its tokenizer files again"
+                f"{folder} adds {token.content!r} with id {index}, which {fact}; download its tokenizer files again"
             )
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
 
@@ -330,13 +336,14 @@ def read_tokenizer(file: Path) -> "Tokenizer":
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); download it again") from None
 
 
-def set_bos_and_eos(tokenizer: "Tokenizer", roles: Mapping[str, str], config: Mapping[str, Any]) -> None:
+def set_bos_and_eos(tokenizer: "Tokenizer", special_tokens: Mapping[str, str], config: Mapping[str, Any]) -> None:
     """Make the tokenizer add BOS before a text (unless add_bos_token is false) and EOS after it (if add_eos_token)."""
     from exact_tokenizers.sentencepiece_bpe import special_token_template
 
-    before = [roles["bos_token"]] if config.get("add_bos_token") is not False and "bos_token" in roles else []
-    after = [roles["eos_token"]] if config.get("add_eos_token") and "eos_token" in roles else []
-    if "bos_token" not in roles and not after:
+    bos, eos = special_tokens.get("bos_token"), special_tokens.get("eos_token")
+    before = [bos] if bos is not None and config.get("add_bos_token") is not False else []
+    after = [eos] if eos is not None and config.get("add_eos_token") else []
+    if bos is None and not after:
         return
     sides: list[dict[str, Any]] = [{text: tokenizer.token_to_id(text) for text in side} for side in (before, after)]
     tokenizer.post_processor = special_token_template(*sides)
@@ -354,7 +361,7 @@ def token_text(token: Any) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file without a byte order mark; raises ValueError, which names the file."""
+    """Return the text of a UTF-8 file, without its byte order mark; raises ValueError if the file is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

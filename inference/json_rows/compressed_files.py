@@ -1,6 +1,7 @@
-"""Decompress .gz and .zst files; of a damaged file, return all content before the damage and then raise the error.
+"""Decompress .gz and .zst files. A damaged file yields all content before the damage, and then the error.
 
-The decompressors discard the content that they have produced in the call that fails, up to a block of it.
+A decompressor that meets the damage within a call raises an error, and discards the content that it has already
+decompressed in this call (up to a block). The content is therefore read again in smaller steps.
 """
 
 import gzip
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 
 COMPRESSED = (".gz", ".zst")
 READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised on reading a damaged or incomplete file
-STEPS = (1 << 16, 1 << 8, 1)  # bytes of content read at a time in front of the damage
+STEPS = (1 << 16, 1 << 8, 1)  # bytes of content per read, until a read fails
 
 
 def decompressed_file(file: BinaryIO, path: Path) -> BinaryIO:
@@ -22,7 +23,7 @@ def decompressed_file(file: BinaryIO, path: Path) -> BinaryIO:
 
 
 class _DecompressedContent(io.RawIOBase):
-    """The decompressed content of an open file; raises one of READ_ERRORS after the last byte before a damage."""
+    """The decompressed content of an open file; reading raises one of READ_ERRORS after the last undamaged byte."""
 
     def __init__(self, file: BinaryIO, suffix: str) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class _DecompressedContent(io.RawIOBase):
 
     def open_stream(self) -> Any:
         if self.suffix == ".gz":
-            return gzip.GzipFile(fileobj=self.source, mode="rb")  # type: ignore[call-overload]  # only reads
+            return gzip.GzipFile(fileobj=self.source, mode="rb")  # type: ignore[call-overload]  # reading calls only read()
         import pyarrow
 
         return pyarrow.CompressedInputStream(pyarrow.PythonFile(self.source, "r"), "zstd")
@@ -60,8 +61,9 @@ class _DecompressedContent(io.RawIOBase):
     def read_before_damage(self) -> bytes:
         """Return the content between the delivered bytes and the damage.
 
-        Decompresses the file again; the decompressor gets the last compressed bytes one at a time, and less and less
-        content is requested at a time, so that the call that fails discards none.
+        Decompresses the file again from its beginning, once for each of STEPS. The last step requests single bytes of
+        content, so that the failing call discards none. From the last read of the failed call on, the decompressor gets
+        single compressed bytes.
         """
         self.source.single_bytes_from = self.source.last_read
         content = bytearray()
@@ -80,7 +82,7 @@ class _DecompressedContent(io.RawIOBase):
 
 
 class _CompressedBytes:
-    """Reads an open file for a decompressor, from a position on one byte at a time."""
+    """An open file for a decompressor; from the position `single_bytes_from` on, it returns one byte per call."""
 
     closed = False
 

@@ -3,7 +3,7 @@
 A row is {"instruction", "input", "output"} or {"messages": [{"role", "content", "input"}, ...]}. `input` is optional;
 in a conversation only user messages may have it. An {"instruction"} row may also have `system`, the text of a system
 message, and `history`, a list of earlier [question, answer] pairs. Other keys of a row are kept. Other keys of a
-message are ignored, except UNREAD, which change what the message means and are refused.
+message are ignored, except UNSUPPORTED keys: they change the meaning of the message, and are refused.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from json_rows.row_files import Row, iterate_rows
 
 SHAPE = '{"instruction", "input", "output"} or {"messages"}'
 ROLES = ("system", "user", "assistant")
-EMPTY: tuple[object, ...] = (None, "", [], {})  # values of a key that says nothing
-UNREAD = ("weight", "tool_calls", "function_call", "reasoning_content")  # keys of a message
+EMPTY: tuple[object, ...] = (None, "", [], {})  # values that count as absent
+UNSUPPORTED = ("weight", "tool_calls", "function_call", "reasoning_content")  # keys of a message
 
 Message = dict[str, str]
 InstructionRow = dict[str, Any]
@@ -87,20 +87,20 @@ def messages_error(messages: object, answers: bool) -> str:
         text = message.get("input")
         if not isinstance(text, str | None) or (text and message["role"] != "user"):
             return "has a message whose input is not text, or an input in a message whose role is not user"
-        for key in UNREAD:
+        for key in UNSUPPORTED:
             if not is_empty(message.get(key)) and (key != "weight" or message[key] != 1):
                 return f"has a message with {key!r}, which cannot be used; remove it"
     question = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if not question or question[0]["role"] == "assistant" or question[-1]["role"] != "user":
-        return "has messages that do not begin with a question, or whose last answer does not follow a user's message"
+        return "has messages that are empty or begin with an answer, or whose prompt does not end with a user message"
     return "has messages that do not end with an answer (role assistant)" if answers and question is messages else ""
 
 
 def messages_of(row: InstructionRow) -> list[Message]:
     """Return the conversation of a row; an {"instruction"} row becomes one user and one assistant message.
 
-    Its `system` and `history` come before these. The answer is "" if the row has none, or one that is not text, which
-    `row_error` accepts if no answers are required.
+    Its `system` and `history` come before these. The answer is "" if `output` is missing or not text, which `row_error`
+    accepts if no answers are required.
     """
     if row.get("messages") is None:
         before = [{"role": "system", "content": row["system"]}] if row.get("system") else []

@@ -1,10 +1,10 @@
-"""The shape of a LLaMA, Mistral, Qwen2 or Qwen3 from its config.json, and its number of parameters."""
+"""Read the shape of a LLaMA, Mistral, Qwen2 or Qwen3 model from config.json, and count its parameters."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-# Values that transformers 5 takes for keys that config.json does not have (configuration_*.py of each type):
+# Values that transformers 5 uses for keys that are missing in config.json (configuration_*.py of each type):
 # key-value heads (None: one for each head), width of a head (None: hidden width / heads), context in tokens.
 DEFAULTS: dict[str, tuple[int | None, int | None, int]] = {
     "llama": (None, None, 2048),

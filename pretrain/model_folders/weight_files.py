@@ -1,9 +1,10 @@
-"""Find the files that hold the weights of a model; refuse a folder that has two sets of weights.
+"""Find the weight files of a model; refuse a folder with two sets of weights.
 
-transformers reads the first existing of model.safetensors, its index of shards, pytorch_model.bin, its index of shards
-(_get_resolved_checkpoint_files in modeling_utils.py, 5.19). vLLM reads all *.safetensors, or those in the index if
-there is one, and without safetensors all *.bin (DefaultModelLoader._prepare_weights, 0.32). In a folder with two sets
-of weights the two libraries therefore load different models.
+transformers reads the first existing of model.safetensors, model.safetensors.index.json, pytorch_model.bin and
+pytorch_model.bin.index.json (_get_resolved_checkpoint_files in modeling_utils.py, 5.19). vLLM reads
+consolidated*.safetensors if there are any, else the *.safetensors that model.safetensors.index.json lists, else all
+*.safetensors, else all *.bin (DefaultModelLoader._prepare_weights, 0.32). From a folder with two sets of weights, the
+two libraries therefore may load different models.
 """
 
 from pathlib import Path
@@ -14,11 +15,10 @@ from exact_tokenizers.tokenizer_folders import read_object
 SETS = ("model.safetensors", "pytorch_model.bin")  # each as one file or as shards with an index
 ADAPTER = "adapter_config.json"
 NO_WEIGHTS = ("training_args.bin", "optimizer.bin")  # .bin files that vLLM does not read
-# Prefix of weight files in Mistral's own layout; published folders have them besides model*.safetensors.
-CONSOLIDATED = "consolidated"
-LFS_POINTER = b"version https://git-lfs"  # first bytes of the text file that `git clone` without Git LFS leaves
+CONSOLIDATED = "consolidated"  # prefix of files in Mistral's layout; published folders also have model*.safetensors
+LFS_POINTER = b"version https://git-lfs"  # start of the files that `git clone` without Git LFS writes
 LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # of config.json
-MOST_LAYERS = 10_000  # the deepest published models have a few hundred; libraries build all layers before they fail
+MAX_LAYERS = 10_000  # more than any published model has; libraries build all layers before they report an error
 ZIP = b"PK\3\4"  # first bytes of .bin files since PyTorch 1.6
 
 
@@ -46,9 +46,11 @@ def weight_files(folder: Path) -> list[Path]:
                 raise FileNotFoundError(f"{folder} lacks {file}, which {source} lists; copy or download it again")
         if others := sorted(set(files_of_vllm(folder, listed)) - set(files)):
             other = index.name if others[0] in listed else others[0]
+            remedy = "remove the one that is not this model's"
+            if other.startswith(CONSOLIDATED):
+                remedy = f"remove {CONSOLIDATED}*.safetensors"
             raise ValueError(
-                f"{folder} has two sets of weights: transformers reads {source}, vLLM reads {other}; remove the one "
-                "that is not this model's"
+                f"{folder} has two sets of weights: transformers reads {source}, vLLM reads {other}; {remedy}"
             )
         for file in files:
             check_weight_file(folder / file)
@@ -57,14 +59,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_layers(folder: Path) -> None:
-    """Raise ValueError if config.json has more than MOST_LAYERS layers."""
+    """Raise ValueError if config.json has more than MAX_LAYERS layers."""
     config = read_object(folder / "config.json")
     text = config.get("text_config")  # of a model with images
     for content in (config, text if isinstance(text, dict) else {}):
         for key in LAYER_KEYS:
-            if isinstance(content.get(key), int | float) and content[key] > MOST_LAYERS:
+            if isinstance(content.get(key), int | float) and content[key] > MAX_LAYERS:
                 raise ValueError(
-                    f"{folder}/config.json is damaged ({key} is {content[key]}, more than {MOST_LAYERS:,}); "
+                    f"{folder}/config.json is damaged ({key} is {content[key]}, more than {MAX_LAYERS:,}); "
                     "download it again"
                 )
 
@@ -73,12 +75,12 @@ def listed_files(index: Path) -> list[str]:
     """Return the sorted names of the files in an index of shards, [] if there is no index or an empty one."""
     weight_map = read_object(index).get("weight_map") or {}
     if not isinstance(weight_map, dict):
-        raise ValueError(f"{index} is damaged (weight_map is not an object of tensors and files); download it again")
+        raise ValueError(f"{index} is damaged (weight_map is not an object of file names); download it again")
     return sorted(set(map(str, weight_map.values())))
 
 
 def check_weight_file(file: Path) -> None:
-    """Raise ValueError if a file of weights is a Git LFS pointer or is cut off; reads its header only."""
+    """Raise ValueError if a weight file is a Git LFS pointer or is cut off; the weights are not read."""
     with file.open("rb") as stored:
         head = stored.read(len(LFS_POINTER))
     if head == LFS_POINTER:
@@ -99,8 +101,10 @@ def check_weight_file(file: Path) -> None:
 
 
 def files_of_vllm(folder: Path, listed: list[str]) -> list[str]:
-    """Return the names of the files that vLLM reads. listed: shards named by the index that transformers reads."""
-    stored = [file.name for file in folder.glob("*.safetensors") if not file.name.startswith(CONSOLIDATED)]
+    """Return the names of the files that vLLM reads. listed: the shards in the index, if there is one."""
+    stored = [file.name for file in folder.glob("*.safetensors")]
+    if consolidated := [name for name in stored if name.startswith(CONSOLIDATED)]:
+        return consolidated
     if stored:
         return listed if (folder / f"{SETS[0]}.index.json").is_file() else stored
     return [file.name for file in folder.glob("*.bin") if not file.name.endswith(NO_WEIGHTS)]

@@ -1,6 +1,6 @@
-"""Locks of extensions that DeepSpeed compiles at the start of a run: one whose owner is gone is taken over.
+"""Lock the extensions that DeepSpeed compiles at the start of a run; take over locks of processes that have ended.
 
-PyTorch's FileBaton waits without a word for a lock file to disappear, also after the process that created it was
+PyTorch's FileBaton waits without a message for a lock file to disappear, even if the process that created it was
 killed. `OwnedBaton` records its owner; `install` makes torch.utils.cpp_extension use it.
 """
 
@@ -20,7 +20,7 @@ from rank_group.rank_errors import BuildError, clean_up_at_stop
 
 LONGEST_BUILD = 1800.0  # seconds; DeepSpeed's largest extensions take minutes
 INTERRUPTED = "interrupted by user"  # in ninja's message if it or a compiler got SIGTERM, SIGINT or SIGHUP
-SIGNAL_SECONDS = 10.0
+SIGNAL_SECONDS = 10.0  # to wait for a signal that also ended ninja
 held: set[Path] = set()  # the locks of this process
 
 
@@ -62,7 +62,7 @@ class OwnedBaton(FileBaton):
         return Path(self.lock_file_path)
 
     def try_acquire(self) -> bool:
-        """Create the lock file, also in place of one whose owner is gone; return False if a running process has it."""
+        """Create the lock file, or take over one whose owner has ended; return False if a running process holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name("lock.takeover").open("a") as takeover:
             fcntl.flock(takeover, fcntl.LOCK_EX)
@@ -86,7 +86,7 @@ class OwnedBaton(FileBaton):
             time.sleep(SIGNAL_SECONDS)  # the signal's handler ends the process; else the build's error is raised
 
     def is_owner_gone(self) -> bool:
-        """Return whether the lock's owner has ended; for an owner on another host or unknown, whether it is too old."""
+        """Return whether the owner has ended; if it is unknown or on another host, whether the lock is too old."""
         try:
             owner, age = self.path.read_text().split(), time.time() - self.path.stat().st_mtime
         except FileNotFoundError:

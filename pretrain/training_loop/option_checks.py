@@ -59,7 +59,7 @@ TRACKERS = {
 }
 # Options of evaluation, besides those whose names begin with `eval_`.
 EVALUATION = ("per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model", "greater_is_better")
-# Those that published commands give without held-out data: they ask for no evaluation, only how it would be done.
+# Options of evaluation that published commands give without held-out data; alone, they request no evaluation.
 EVALUATION_SIZES = ("per_device_eval_batch_size", "eval_steps")
 
 # Lowest values of options, Trainer's and those of both trainers; defaults below them have a meaning of their own.
@@ -111,7 +111,7 @@ def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def check_held_out(defaults: Mapping[str, Any], given: Mapping[str, Any], held_out: Sequence[str]) -> list[str]:
-    """Return notices about options of evaluation in published commands that have no effect without held-out data.
+    """Return a notice for each option of EVALUATION_SIZES that is given without held-out data.
 
     defaults, given: parsed values by name, without a command line and with it. held_out: the options that name held-out
     data. Raises ValueError if another option of evaluation is given without such data.
@@ -125,12 +125,12 @@ def check_held_out(defaults: Mapping[str, Any], given: Mapping[str, Any], held_o
             continue
         if name not in EVALUATION_SIZES:
             raise ValueError(f"--{name} has no effect without held-out data; give {options}, or remove it")
-        ignored.append(f"--{name} has no effect without held-out data; {options} would give some")
+        ignored.append(f"--{name} has no effect without held-out data; give {options} to evaluate")
     return ignored
 
 
 def check_requirements(args: Any) -> None:
-    """Raise ValueError if an option needs a package that is not installed, or other options than those given.
+    """Raise ValueError if an option needs a package that is not installed, or contradicts another option.
 
     args: an instance of a subclass of TrainingArguments.
     """
@@ -169,7 +169,7 @@ def check_requirements(args: Any) -> None:
 
 
 def check_optimizer(args: Any) -> None:
-    """Raise ValueError if an argument of the optimizer has no effect or no number; ImportError without its package."""
+    """Raise ValueError if an argument of the optimizer has no effect or is invalid; ImportError without its package."""
     from transformers import Trainer
 
     def optimizer(parts: list[str]) -> Any:
@@ -182,7 +182,7 @@ def check_optimizer(args: Any) -> None:
             f"--optim_target_modules is for GaLore and APOLLO, not for --optim {args.optim.value}; remove it"
         )
     if not args.optim_args:
-        with suppress(ValueError):  # about modules of the model, which is not loaded yet
+        with suppress(ValueError):  # raised about modules of the model, which is not loaded yet
             optimizer([])
         return
     parts = args.optim_args.replace(" ", "").split(",")

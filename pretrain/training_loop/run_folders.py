@@ -26,9 +26,10 @@ TORCH_WRITE_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container\.cc
 
 
 def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
-    """Raise FileNotFoundError or ValueError if `base`, the value of `option`, is not one checkpoint with tokenizer.
+    """Raise FileNotFoundError or ValueError if `base` is not the checkpoint folder of a model with its tokenizer.
 
-    trust_remote_code: without it, a base that needs its own Python code is refused.
+    option: the option that names `base`, for messages. trust_remote_code: false refuses a base that needs Python code
+    of its own.
     """
     if not base.is_dir():
         raise FileNotFoundError(f"{base} does not exist; {option} takes a checkpoint folder (tools/download.py)")
@@ -77,9 +78,9 @@ def locked_output(output: Path, base: Path) -> Iterator[None]:
 
 
 def check_savable(part: Any, name: str) -> None:
-    """Save a tokenizer or generation config to a temporary folder; ValueError if that fails: it would after training.
+    """Save a tokenizer or generation config to a temporary folder; raise ValueError now if it cannot be saved.
 
-    name: the base's files, for the message.
+    name: the files of the base that it was read from, for the message.
     """
     with TemporaryDirectory() as scratch:
         try:
@@ -105,7 +106,7 @@ def tying_options(base: Path) -> dict[str, bool]:
 
 
 def stored_tensor(folder: Path, end: str) -> Any:
-    """Return the first tensor of a checkpoint folder whose name has this end; None if there is none."""
+    """Return the first tensor of a checkpoint folder whose name ends with `end`; None if there is none."""
     import torch
     from safetensors import safe_open
 

@@ -54,7 +54,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 
 def translate(argv: Sequence[str], deprecated: DeprecatedOptions) -> tuple[list[str], list[str]]:
-    """Return the command line with deprecated options replaced by current ones, and a notice for each replacement."""
+    """Return the command line with deprecated options replaced or removed, and a notice for each of them."""
     renamed = TRANSFORMERS_RENAMED | dict(deprecated.renamed)
     without_effect = TRANSFORMERS_REMOVED | dict(deprecated.without_effect)
     result: list[str] = []
@@ -102,7 +102,8 @@ def parse(
 def count_epochs_in_steps(args: Any, steps: int) -> None:
     """Replace the strategy `epoch` of logging, evaluation and saving by one in steps; Trainer sees a single epoch.
 
-    steps: of an epoch. args.max_steps must be set: a run shorter than an epoch logs, evaluates and saves at its end.
+    steps: number of steps of an epoch. args.max_steps must be set: a run shorter than an epoch logs, evaluates and
+    saves at its end.
     """
     from transformers.trainer_utils import IntervalStrategy
 

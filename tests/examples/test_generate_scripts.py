@@ -90,7 +90,7 @@ def test_extraction_cases_without_extraction_json_warn_of_the_default_wording(
     (cases := tmp_path / "cases.json").write_text(json.dumps([case]), encoding="utf-8")
     command = ("--base_model", tiny_checkpoint, "--lora_weights", adapter, "--cases", cases, "--max_new_tokens", 2)
     run_in_process("examples/generate_lora.py", *command)
-    assert f"{adapter} has no extraction.json, so extraction is asked for in the default wording" in caplog.text
+    assert f"{adapter} has no extraction.json, so the default wording of extraction instructions is used" in caplog.text
 
 
 def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import RunScript
-from recipe_results.fact_questions import RELATIONS, fact_questions, known_facts
+from recipe_results.fact_questions import RELATIONS, count_correct_answers, fact_questions
 from recipe_results.real_model_summary import perplexities, summary_table
 
 
@@ -27,14 +27,14 @@ def test_questions_come_from_the_published_relations(shared_data: Path) -> None:
 )
 def test_facts_of_another_format_are_refused_by_file(tmp_path: Path, content: Any) -> None:
     (tmp_path / f"{RELATIONS[0]}.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"{RELATIONS[0]}.json has another format; .*samples"):
+    with pytest.raises(ValueError, match=f"{RELATIONS[0]}.json does not have the format .*samples"):
         fact_questions(tmp_path, 2)
 
 
 def test_an_answer_that_contains_the_object_is_right(tmp_path: Path) -> None:
     answers = [("Paris", "It is paris."), ("Rome", "Milan"), ("Oslo", "Oslo")]
     write_lines(tmp_path / "answers.jsonl", [{"output": fact, "prediction": text} for fact, text in answers])
-    assert known_facts(str(tmp_path / "answers.jsonl")) == (2, 3)
+    assert count_correct_answers(str(tmp_path / "answers.jsonl")) == (2, 3)
 
 
 def test_rehearsal_rows_are_the_complete_answers(tmp_path: Path, run_script: RunScript) -> None:

@@ -1,10 +1,11 @@
-"""demo_world/tiny_llama.py: errors of the texts that a tokenizer is trained on, and of the sizes of a model."""
+"""demo_world: errors of the texts that a tokenizer is trained on, and of the sizes of a model and of a world."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 from demo_world.tiny_llama import make_model, train_tokenizer
+from demo_world.world_builder import make_world
 
 
 def test_error_in_the_texts_is_the_error_of_the_training_and_leaves_no_folder(tmp_path: Path) -> None:
@@ -26,8 +27,11 @@ def test_error_in_the_texts_is_the_error_of_the_training_and_leaves_no_folder(tm
     [
         ({"rope_theta": -0.5}, "--rope_theta -0.5 is too small; it must be at least 1"),
         ({"num_hidden_layers": 0}, "--num_hidden_layers 0 is too small; it must be at least 1"),
-        ({"hidden_size": 33}, "--hidden_size 33 is not an even multiple of --num_attention_heads"),
-        ({"initializer_range": 7.0}, "--initializer_range 7.0 is not between 0 and 1"),
+        (
+            {"hidden_size": 33},
+            "--hidden_size 33 is not an even multiple of --num_attention_heads; give a multiple of 2",
+        ),
+        ({"initializer_range": 7.0}, "--initializer_range 7.0 is not between 0 and 1; LLaMA has 0.02"),
     ],
 )
 def test_impossible_sizes_are_refused(
@@ -35,5 +39,22 @@ def test_impossible_sizes_are_refused(
 ) -> None:
     with pytest.raises(ValueError) as error:
         make_model(str(tiny_tokenizer), str(tmp_path / "out"), **{"hidden_size": 32, "num_attention_heads": 1, **sizes})
+    assert str(error.value) == message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"rows": 0}, "--rows 0 is too small; it must be at least 2"),
+        ({"heldout_rows": 1}, "--heldout_rows 1 is too small; it must be at least 2"),
+        ({"people": 9000}, "there are too few names of the kind person (en); lower --people"),
+        ({"heldout_rows": 9000}, "there are too few names of the kind person (en); lower --heldout_rows"),
+    ],
+)
+def test_impossible_world_sizes_are_refused_by_option(tmp_path: Path, sizes: dict[str, int], message: str) -> None:
+    few = {"people": 20, "documents_per_language": 2, "rows": 4, "heldout_rows": 4}
+    with pytest.raises(ValueError) as error:
+        make_world(str(tmp_path / "world"), real_megabytes=0.001, **{**few, **sizes})
     assert str(error.value) == message
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from option_effects import (
     CASES,
     Case,
@@ -21,6 +22,7 @@ from option_effects import (
 )
 from pretraining_runs import make_trainer, options
 from resumable_checkpoints.complete_checkpoints import list_complete, step_of
+from training_loop import resumed_settings
 from training_loop.source_trainer import SourceTrainer
 
 ALL = CASES | {
@@ -150,3 +152,17 @@ def test_second_ctrl_c_ends_a_run_at_once_unless_a_launcher_repeats_the_first(mo
         assert trainer.stop_requested and trainer.stop_signal == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
         SourceTrainer._request_stop(trainer, signal.SIGINT)
+
+
+def test_schedule_without_lambdas_keeps_the_rate_of_the_checkpoint_with_a_notice() -> None:
+    """reduce_lr_on_plateau has no base rate to replace, so no notice may say that the new --learning_rate is used."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, weight_decay=0.2)
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    notices = resumed_settings.apply_settings(optimizer, schedule, [{"initial_lr": 0.5, "weight_decay": 0.3}])
+    assert notices == [
+        "--weight_decay was 0.2 and is 0.3 from this step on",
+        "--learning_rate has no effect on this resumed run: ReduceLROnPlateau continues with the learning rate of the "
+        "checkpoint",
+    ]
+    assert optimizer.param_groups[0]["lr"] == 0.1

@@ -31,7 +31,11 @@ def cache(hub: Hub, hub_client: None, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_repository_is_downloaded_once_and_then_read_without_hub(
     hub: Hub, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.repositories["some/thing"] = DIFF | {"pytorch_model.bin": b"the same weights", "LICENSE": b"MIT"}
+    hub.repositories["some/thing"] = DIFF | {
+        "pytorch_model.bin": b"the same weights",
+        "consolidated.safetensors": b"as well",
+        "LICENSE": b"MIT",
+    }
     folder = checkpoint_folder("some/thing", "--base_model")
     assert folder == cache / "some--thing"
     assert files_of(folder) == {name: DIFF[name] for name in ("config.json", LARGE)} | {"LICENSE": b"MIT"}

@@ -112,14 +112,16 @@ def test_download_leaves_folder_of_other_repository_unchanged(hub: Hub, get: Get
     target = tmp_path / "thing"
     target.mkdir()
     (target / "config.json").write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"is not some/thing at .*: config.json differs; name a new folder"):
+    with pytest.raises(
+        ValueError, match=r"is not a download of some/thing at .* \(config.json is missing or differs\); name a new"
+    ):
         get(target)
     assert [path.read_bytes() for path in target.rglob("*")] == [b"mine"]
     get(tmp_path / "other", repo_name="zjunlp/zhixi-13b-lora")
     with pytest.raises(ValueError, match=r"holds zjunlp/zhixi-13b-lora, not some/thing; name a new folder"):
         get(tmp_path / "other")
     (tmp_path / "other" / NOTE).write_text("{")  # unreadable is none
-    with pytest.raises(ValueError, match=r"is not some/thing"):
+    with pytest.raises(ValueError, match=r"is not a download of some/thing"):
         get(tmp_path / "other")
 
 
@@ -288,7 +290,7 @@ def test_download_refuses_small_disk_before_transfer(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(
-        ValueError, match=r"needs 0\.00 GB and its disk has 0\.00 GB free; make room or write elsewhere"
+        ValueError, match=r"needs 0\.00 GB more and its disk has 0\.00 GB free; make room or write elsewhere"
     ):
         get(tmp_path / "thing")
     assert not hub.requests and not list(tmp_path.iterdir())

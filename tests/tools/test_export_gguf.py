@@ -254,7 +254,7 @@ def test_export_keeps_existing_file_and_removes_partial_one(
     assert f"error: {file} cannot be written (File too large" in done.stderr
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    with pytest.raises(ValueError, match=r"out\.gguf needs 0\.00 GB and its disk has 0\.00 GB free"):
+    with pytest.raises(ValueError, match=r"out\.gguf needs 0\.00 GB more and its disk has 0\.00 GB free"):
         export_gguf.main(str(folder), str(file), "f32")
     monkeypatch.undo()
     run_tool("tools/checkpoint.py", "seal", folder)

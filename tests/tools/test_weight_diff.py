@@ -242,7 +242,7 @@ def test_small_disk_is_refused_before_writing(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint_folders.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    with pytest.raises(ValueError, match=r"out needs 0\.00 GB and its disk has 0\.00 GB free"):
+    with pytest.raises(ValueError, match=r"out needs 0\.00 GB more and its disk has 0\.00 GB free"):
         weight_diff.recover(str(tiny_checkpoint), str(diff), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from exact_tokenizers.tokenizer_folders import (
     SPECIAL_TOKEN_NAMES,
     is_rank_table,
-    named_tokens,
     read_object,
     read_tokenizer,
     reports_damage,
+    settings_with_special_tokens,
     stored_tokens,
     token_text,
 )
@@ -37,7 +37,7 @@ def tokenizer_size(folder: Path) -> int:
     Named special tokens without an id count as added, as in transformers. Raises ValueError if a file is damaged.
     """
     pieces = token_table(folder)
-    named = named_tokens(folder, read_object(folder / "tokenizer_config.json"))
+    named = settings_with_special_tokens(folder, read_object(folder / "tokenizer_config.json"))
     roles = [*(named.get(role) for role in SPECIAL_TOKEN_NAMES), *(named.get("additional_special_tokens") or [])]
     missing = {token_text(token) for token in roles} - {"", *pieces}
     return max([-1, *pieces.values()]) + 1 + len(missing)

@@ -20,7 +20,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # Model
 def read_sentencepiece_model(path: str | Path) -> Any:
     """Parse a tokenizer.model; return its ModelProto.
 
-    Raises FileNotFoundError, or ValueError for the first property that tokenizer.json cannot represent exactly.
+    Raises FileNotFoundError, or ValueError if the file is damaged or tokenizer.json cannot represent it exactly.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,7 +42,7 @@ def read_sentencepiece_model(path: str | Path) -> Any:
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     ids = (trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id)
     if trainer.unk_id < 0 or max(ids) >= len(proto.pieces):
-        raise ValueError(f"{path} is damaged (a special id is not that of a piece); use the original tokenizer.model")
+        raise ValueError(f"{path} is damaged (a special id has no piece); use the original tokenizer.model")
     unsupported = {
         "model_type is not BPE": trainer.model_type != trainer.BPE,
         "byte_fallback is off": not trainer.byte_fallback,
@@ -85,7 +85,7 @@ def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]
 
 
 def special_token_template(before: Mapping[str, int], after: Mapping[str, int]) -> Any:
-    """Return a post-processor that adds tokens (text -> id) before and after a text, and both texts of a pair.
+    """Return a post-processor that adds tokens (text -> id) before and after a text, also each text of a pair.
 
     It is written as JSON: TemplateProcessing misreads a token with a space, a colon or a dollar sign.
     """
@@ -130,9 +130,9 @@ def build_fast_tokenizer(proto: Any) -> Tokenizer:
 
 
 def tokenizer_config(proto: Any) -> dict[str, Any]:
-    """Return tokenizer_config.json with transformers' generic fast class, which does not convert tokenizer.json."""
+    """Return a tokenizer_config.json that names transformers' generic class, which reads tokenizer.json exactly."""
     trainer = proto.trainer_spec
-    roles = {"bos": trainer.bos_id, "eos": trainer.eos_id, "unk": trainer.unk_id, "pad": trainer.pad_id}
+    special_ids = {"bos": trainer.bos_id, "eos": trainer.eos_id, "unk": trainer.unk_id, "pad": trainer.pad_id}
     return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | {
-        f"{role}_token": proto.pieces[index].piece for role, index in roles.items() if index >= 0
+        f"{name}_token": proto.pieces[index].piece for name, index in special_ids.items() if index >= 0
     }

@@ -22,7 +22,7 @@ from exact_tokenizers.sentencepiece_bpe import (  # GGUF uses SentencePiece's to
     read_sentencepiece_model,
 )
 from exact_tokenizers.special_ids import corrected_ids
-from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, named_tokens, reports_damage
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, reports_damage, settings_with_special_tokens
 from model_folders.own_code import OwnCodeError, from_folder
 from tokenizer_files.llama_tokenizer import PATTERN
 
@@ -226,7 +226,7 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
 
     Further end tokens become eot and eom. Raises ValueError if the tokenizer lacks a named token.
     """
-    names = named_tokens(folder, read_optional_json(folder / "tokenizer_config.json"))
+    names = settings_with_special_tokens(folder, read_optional_json(folder / "tokenizer_config.json"))
     numbers = read_optional_json(folder / "config.json") | read_optional_json(folder / "generation_config.json")
     ids, special = {token: index for index, token in enumerate(vocabulary.tokens)}, vocabulary.special_ids
     numbers |= corrected_ids(numbers, special.get("bos"), special.get("eos"))

@@ -44,6 +44,7 @@ def notice(line: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -96,10 +97,10 @@ def mismatched_files(folder: Path, files: list[RemoteFile]) -> list[RemoteFile]:
 
 
 def download_file(file: RemoteFile, folder: Path, headers: Mapping[str, str]) -> bool:
-    """Download one file into the folder, after the bytes that it already has; return False if it is damaged.
+    """Download one file into the folder, and continue after the bytes that are there; return False if it is damaged.
 
-    headers: with the token, which is not sent to another host. Raises the hub client's HTTPError if the hub refuses or
-    does not answer, OSError if the disk is full.
+    headers: request headers, with the token, which is not sent to another host. Raises the hub client's HTTPError if
+    the hub refuses or does not answer, OSError if the disk is full.
     """
     from huggingface_hub import errors
     from huggingface_hub.file_download import http_get

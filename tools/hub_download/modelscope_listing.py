@@ -16,8 +16,8 @@ from hub_download.hub_files import RETRIED_STATUSES, RemoteFile, with_retries
 from hub_download.repository_source import TIMEOUT, RepositorySource, valid_hash
 
 SEGMENTS = {"model": "models", "dataset": "datasets", "space": "studios"}
-LISTING_LIMIT = 3000  # entries; longer listings of models are truncated by the server without a sign of it
-PAGE_SIZE = 200  # entries of a data set's page
+LISTING_LIMIT = 3000  # entries; the server truncates longer listings of models without reporting it
+PAGE_SIZE = 200  # entries per page of a data set's listing
 
 
 def list_modelscope(source: RepositorySource) -> tuple[str, list[RemoteFile]] | None:
@@ -40,7 +40,7 @@ def list_modelscope(source: RepositorySource) -> tuple[str, list[RemoteFile]] | 
 
 
 def list_entries(source: RepositorySource, address: str, revision: str) -> list[dict[str, Any]] | None:
-    """Return the entries of all pages of a listing; otherwise like `list_modelscope`."""
+    """Return all entries of a listing; None if the mirror does not have this API. Raises as `list_modelscope`."""
     from huggingface_hub.errors import HfHubHTTPError
 
     in_pages, entries = source.kind == "dataset", list[dict[str, Any]]()
@@ -60,7 +60,10 @@ def list_entries(source: RepositorySource, address: str, revision: str) -> list[
         page = content["Data"]["Files"]
         entries += page
         if not in_pages and len(entries) >= LISTING_LIMIT:
-            raise ValueError(f"{source.endpoint} lists only {len(entries)} files of {source.repo}; use another hub")
+            raise ValueError(
+                f"{source.endpoint} lists at most {LISTING_LIMIT} entries, and {source.repo} may have more; "
+                "use another hub"
+            )
         if not in_pages or len(page) < PAGE_SIZE:
             return entries
 

@@ -1,7 +1,8 @@
 """Download the files of a repository into a new folder, or repair an earlier download.
 
-`<target>.partial` contains the complete and the incomplete files, a locked journal that identifies the download, and at
-the end the note about the folder's origin. Then the folder is renamed.
+`<target>.partial` contains the downloaded files, complete and incomplete, and a locked journal that identifies the
+download. Once all files are complete, a note with the repository and commit is added, and the folder is renamed to
+`<target>`; in a repair, the files are moved into the existing folder instead.
 """
 
 from command_line.command_errors import one_line
@@ -23,7 +24,7 @@ from hub_download.hub_listing import explain_hub_error, list_files
 from hub_download.model_registry import template_of
 from hub_download.repository_source import NOTE, RepositorySource
 
-NOTE_KEYS = ("repository", "kind", "revision", "commit")  # of a note; the revision as requested
+NOTE_KEYS = ("repository", "kind", "revision", "commit")  # of a note; revision: as requested, "" for the main branch
 
 
 def read_note(folder: Path) -> dict[str, str] | None:
@@ -51,8 +52,8 @@ def first_names(files: list[RemoteFile]) -> str:
 def download(source: RepositorySource, target: Path) -> str:
     """Download a repository into the folder `target`, or replace its missing and damaged files; return a summary line.
 
-    Raises ValueError if the hub refuses, the disk is too small, or target has other content. Downloaded files are kept
-    in `<target>.partial` for the next run.
+    Raises ValueError if the hub refuses, the disk is too small, or target has other content. After an error, the
+    downloaded files are kept in `<target>.partial` for the next run.
     """
     if target.is_file():
         raise ValueError(f"{target} is a file; --download_path takes a new folder")
@@ -71,7 +72,10 @@ def download(source: RepositorySource, target: Path) -> str:
     if not wrong:
         return f"{target}: complete already ({verified})"
     if not is_new and note is None:
-        raise ValueError(f"{target} is not {title}: {wrong[0].name} differs; name a new folder, or remove this one")
+        raise ValueError(
+            f"{target} is not a download of {source.repo} at {commit[:10]} ({wrong[0].name} is missing or differs); "
+            "name a new folder, or remove this one"
+        )
     if target.is_mount():
         raise ValueError(f"{target} is a mount point and cannot be replaced; name a folder inside it")
     partial = target.with_name(f"{target.name}.partial")
@@ -104,7 +108,7 @@ def download(source: RepositorySource, target: Path) -> str:
 
 
 def add_template(source: RepositorySource, folder: Path) -> str:
-    """Write chat_template.jinja for a published model that was tuned on a template and has none; return a phrase."""
+    """Write chat_template.jinja if a published model lacks the template of its tuning; return a phrase or ""."""
     template = template_of(source.repo) if source.kind == "model" else ""
     if not template or read_templates(folder):
         return ""
@@ -134,7 +138,7 @@ def list_noted_commit(
 
 
 def check_links(folder: Path, files: list[RemoteFile]) -> None:
-    """Raise ValueError if the folder or one above a file in it is a link, which may point outside the folder."""
+    """Raise ValueError if the folder, or a subfolder of it that contains one of the files, is a link."""
     for file in files:
         for above in (folder / file.name).parents:
             if above.is_relative_to(folder) and above.is_symlink():

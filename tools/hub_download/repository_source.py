@@ -18,8 +18,8 @@ class RepositorySource:
     kind: str = "model"
     revision: str = ""
     endpoint: str = ""  # address of the hub, without a trailing slash
-    pattern: tuple[str, ...] = ()  # names to download; empty: all
-    exclude: tuple[str, ...] = ()
+    pattern: tuple[str, ...] = ()  # patterns of the names to download; empty: all
+    exclude: tuple[str, ...] = ()  # patterns of the names not to download
 
     @property
     def page(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
-from model_folders.weight_files import MOST_LAYERS
+from model_folders.weight_files import MAX_LAYERS
 from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
 # Released sizes: dim, n_layers, key-value heads. The paper calls the 30B model 33B; only Code LLaMA has a size 34B.
@@ -73,9 +73,9 @@ def read_params(path: Path) -> LlamaParams:
         value = f"={content[name]!r}" if name in content else ""
         fact = f"{name}{value} is not supported by LLaMA text models ({first['msg']})"
         raise ValueError(f"{path}: {fact}; download it again") from None
-    if params.n_layers > MOST_LAYERS:
+    if params.n_layers > MAX_LAYERS:
         raise ValueError(
-            f"{path} is damaged (n_layers is {params.n_layers}, more than {MOST_LAYERS:,}); download it again"
+            f"{path} is damaged (n_layers is {params.n_layers}, more than {MAX_LAYERS:,}); download it again"
         )
     if params.dim % params.n_heads or params.n_heads % params.kv_heads or params.head_dim % 2:
         raise ValueError(

@@ -1,6 +1,7 @@
-"""Bytes per GPU and per node for training: activations, and model states and buffers under DeepSpeed's ZeRO.
+"""Estimate bytes per GPU and per node for training: activations, model states and buffers under DeepSpeed's ZeRO.
 
-The formulas follow DeepSpeed 0.19 and transformers 5; each function names its source.
+The formulas follow DeepSpeed 0.19 and transformers 5. `config` is the name of a file in pretrain/configs, such as
+zero3-offload-all; `gpus` is the number of GPUs of all nodes.
 """
 
 from memory_estimate.model_shape import Shape, parameter_count
@@ -22,14 +23,14 @@ def layer_bytes(shape: Shape) -> int:
 
     tensors                                   bytes per element    reason
     inputs and outputs of the two norms       4 + 2 + 2            computed in float32
-    factors of the two norms                  4 per token          float32
+    1/RMS of the two norms                    4 per token          float32
     queries                                   2
     attention output                          2 + 2                copied from segments to the sequence
     keys, values                              2 each
     row sums of attention                     4 per head           float32
     gate, activated gate, up, product         2 each
     norms of queries and keys (Qwen3)         4 + 2                computed in float32
-    factors of these norms                    4 per head           float32
+    1/RMS of these norms                      4 per head           float32
     """
     kept = 16 * shape.hidden + 6 * shape.query + 4 * shape.key + 8 * shape.intermediate + 4 * shape.heads + 8
     return kept + shape.qk_norm * (6 * (shape.query + shape.key) + 4 * (shape.heads + shape.kv_heads))

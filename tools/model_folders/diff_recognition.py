@@ -1,10 +1,10 @@
-"""Refuse an additive diff (tuned - base) that is given as a model: it is stored alike, and a loader accepts it.
+"""Refuse an additive diff (tuned - base) that is given as a model: its files look like a model's, so libraries load it.
 
-Diffs made here have the record diff.json; published ones have none, so their weights decide. Norm weights start at 1 in
-the model types below; in gemma, which stores them minus 1, they say nothing. In a diff they are the change by tuning,
-near 0. The norms of early layers are small in a model, too (0.05 in LLaMA-7B), but not the mean of all norms (0.29 in
-SmolLM2-135M-Instruct) and not the final norm (above 1 in LLaMA-7B). A folder is a diff only if the mean magnitudes of
-both are below NORM_MEAN.
+A diff of tools/weight_diff.py has the record diff.json. A published diff has none and is recognised by norm weights.
+Norm weights of the model types below start at 1; in a diff, they are the change by tuning, near 0. (Gemma stores norm
+weights minus 1, so its models cannot be told from diffs.) In a model, the norms of early layers may be small, too (0.05
+in LLaMA-7B), but neither the mean of all norms (0.29 in SmolLM2-135M-Instruct) nor the final norm (above 1 in LLaMA-7B)
+is. A folder is a diff only if the mean magnitudes of both are below NORM_MEAN.
 """
 
 import json
@@ -15,7 +15,7 @@ from exact_tokenizers.tokenizer_folders import read_object
 
 from model_folders.weight_files import weight_files
 
-DIFF_RECORD = "diff.json"  # exact and additive diffs
+DIFF_RECORD = "diff.json"  # in exact and additive diffs
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 NORM_MEAN = 0.1
 FINAL_NORMS = ("model.norm.weight", "norm.weight")
@@ -48,7 +48,7 @@ def mean(sums: dict[str, tuple[float, int]]) -> float:
 
 
 def norm_sums(folder: Path) -> dict[str, tuple[float, int]]:
-    """Return name -> (sum of magnitudes, number) of the elements of each norm weight: all that is read of the weights.
+    """Return name -> (sum of magnitudes, number) of the elements of each norm weight; no other weight is read.
 
     Files that are damaged, or in PyTorch's format from before 1.6, which cannot be read in part, are skipped.
     """
@@ -66,7 +66,7 @@ def is_norm(name: str, dimensions: int) -> bool:
 
 
 def safetensors_sums(file: Path) -> dict[str, tuple[float, int]]:
-    """Read a safetensors file by the offsets in its header: 8 bytes length, JSON, data."""
+    """Return the `norm_sums` of a safetensors file (8 bytes length of the header, JSON header with offsets, data)."""
     import numpy as np
 
     types, sums = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}, {}
@@ -87,7 +87,7 @@ def safetensors_sums(file: Path) -> dict[str, tuple[float, int]]:
 
 
 def torch_sums(file: Path) -> dict[str, tuple[float, int]]:
-    """Read a .bin file, mapped into memory."""
+    """Return the `norm_sums` of a .bin file, which is mapped into memory."""
     if not is_zipfile(file):
         return {}
     import pickle

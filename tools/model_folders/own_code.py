@@ -1,8 +1,8 @@
 """Load with transformers' Auto classes from a folder whose own Python code is executed only on request.
 
-A model or tokenizer that transformers does not have comes with Python files, which config.json or
-tokenizer_config.json name in auto_map. Without trust_remote_code, transformers asks on standard input whether to
-execute them.
+The Python files of a model or tokenizer class that transformers does not have lie in the folder; auto_map in
+config.json or tokenizer_config.json names them. If trust_remote_code is not given, transformers asks on standard input
+whether to execute them.
 """
 
 import logging

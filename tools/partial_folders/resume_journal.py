@@ -1,7 +1,7 @@
 """The journal of a partial folder lists the finished parts, so that the same command can resume after an interruption.
 
 The first line of `.journal.jsonl` identifies the run; each further line records one finished part. The file is locked
-while a run writes the folder, and removed after the folder has its name: no other process can take the folder over.
+while a run writes the folder, and removed after the folder is renamed, so that no other process can take it over.
 """
 
 import errno
