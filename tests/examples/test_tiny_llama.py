@@ -53,8 +53,8 @@ def test_impossible_sizes_are_refused(
     ],
 )
 def test_impossible_world_sizes_are_refused_by_option(tmp_path: Path, sizes: dict[str, int], message: str) -> None:
-    few = {"people": 20, "documents_per_language": 2, "rows": 4, "heldout_rows": 4}
+    few: dict[str, Any] = {"people": 20, "documents_per_language": 2, "rows": 4, "heldout_rows": 4}
     with pytest.raises(ValueError) as error:
-        make_world(str(tmp_path / "world"), real_megabytes=0.001, **{**few, **sizes})
+        make_world(str(tmp_path / "world"), real_megabytes=0.001, **few | sizes)
     assert str(error.value) == message
     assert not list(tmp_path.iterdir())
