@@ -82,7 +82,7 @@ def result_table(text: str) -> list[list[str]]:
 def build_page(checkpoint: Checkpoint, is_tuned: bool, start: Decoding, language: str) -> Any:
     """Return the page, a gradio.Blocks.
 
-    is_tuned: whether the checkpoint is instruction-tuned; its page is for instructions and extraction, the other for
+    is_tuned: whether the checkpoint is instruction-tuned; if so, the page is for instructions and extraction, else for
     continuation of text. start: initial decoding settings. language: the tab that is open at first.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import; without it, gradio checks for updates online

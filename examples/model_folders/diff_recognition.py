@@ -1,10 +1,11 @@
-"""Refuse an additive diff (tuned - base) that is given as a model: its files look like a model's, so libraries load it.
+"""Refuse a weight diff that is given as a model; libraries load an additive diff (tuned - base) like a model.
 
 A diff of tools/weight_diff.py has the record diff.json. A published diff has none and is recognised by norm weights.
 Norm weights of the model types below start at 1; in a diff, they are the change by tuning, near 0. (Gemma stores norm
-weights minus 1, so its models cannot be told from diffs.) In a model, the norms of early layers may be small, too (0.05
-in LLaMA-7B), but neither the mean of all norms (0.29 in SmolLM2-135M-Instruct) nor the final norm (above 1 in LLaMA-7B)
-is. A folder is a diff only if the mean magnitudes of both are below NORM_MEAN.
+weights minus 1, so its models cannot be told from diffs.) The norms of early layers may also be small in a model (0.05
+in LLaMA-7B), but the mean of all norms (0.29 in SmolLM2-135M-Instruct) and the final norm (above 1 in LLaMA-7B) are
+larger. A folder without the record is a diff if the mean magnitudes of all norms and of the final norm are both below
+NORM_MEAN.
 """
 
 import json

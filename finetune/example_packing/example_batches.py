@@ -50,9 +50,9 @@ class BatchLayout:
     def tensors(self, examples: ExampleSources, micro: Sequence[PrefixGroup], filler: int) -> dict[str, Any]:
         """Return the tensors of a micro batch; an empty one has the example `filler`, without labels.
 
-        input_ids, position_ids: (1, tokens). segments: shared prefixes, remainders of examples, whole examples. keep:
-        (kept,), the positions whose next token has a label. targets: (1, kept), these labels. sources: (1, kept), the
-        source of each label's example. Without any label, keep is [0], and the target is IGNORED.
+        input_ids, position_ids: (1, tokens). segments: shared prefixes, remainders of examples, whole examples,
+        padding. keep: (kept,), the positions whose next token has a label. targets: (1, kept), these labels. sources:
+        (1, kept), the source of each label's example. Without any label, keep is [0], and the target is IGNORED.
         """
         segments: list[Segment] = []
         parts: list[tuple[np.ndarray, np.ndarray, int, int]] = []  # ids, labels, first position, source

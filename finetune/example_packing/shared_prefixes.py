@@ -48,7 +48,7 @@ def _runs_saving_most(common: np.ndarray) -> list[tuple[int, int, int]]:
     """
     count = len(common) + 1
     saved, start, prefix = (np.zeros(count + 1, np.int64) for _ in range(3))  # at n: best for the first n examples
-    least = np.zeros(count, np.int64)  # common first tokens of the examples from each one to the current last one
+    least = np.zeros(count, np.int64)  # at i: number of common first tokens of examples i to last - 1
     for last in range(1, count + 1):
         if last > 1:
             least[last - 2] = common[last - 2]
@@ -68,8 +68,8 @@ def pack_groups(
 ) -> list[list[PrefixGroup]]:
     """Return evenly filled packed sequences of at most `capacity` tokens; a group may span several sequences.
 
-    lengths: tokens of each example; a longer one than `capacity` gets a sequence of its own. The number of sequences is
-    a multiple of `ranks`; if there are fewer examples than ranks, some sequences are empty.
+    lengths: tokens of each example; an example longer than `capacity` gets a sequence of its own. The number of
+    sequences is a multiple of `ranks`; the last ones may be empty.
     """
 
     def count(width: int) -> int:

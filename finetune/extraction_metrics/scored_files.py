@@ -17,7 +17,7 @@ ITEM_KEYS = ("entities", "triples")  # of batch.py with /extract
 def prediction_of(location: str, row: dict[str, Any]) -> str:
     """Return the prediction of a row; the items of an /extract response are converted to an answer.
 
-    Raises ValueError if the row has no prediction, or an error of batch.py.
+    Raises ValueError if the row has an error of batch.py, or if it has no prediction.
     """
     if row.get("error") and (row.get("generated_text") is not None or row.get("complete") is False):
         raise ValueError(f"{location} has an error instead of an answer ({str(row['error'])[:80]}); answer it again")
@@ -55,7 +55,7 @@ def extracted_answer(location: str, row: dict[str, Any]) -> str:
 
 
 def finish_reason_of(row: dict[str, Any]) -> str:
-    """Return the finish reason of a row; `complete` of /extract becomes "stop" or "length". "" if there is neither."""
+    """Return the finish reason of a row, or "" if none; `complete` of /extract becomes "stop" or "length"."""
     if isinstance(row.get("finish_reason"), str):
         return str(row["finish_reason"])
     complete = row.get("complete") if any(key in row for key in ITEM_KEYS) else None

@@ -76,7 +76,7 @@ class BatchClient:
     async def request_answer(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """Send a request body to a route and return the answer; if the request fails, the answer has its error.
 
-        Raises ValueError if the response is not one of the route, and the errors of request_with_retries.
+        Raises ValueError if the response does not have the route's format, and the errors of request_with_retries.
         """
         status, content = await self.request_with_retries("POST", route, json.dumps(body).encode())
         try:
@@ -143,9 +143,9 @@ class BatchClient:
         self.resume_at = max(self.resume_at, now + seconds)
 
     async def answer(self, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
-        """Answer all rows and write the answers; raises the errors of `request_answer`.
+        """Answer all rows and write the answers; raises the errors of `request_answer` and of `AnswerFile.write`.
 
-        Requests are sent at the same time as long as they have at most `concurrency` sequences together.
+        The concurrent requests have at most `concurrency` sequences together.
         """
         sequence_places, acquiring = asyncio.Semaphore(self.concurrency), asyncio.Lock()
 

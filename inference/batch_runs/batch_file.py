@@ -2,7 +2,8 @@
 
 The file is written in row order, line by line. Answers arrive in any order; a line waits in memory until all lines
 before it are written. `OUTPUT.partial` is always a prefix of the output, and `OUTPUT.partial.json` has the settings of
-the run; both are gone once OUTPUT exists. A killed run loses unfinished answers and the lines that waited in memory.
+the run; both are removed when the run is complete. A killed run loses unfinished answers and the lines that waited in
+memory.
 """
 
 import fcntl

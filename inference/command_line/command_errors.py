@@ -34,8 +34,8 @@ def printable(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """Return an error's message without line breaks and control characters, or the name of its class if it is empty.
 
-    From pydantic's validation errors, only the messages are used, not the inputs and links. The error of a full or
-    failing disk gets a message with a remedy; it often names no file.
+    From pydantic's validation errors, only the messages are used, not the inputs and links. The message of a full or
+    failing disk (DISK_ERRORS) is replaced by one with a remedy; such an error often names no file.
     """
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = error.filename2 or error.filename or "a file"

@@ -20,8 +20,9 @@ def _not_after(words: str) -> str:
 
 # Every pattern begins with a character of _FIRST, which the regular expression engine finds quickly; the rest of the
 # pattern checks the position after it. In every language a sentence ends after a newline and the blank lines that
-# follow; a punctuation mark directly before a newline does not end another one. Quantifiers are possessive, and a run
-# of marks is matched only from its first mark, so that the time is linear in the length of the text.
+# follow; a punctuation mark directly before a newline does not end another one. Quantifiers are possessive (one in a
+# lookahead is lazy), and a run of marks is matched only from its first mark, so that the time is linear in the length
+# of the text.
 _FIRST = r"[\n.!?。！？…]"
 _NEWLINE = r"(?<=\n)(?:[^\S\n]*+\n)*+"
 _NO_NEWLINE = r"(?![^\S\n]*+\n)"
@@ -67,7 +68,9 @@ _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 _ALPHANUMERIC = re.compile(r"[^\W_]")
 _BLOCK = 2**16  # characters
-_LONGEST_GAP = 1000  # characters without a letter or digit after which `sentence_ends_between` searches the whole text
+# If there is no letter or digit in this number of characters before `start` (after `stop`), `sentence_ends_between`
+# searches the text from its beginning (to its end).
+_LONGEST_GAP = 1000
 
 
 def sentence_ends(text: str, language: str = "auto") -> list[int]:

@@ -46,7 +46,8 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
 def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
     """Return the executor options of a parsed command line.
 
-    Raises ValueError if an option is invalid or has no effect with the executor, or if sbatch or Ray is not installed.
+    Raises ValueError if an option is invalid, is missing or has no effect with the executor, or if the executor's
+    program (sbatch, Ray) is not installed.
     """
     values = {field.name: getattr(arguments, field.name) for field in fields(ExecutorOptions)}
     values["slurm_option"] = tuple(values["slurm_option"])

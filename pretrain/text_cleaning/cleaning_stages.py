@@ -1,4 +1,4 @@
-"""The stages of cleaning: filter documents, find duplicates, keep the first document of each set, write the result.
+"""Stages of cleaning: filter documents, find duplicates, keep the first of each set of duplicates, write the result.
 
 The number of tasks depends only on the input, not on the number of workers.
 """
@@ -40,7 +40,7 @@ BUFFERED_LINES = 256  # lines of a signature file that are read at a time
 def task_priority(document: Document) -> int:
     """Return the priority of a document, which is higher in earlier tasks.
 
-    Of exact duplicates, datatrove keeps the one with the highest priority, and the first of these within a task.
+    Of exact duplicates, datatrove keeps the document with the highest priority, and of equal priorities the first one.
     """
     return 65535 - int(document.metadata["task"])
 

@@ -49,7 +49,8 @@ MENU_LIMITS = {"sentences": 2, "articles": 2, "items": 5, "share": 0.5}
 # - it has no sentence end, and at least `letters` letters (a to z) and Chinese characters,
 # - at most the share `function_words` of its words are function words,
 # - at most the share `other_signs` of its characters are punctuation or symbols other than separators (commas etc.),
-# - its up to three most frequent words with at least `repeats` occurrences each take at least `share` of its letters.
+# - of its three most frequent words, those with at least `repeats` occurrences together take at least `share` of its
+#   letters.
 KEYWORD_LIMITS = {"repeats": 4, "letters": 24, "share": 0.4, "function_words": 0.12, "other_signs": 0.03}
 FUNCTION_WORDS = """
     a an and are as at be been but by can could did do does from had has have he her him his i if in is it its may
@@ -89,7 +90,7 @@ def is_navigation(text: str, language: str) -> bool:
 
 
 def is_keyword_list(text: str) -> bool:
-    """Whether a folded text without sentence ends consists mostly of a few words that it repeats."""
+    """Whether a folded text without sentence ends is a keyword list by KEYWORD_LIMITS."""
     words = _WORD.findall(text)
     letters = sum(map(len, words))
     if letters < KEYWORD_LIMITS["letters"] or len(_OTHER_SIGNS.findall(text)) > KEYWORD_LIMITS["other_signs"] * len(

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 COMPRESSED = (".gz", ".zst")
 READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised on reading a damaged or incomplete file
-STEPS = (1 << 16, 1 << 8, 1)  # bytes of content per read, until a read fails
+STEPS = (1 << 16, 1 << 8, 1)  # bytes of content per read; each step is used until a read fails
 
 
 def decompressed_file(file: BinaryIO, path: Path) -> BinaryIO:
@@ -62,8 +62,8 @@ class _DecompressedContent(io.RawIOBase):
         """Return the content between the delivered bytes and the damage.
 
         Decompresses the file again from its beginning, once for each of STEPS. The last step requests single bytes of
-        content, so that the failing call discards none. From the last read of the failed call on, the decompressor gets
-        single compressed bytes.
+        content, so that the failing call discards none. From the file position of the failed call's last read on,
+        the decompressor gets single compressed bytes.
         """
         self.source.single_bytes_from = self.source.last_read
         content = bytearray()

@@ -47,7 +47,7 @@ def find_weights(root: Path, size: str) -> Path:
 def find_tokenizer(root: Path, weights: Path) -> Path:
     """Return the path of tokenizer.model: beside the weights, in root, or in the parent of the weights' folder.
 
-    LLaMA-2 is distributed with the latter layout. Raises FileNotFoundError.
+    LLaMA-2 is distributed with tokenizer.model in that parent. Raises FileNotFoundError.
     """
     for folder in (weights, root, weights.absolute().parent):
         if (folder / "tokenizer.model").is_file():
@@ -56,7 +56,7 @@ def find_tokenizer(root: Path, weights: Path) -> Path:
 
 
 def verify_checklists(original: OriginalCheckpoint) -> int:
-    """Compare the files that the checklists name; return their number.
+    """Compare the files that the checklists name with the checklists' hashes; return the number of files.
 
     Prints a notice about input files that no checklist names. Raises FileNotFoundError or ValueError for the first file
     that is missing or differs.
@@ -95,7 +95,7 @@ def read_original(root: Path, size: str, version: str) -> OriginalCheckpoint:
 
 
 def weights_to_write(original: OriginalCheckpoint) -> list[JoinedWeight]:
-    """Return all weights, without the output if it equals the embedding.
+    """Return all weights, without the output matrix (lm_head) if it equals the embedding.
 
     Raises ValueError if the files' copies of a norm differ by more than the tolerance.
     """

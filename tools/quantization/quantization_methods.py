@@ -89,7 +89,7 @@ def linear_layers(model: Path, trust_remote_code: bool = False) -> dict[str, tup
 def choose_group_size(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -> int:
     """Return the group size: `wanted`, or if that is 0 the largest size that divides every layer's inputs.
 
-    Raises ValueError for the first layer whose inputs are not a multiple of the group size.
+    Raises ValueError if vLLM has no kernel for `wanted`, or if a layer's inputs are not a multiple of the group size.
     """
     fitting = [size for size in GROUPS if all(inputs % size == 0 for _, inputs in layers.values())]
     if wanted and wanted not in GROUPS:
@@ -159,7 +159,7 @@ def quantise_with_llmcompressor(
     from llmcompressor import oneshot
     from llmcompressor.pipelines.cache import IntermediatesCache
 
-    if not torch.accelerator.is_available():  # AWQ pins memory even without a GPU (0.14.0.1)
+    if not torch.accelerator.is_available():  # AWQ pins memory even without a GPU (llmcompressor 0.14.0.1)
         IntermediatesCache.pin_memory = lambda *_, **__: None
     rows: Any = [{"input_ids": torch.tensor([i]), "attention_mask": torch.ones(1, len(i)).long()} for i in samples]
     model = load_model(folder, on_cpu=True, **loading)
