@@ -38,7 +38,7 @@ done
 [ -n "$python" ] || fail "found no Python 3.11 or 3.12 (tried ${PYTHON:-python3.11, python3.12, python3, python});" \
     "install one, or name it: PYTHON=/path/to/python3.11 bash $0"
 
-# An environment is up to date if the same interpreter installed the same requirements files.
+# An environment is up to date if the same Python version installed the same requirements files.
 stamp_of() { { "$python" --version; cat "$@"; } 2>&1 | sha256sum | cut -c1-64; }
 is_current() { [ -x "$venv/bin/python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$2" ]; }
 main_stamp=$(stamp_of "$requirements")

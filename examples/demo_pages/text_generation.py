@@ -132,7 +132,8 @@ def stream(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Iterat
     """Yield the text generated for the prompt ids as it grows; the last item has an ending.
 
     With several beams, items before the last one have a token count but no text. Generation runs in a thread, which
-    ends within one token after the caller closes this iterator. Raises the exceptions of generate().
+    ends within one token after the caller closes this iterator. Raises the exceptions of `generation_config` and
+    model.generate().
     """
     import torch
     from transformers import StoppingCriteriaList

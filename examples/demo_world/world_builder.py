@@ -2,7 +2,7 @@
 
 Output files:
     en.jsonl, zh.jsonl                               generated documents
-    real.jsonl                                       real text: data_path, else sources of the Python library
+    real.jsonl                                       real text: data_path, else the source of Python's standard library
     train.jsonl, heldout.jsonl                       instruction rows
     extraction.json                                  the wording of the instructions, by task and language
     train_annotated.jsonl, heldout_annotated.jsonl   annotations of the rows, for finetune/ie_build.py
@@ -81,7 +81,7 @@ def annotation_types() -> dict[str, dict[str, list[str]]]:
 
 
 def facts_as_list(facts: list[Fact], language: str, rng: random.Random) -> str:
-    """Return the facts as lines or, with their entities or relations, as JSON.
+    """Return the facts as lines, or their entities or relations as JSON.
 
     The JSON is nested in an outer object, which the answers to instructions do not have.
     """
@@ -103,7 +103,7 @@ def document(facts: list[Fact], language: str, rng: random.Random) -> str:
 
 
 def real_documents(data_path: str, budget: int) -> Iterator[str]:
-    """Yield about `budget` characters of texts from data_path, or else from the sources of the Python library.
+    """Yield about `budget` characters of texts from data_path, or else from the source of Python's standard library.
 
     Each text is truncated to 4,000 characters.
     """

@@ -135,7 +135,10 @@ def is_targeted(module: str, config: Mapping[str, Any]) -> bool:
 
 
 def matches_name(module: str, names: str | Container[str]) -> bool:
-    """Return whether a regular expression matches a module, or `names` has its name or a suffix of its name."""
+    """Return whether `names` matches a module.
+
+    names: a regular expression for the whole name, or a collection of names and suffixes of names.
+    """
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(suffix in names for suffix in module_suffixes(module))
@@ -177,7 +180,7 @@ def is_prefix(pieces: Mapping[str, int], longer: Mapping[str, int]) -> bool:
 
 
 def lacks_added_tokens(adapter: Path, base: Path) -> bool:
-    """Return whether an adapter's tokenizer.json lacks only the last tokens of its base's, which is then used."""
+    """Return whether an adapter's tokenizer.json lacks only the last tokens of the base's tokenizer.json."""
     tables = different_tables(adapter, base)
     return tables is not None and is_prefix(*tables)
 
@@ -188,5 +191,5 @@ def token_ids(file: Path) -> dict[str, int]:
 
     try:
         return Tokenizer.from_file(str(file)).get_vocab()
-    except Exception as error:  # the library has no class of its own
+    except Exception as error:  # tokenizers has no exception class of its own
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); copy it again") from None

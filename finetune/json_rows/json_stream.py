@@ -140,7 +140,7 @@ class TextWindow:
     def parse(self) -> Value:
         """Return the value that begins here, and move to its end.
 
-        Raises InvalidJsonError if there is no value, and moves to the error if its position is known.
+        Raises InvalidJsonError if there is no valid value, and moves to the error if its position is known.
         """
         while True:
             try:

@@ -25,7 +25,7 @@ Function = Callable[[Any], Any]
 
 
 class LimitExceededError(Exception):
-    """Raised if a call was killed: it took more than the processor time or the memory, or crashed."""
+    """Raised if a call exceeded the limit of processor time or memory, or crashed."""
 
 
 class QueueFullError(Exception):
@@ -36,7 +36,7 @@ class BoundedProcess:
     """Runs the calls of a function one after the other, each in a process of its own."""
 
     def __init__(self, prepare: Callable[[], Function], seconds: int, memory: int, max_waiting: int) -> None:
-        """Fork the child at once: this process should have few threads yet.
+        """Fork the child at once; create the object while this process still has few threads.
 
         prepare: called in the child, returns the function; seconds: processor time of a call; memory: bytes that a call
         may allocate; max_waiting: maximum number of calls that wait or run.
@@ -80,7 +80,7 @@ class BoundedProcess:
         try:
             self.connection.send(argument)
             return self.connection.recv()
-        except (EOFError, OSError):  # the child was killed from outside
+        except (EOFError, OSError):  # the child was killed from outside, or `prepare` failed
             self.close()
             self.start()
             return "failed", "the process was killed"

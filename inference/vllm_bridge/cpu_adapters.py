@@ -23,7 +23,7 @@ def rows_by_slot(slots: torch.Tensor) -> RowsBySlot:
 def expand(y: torch.Tensor, rows: torch.Tensor, low: torch.Tensor, b: torch.Tensor, first: int = 0) -> None:
     """Add low B^T to y[rows, first:first + out]; low: (len(rows), r), b: (out, r).
 
-    Columns of B beyond the width of y are ignored: vLLM pads the vocabulary of y and B differently.
+    Rows of B beyond the width of y are ignored: vLLM pads the vocabulary of y and B differently.
     """
     columns = y[:, first : first + b.shape[0]]
     columns.index_add_(0, rows, low.to(y.dtype) @ b[: columns.shape[1]].to(y.dtype).T)

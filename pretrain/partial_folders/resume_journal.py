@@ -1,7 +1,8 @@
 """The journal of a partial folder lists the finished parts, so that the same command can resume after an interruption.
 
 The first line of `.journal.jsonl` identifies the run; each further line records one finished part. The file is locked
-while a run writes the folder, and removed after the folder is renamed, so that no other process can take it over.
+while a run writes the folder, and removed only after the folder is renamed, so that no other process can lock the
+folder before.
 """
 
 import errno
@@ -23,7 +24,7 @@ def locked_folder(partial: Path, run: str) -> Iterator[None]:
     """Create and lock the partial folder; keep its content if the same run wrote it, else empty it.
 
     run: the line from `run_identity`, or "" for a run that cannot resume. Raises ValueError if another process holds
-    the lock.
+    the lock, or if `partial` is a file.
     """
     with locked_journal(partial) as file:
         file.seek(0)
@@ -38,7 +39,8 @@ def locked_folder(partial: Path, run: str) -> Iterator[None]:
 def locked_journal(partial: Path) -> TextIO:
     """Create the partial folder; return its journal, open and locked. Raises as `locked_folder`.
 
-    The process that held the lock before may have renamed or removed the folder: the journal then is another file.
+    If the previous holder of the lock has meanwhile renamed or removed the folder, the locked file is no longer the
+    folder's journal, and the function tries again.
     """
     while True:
         try:
@@ -72,7 +74,7 @@ def empty_folder(partial: Path) -> None:
 
 
 def remove_folder(partial: Path) -> None:
-    """Remove a locked partial folder; the journal last, because another process can lock the folder without it."""
+    """Remove a locked partial folder; the journal last, because it keeps other processes from locking the folder."""
     with suppress(OSError):
         empty_folder(partial)
         (partial / JOURNAL).unlink()

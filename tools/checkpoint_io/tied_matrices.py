@@ -1,7 +1,7 @@
 """Tied embedding and output matrices: one matrix in memory, and in most checkpoints one tensor on disk.
 
 Some checkpoints with tie_word_embeddings also store an output matrix. transformers 5 and vLLM use this output matrix if
-it differs from the embedding, so a different one must be kept; the new folder then has tie_word_embeddings false.
+it differs from the embedding. The tools then keep both and set tie_word_embeddings to false in the new folder.
 """
 
 from collections.abc import Mapping

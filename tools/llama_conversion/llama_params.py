@@ -50,7 +50,7 @@ class LlamaParams(BaseModel, extra="forbid", strict=True, allow_inf_nan=False, f
 
     @property
     def hidden(self) -> int:
-        """Return the feed-forward width: 2/3 of 4 dim, times the multiplier, rounded up to `multiple_of`."""
+        """Return the feed-forward width: 2/3 * 4 * dim * multiplier, rounded up to a multiple of `multiple_of`."""
         width = int((self.ffn_dim_multiplier or 1) * int(2 * (4 * self.dim) / 3))
         return self.multiple_of * math.ceil(width / self.multiple_of)
 

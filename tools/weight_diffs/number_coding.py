@@ -4,7 +4,7 @@ zstd alone compresses numbers of one to five bits poorly: it searches for matche
 one bit per byte. A chunk of numbers is therefore first split into byte streams of high entropy. Each step does one of:
 
 - pack the low k bits (1, 2, 4 or 8) of every number into bytes, 8 / k numbers per byte, and keep the higher bits;
-- if nearly all numbers are 0, write the gaps between the nonzero numbers as bytes, and keep the nonzero numbers - 1.
+- if nearly all numbers are 0, write the gaps between the nonzero numbers as bytes, and keep those numbers minus 1.
 
 The steps end when all numbers are zero. Layout of the result: tools/CHECKPOINT.md. Huffman's redundancy: R. G.
 Gallager, Variations on a Theme by Huffman (IEEE Transactions on Information Theory, 1978).
@@ -63,7 +63,10 @@ def split_into_streams(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def decode(data: Buffer, count: int, itemsize: int) -> np.ndarray:
-    """Return a chunk's numbers, (count,) unsigned integers of `itemsize` bytes; ValueError if damaged."""
+    """Return a chunk's numbers, (count,) unsigned integers of `itemsize` bytes.
+
+    Raises ValueError, or an exception of the zstd codec, if the data is damaged.
+    """
     steps = read_steps(data)
     bits = sum(kind or 1 for kind, *_ in steps)
     numbers = join_streams(steps, count, np.dtype(np.uint8 if bits <= 8 else f"<u{itemsize}"))
@@ -126,8 +129,9 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def huffman_bits(counts: np.ndarray) -> float:
-    """Estimate the bits per byte after zstd: entropy plus Gallager's bound on the redundancy of a Huffman code.
+    """Estimate the bits per byte after zstd: the entropy plus the redundancy of a Huffman code.
 
+    The redundancy is Gallager's bound if the most frequent byte has a share of at least one half, else 0.02.
     A measured quarter bit is added if bytes repeat so often that zstd finds matches, which cost more than they save.
     """
     bits, first = entropy(counts), float(counts.max() / counts.sum())

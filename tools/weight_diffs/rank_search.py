@@ -22,11 +22,11 @@ from threadpoolctl import threadpool_limits
 from weight_diffs.diff_writer import saves_bytes
 
 CORNER = 384  # side of the corner that is tested first
-RANK_LIMIT = 256  # maximum rank; larger factors save too little
+RANK_LIMIT = 256  # maximum size of the search basis; the rank has to be below 3/4 of it
 FAILURES_LIMIT = 3  # a kind of matrices is skipped after this number of matrices without a useful low-rank change
 NOISE_MARGIN = 1.1  # a singular value is significant if it exceeds the noise edge by this factor
 FITTED_RANK_LIMIT = 64  # largest rank whose factors are fitted; the work grows with its square
-PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # per sweep: rounding errors below median / precision count as that value
+PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # one per sweep: smaller rounding errors than median / precision are raised to it
 WEIGHTED_FACTOR_ELEMENTS = 1 << 22  # elements of the weighted factors (rows, rank, columns) in memory at a time
 STORED_BITS = np.uint32(0xFFFFFF00)  # bits kept of a float32 factor for 16-bit types: sign, exponent, 15 mantissa bits
 MANTISSA_BITS = {"F16": 10, "BF16": 7, "F32": 23}
@@ -42,8 +42,9 @@ class RankSearch:
     def find(self, tuned: Tensor, base: Tensor) -> Factors | None:
         """Return factors with base + product equal to the tuned matrix up to rounding, or None.
 
-        Returns None also for vectors, matrices of different shapes, ranks above RANK_LIMIT, and factors that do not
-        make the diff smaller. A few steps of full tuning give such factors: their singular values decay too slowly.
+        Returns None also for vectors, matrices of different shapes, a rank that is too high (see `looks_low_rank` and
+        RANK_LIMIT), and factors that do not make the diff smaller. After a few steps of full tuning, for example, the
+        singular values of the change decay too slowly.
         """
         kind = re.sub(r"\.\d+\.", ".*.", tuned.name)
         fits = len(tuned.shape) == 2 and tuned.shape == base.shape and {tuned.dtype, base.dtype} <= set(FLOATS)
@@ -88,7 +89,7 @@ def read_matrix(tensor: Tensor) -> np.ndarray:
 
 
 def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
-    """Return whether the top left corner of the difference has a few significant singular values."""
+    """Return whether the top left corner of the difference has significant singular values, at most a third of all."""
     rows, columns = (min(CORNER, side) for side in tuned.shape)
     change = np.empty((rows, columns))
     for row in range(rows):
