@@ -25,7 +25,7 @@ PUBLISHED = {
 {% elif message['role'] == 'assistant' %}
 {{ ' ' + message['content'] + eos_token }}
 {% else %}{{ raise_exception('only users and assistants') }}{% endif %}{% endfor %}""",
-    # The later version: the system message moves into the last question, so earlier turns change.
+    # A later version of Mistral's: the system message is in the last question, so a new question changes earlier turns.
     "mistral-v3": """{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}
 {% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}
 {{ bos_token }}{% for message in turns %}
@@ -38,7 +38,7 @@ PUBLISHED = {
 {% if loop.first and message.role != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}
 {{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{% endfor %}
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
-    # Keeps reasoning (or writes an empty one) only in answers after the last question.
+    # Writes the reasoning, also an empty one, only in answers after the last question.
     "qwen3": """{% set ns = namespace(last=0, searching=true) %}
 {% for message in messages[::-1] %}
 {% if message.role == 'user' and ns.searching %}

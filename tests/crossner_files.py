@@ -1,10 +1,10 @@
-"""CrossNER's sentences in JSON, written as they are published: token, tab, BIO tag."""
+"""Convert CrossNER's sentences from JSON to the published format: a line of token, tab and BIO tag per token."""
 
 from typing import Any
 
 
 def crossner_columns(entries: list[dict[str, Any]]) -> list[str]:
-    """Return the columns of each sentence, "" if its entities are not in text order."""
+    """Return each sentence in the published format, or "" if its entities are not in text order."""
     return [sentence_columns(entry["sentence"].split(" "), entry["entity_list"]) for entry in entries]
 
 

@@ -25,7 +25,7 @@ def imported(file: Path, **options: str) -> Path:
 
 
 def write_types(path: Path, source: Path, kind: str) -> dict[str, np.ndarray]:
-    """Write a copy of a GGUF file whose matrices have random blocks of a type; return their float32 values."""
+    """Write a copy of a GGUF file with matrices of random blocks of type `kind`; return {name: dequantised values}."""
     quant, draw = gguf.GGMLQuantizationType[kind], np.random.default_rng(5)
     block, size = gguf.GGML_QUANT_SIZES[quant]
     values, tensors = {}, {}
@@ -33,7 +33,7 @@ def write_types(path: Path, source: Path, kind: str) -> dict[str, np.ndarray]:
         if len(tensor.shape) == 2:
             rows, columns = (int(n) for n in reversed(tensor.shape))
             blocks = draw.integers(0, 256, (rows, columns // block, size), np.uint8)
-            blocks[blocks & 0x7C == 0x7C] &= 0x7B  # no byte can be the exponent of an infinite float16
+            blocks[blocks & 0x7C == 0x7C] &= 0x7B  # no byte is the upper byte of an infinite or NaN float16
             data = blocks.reshape(rows, -1)
             values[tensor.name], tensors[tensor.name] = gguf.quants.dequantize(data, quant), (data, quant)
     rewritten(source, path, tensors)
@@ -41,7 +41,7 @@ def write_types(path: Path, source: Path, kind: str) -> dict[str, np.ndarray]:
 
 
 class Typed(NamedTuple):
-    """A value of the metadata with its type, if that does not follow from the value."""
+    """A metadata value with an explicit GGUF type, which may differ from the default for its Python type."""
 
     value: Any
     kind: Any

@@ -24,7 +24,7 @@ class Caller:
 
     port: int
     key: str | None = None
-    host: str = field(default_factory=lambda: f"127.0.0.{next(HOSTS)}")  # one for each key
+    host: str = field(default_factory=lambda: f"127.0.0.{next(HOSTS)}")  # its last number selects the key
 
     def __post_init__(self) -> None:
         if self.key is None:
@@ -82,7 +82,7 @@ def signal_during_responses(
 ) -> tuple[float, list[tuple[int, dict[str, str], Any]]]:
     """Signal a server during responses of all kinds; assert that the responses that had begun are complete.
 
-    Returns (seconds from the last response to the exit, refusals of requests that came later).
+    Returns (seconds from the last response to the exit, responses to the requests after the signal).
     """
     port = int(server.url.rpartition(":")[2])
     everyone = [Caller(port) for _ in range(4)]
@@ -101,7 +101,8 @@ def signal_during_responses(
         beam = pool.submit(everyone[0].complete, 450, **beams)
         wait_until(lambda: finished() - before > 3)  # each beam of each step is a request
         (os.killpg if group else os.kill)(server.process.pid, number)
-        wait_until(lambda: all(late[0].request("/health")[0] == 503 for _ in range(8)))  # each of several API processes
+        # Each request can reach another API process.
+        wait_until(lambda: all(late[0].request("/health")[0] == 503 for _ in range(8)))
         refused = [caller.complete(2) for caller in late[:2]] + [late[2].request("/generate", {"instruction": "x"})]
         assert plain.result()[2]["usage"]["completion_tokens"] == 400
         assert streamed.result().endswith(b"data: [DONE]\n\n")

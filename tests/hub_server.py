@@ -65,7 +65,7 @@ class Hub:
 
 
 def downloaded(folder: Path) -> Files:
-    """Return every file of a finished download except the note, which must exist."""
+    """Return {path: content} of a finished download, without .download/note.json, which must exist."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     del found[".download/note.json"]
     return found
@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         if (self.command == "GET" and self.role == "storage") or not self.hub.storage:
             return self.transfer(name, files[found[1]][name])
         if self.role == "storage":
-            return self.answer(b"", 403)  # like addresses that are signed for GET
+            return self.answer(b"", 403)  # a storage address that is signed for GET refuses HEAD
         tags = {"X-Linked-Etag": f'"{hash_of(name, files[found[1]][name])}"'} if self.hub.tags else {}
         size = {"X-Linked-Size": str(len(files[found[1]][name]))} if self.hub.linked_sizes else {}
         return self.answer(b"", 302, {"Location": self.hub.storage + quote(path), **tags, **size})
@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(json.dumps(listing(self.hub, repository, commit)).encode())
 
     def answer_as_modelscope(self, path: str, query: dict[str, str]) -> None:
-        """Answer listings (of data sets in pages) and file requests; ModelScope's own hash of every file is sha256."""
+        """Answer listings (in pages for data sets) and file requests; ModelScope lists the sha256 of every file."""
         found = re.fullmatch(r"/api/v1/(?:models|(datasets))/([^/]+/[^/]+)/repo(/files|/tree)?", path)
         if not found:
             return self.answer(b"<!DOCTYPE html>", self.hub.modelscope)

@@ -1,6 +1,7 @@
 """A real Slurm on this machine for the slow tests: munge, slurmctld and two slurmd (node1, node2) on 127.0.0.1.
 
-Needs root. Ports, keys, state and logs belong to one folder, and no service of the system is used or changed.
+Needs root. Ports are free ones; keys, state and logs are in one folder; the system's services are neither used nor
+changed.
 """
 
 import os
@@ -24,7 +25,7 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=15  # a requeued job waits for so many seconds
+AuthInfo=socket={folder}/munge.socket,cred_expire=15  # seconds; a requeued job waits at least as long
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -49,7 +50,7 @@ PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 class SlurmCluster:
-    """Commands of a running Slurm; `env` makes sbatch and other clients use it."""
+    """Runs commands of a Slurm cluster; `env` has the variable that makes sbatch and other clients use it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,7 +65,7 @@ class SlurmCluster:
         return done.stdout.strip()
 
     def jobs(self) -> list[str]:
-        """Return the ids of all jobs that Slurm remembers; an array has one."""
+        """Return the ids of all jobs that Slurm remembers; all tasks of a job array have the same id."""
         return self.command("squeue", "--states=all", "--noheader", "--format=%F").split()
 
     def fields(self, job: str) -> dict[str, str]:
@@ -83,7 +84,7 @@ class SlurmCluster:
 
 
 def require_slurm() -> None:
-    """Skip the tests without root, or if Slurm's packages are missing."""
+    """Skip the test if it does not run as root, or if Slurm's packages are missing."""
     if os.geteuid():
         pytest.skip("these tests start Slurm, which needs root")
     if not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))):

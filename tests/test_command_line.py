@@ -166,7 +166,7 @@ def test_published_option_without_effect_is_a_notice(calls: Calls, capsys: pytes
     )
 
 
-def test_more_options_are_read_by_their_types_and_other_names_refused(calls: Calls) -> None:
+def test_keyword_options_are_read_by_their_types_and_other_names_refused(calls: Calls) -> None:
     def command(folder: str, **options: object) -> None:
         calls.append({"folder": folder, **options})
 
@@ -210,12 +210,12 @@ def test_help_names_types_and_defaults_and_no_abbreviations(calls: Calls, capsys
         ([], []),
     ],
 )
-def test_list_notations(text: str | list[str], items: list[str]) -> None:
+def test_list_is_read_in_every_notation(text: str | list[str], items: list[str]) -> None:
     assert parse_list(text) == items
 
 
 @pytest.mark.parametrize("text", ["[a", "(a]", "a,,b", ",", "['a' b]", "'a", "['a','b]"])
-def test_list_with_an_open_bracket_quote_or_empty_item_is_an_error(text: str) -> None:
+def test_list_with_an_unclosed_bracket_or_quote_or_an_empty_item_is_an_error(text: str) -> None:
     with pytest.raises(ValueError):
         parse_list(text)
 
@@ -350,7 +350,7 @@ def test_merge_takes_an_adapter_and_a_target_with_any_name(
     assert not (tmp_path / "run").exists()
 
 
-def test_revision_that_looks_like_a_number_is_asked_for_as_it_is(run_script: RunScript, tmp_path: Path) -> None:
+def test_revision_that_looks_like_a_number_is_not_converted_to_infinity(run_script: RunScript, tmp_path: Path) -> None:
     done = run_script(
         "tools/download.py", "--download_path", tmp_path / "x", "--specify", "--repo_name", "some/thing",
         "--revision", "5e61787", "--endpoint", "http://127.0.0.1:9", status=2,
@@ -389,7 +389,7 @@ def test_commands_answer_a_mistake_with_one_line(
 
 
 def test_command_outside_the_environment_names_the_missing_package(repository: Path) -> None:
-    """Python without its site packages, as of a system where the environment is not active."""
+    """Python runs without its site packages (-S), as if the environment were not active."""
     command = [sys.executable, "-S", str(repository / "tools/checkpoint.py"), "show", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""The shortest quick start: every step, with the same commands and the real components."""
+"""The quick start with SHORT=1 and real components: results of all steps, a second run, and the data."""
 
 import json
 import os

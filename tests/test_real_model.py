@@ -1,4 +1,4 @@
-"""A real LLaMA, SmolLM2-135M-Instruct, imported from GGUF: it answers, is tuned, exported and served."""
+"""A real LLaMA, SmolLM2-135M-Instruct, imported from GGUF: it answers, is exported again and tuned."""
 
 import json
 from pathlib import Path
@@ -33,10 +33,12 @@ def test_imported_model_answers_from_its_chat_template(real_model: Path, model: 
     inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     answer = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0, inputs.input_ids.shape[1] :]
     assert ANSWER in tokenizer.decode(answer)
-    assert answer[-1] == tokenizer.eos_token_id, tokenizer.decode(answer)  # it ends its answer
+    assert answer[-1] == tokenizer.eos_token_id, tokenizer.decode(answer)  # EOS ends the answer
 
 
-def test_ids_and_greedy_tokens_equal_those_of_llama_cpp(real_gguf: Path, real_model: Path, model: Any) -> None:
+def test_ids_equal_llama_cpp_and_its_greedy_tokens_have_nearly_the_largest_logit(
+    real_gguf: Path, real_model: Path, model: Any
+) -> None:
     import torch
     from tokenizer_files.tokenizer_check import comparison_texts
     from transformers import AutoTokenizer
@@ -76,7 +78,7 @@ def test_q8_0_export_and_import_keep_the_weights_to_half_a_step(real_model: Path
     assert (tmp_path / "again/tokenizer.json").read_bytes() == (real_model / "tokenizer.json").read_bytes()
 
 
-def test_one_step_of_tuning_keeps_the_template_and_lowers_the_loss(
+def test_three_steps_of_tuning_keep_the_template_and_lower_the_loss(
     real_model: Path, tmp_path: Path, run_script: RunScript
 ) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -23,7 +23,7 @@ def test_instruction_names_the_schema_in_both_languages() -> None:
 
 def test_wording_of_the_checkpoint_replaces_the_default() -> None:
     assert extraction_instruction("ner", ["a", "b"], "en", OWN) == "List: a, b"
-    assert extraction_instruction("ner", [], "zh", OWN) == "抽取实体。"  # no place for a schema
+    assert extraction_instruction("ner", [], "zh", OWN) == "抽取实体。"  # this wording has no {schema}
     assert extraction_instruction("re", ["a"], "en", OWN) == extraction_instruction("re", ["a"])
 
 
@@ -99,8 +99,8 @@ def test_published_cases_equal_the_published_prompts(repository: Path, shared_da
         assert ours == theirs
 
 
-def test_published_extraction_cases_ask_four_forms_of_one_sentence(repository: Path) -> None:
-    """With the published decoding; answers and their documents are named, not copied."""
+def test_published_extraction_cases_request_four_answer_formats_for_one_sentence(repository: Path) -> None:
+    """The cases have the published decoding; all suites name the section of the README with the published answers."""
     suite = json.loads((repository / "examples/cases/ie.json").read_text())
     cases = suite["cases"][:4]
     asked = [
@@ -120,7 +120,7 @@ def test_published_extraction_cases_ask_four_forms_of_one_sentence(repository: P
 
 
 def test_command_prints_one_instruction_row(run_script: RunScript, tmp_path: Path) -> None:
-    """In the language of the text and the wording of --extraction_path; errors are one line."""
+    """The instruction has the language of the text and the wording of --extraction_path; errors are one line."""
     own = tmp_path / "extraction.json"
     own.write_text(json.dumps(OWN), encoding="utf-8")
     malformed = tmp_path / "malformed.json"

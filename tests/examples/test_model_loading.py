@@ -1,4 +1,4 @@
-"""model_loading.py: devices of the weights, adapters, and folders that are refused with one line."""
+"""model_loading.py: weights are placed on devices, adapters are loaded, and incomplete folders are refused."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def test_options_for_missing_gpus_are_refused(tiny_checkpoint: Path, options: di
         model_loading.load(str(tiny_checkpoint), **options)
 
 
-def test_adapter_brings_its_weights_tokenizer_and_template(tiny_checkpoint: Path, adapter: Path) -> None:
+def test_loaded_adapter_gives_pefts_logits_and_has_a_template(tiny_checkpoint: Path, adapter: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""adapters.py: each LoRA variant trains, is saved and loads again; changed attributes exist and take effect."""
+"""adapters.py: each LoRA variant trains, is saved and loads again; changed library attributes have an effect."""
 
 import inspect
 import json
@@ -91,7 +91,7 @@ def test_quantised_base_is_tuned_and_evaluated(
 
 @pytest.mark.integration
 @needs_bitsandbytes
-def test_bitsandbytes_has_the_attribute_that_is_changed(repository: Path) -> None:
+def test_keep_training_layout_changes_an_attribute_of_bitsandbytes(repository: Path) -> None:
     code = (
         "import bitsandbytes, torch\n"
         "from instruction_tuning.adapters import keep_training_layout\n"
@@ -105,7 +105,7 @@ def test_bitsandbytes_has_the_attribute_that_is_changed(repository: Path) -> Non
 
 
 def test_adapter_is_saved_without_matrices_of_its_base(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    """PeftModel.save_pretrained has the option, its default stores the matrix, and the hook changes the default."""
+    """PeftModel.save_pretrained stores the matrix by default, and no longer after save_adapter_only."""
     assert inspect.signature(PeftModel.save_pretrained).parameters["save_embedding_layers"].default == "auto"
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     model = get_peft_model(base, LoraConfig(target_modules=["lm_head"]))
@@ -117,7 +117,7 @@ def test_adapter_is_saved_without_matrices_of_its_base(tmp_path: Path, tiny_chec
     assert before - after == copy
 
 
-def test_loraplus_gives_b_a_larger_learning_rate(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_loraplus_gives_lora_b_the_larger_learning_rate(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
     trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "o", *STEPS, "--loraplus_lr_ratio", 16)
@@ -148,7 +148,7 @@ def test_resumed_pissa_run_ends_with_the_same_adapter(tmp_path: Path, tiny_check
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_adapter_in_half_precision_computes_the_same_without_a_conversion_to_float32(
+def test_losses_under_autocast_are_equal_with_and_without_cast_of_adapter_inputs(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_checkpoint)

@@ -91,7 +91,7 @@ MIXED = json.dumps({"person": ["Ann"], "born in": [BORN]})
         ("{}", json.dumps({"layoff": [EVENT]}), (0, 0, 0), (0, 1, 0)),
         (MIXED, json.dumps({"person": ["Ann", 3], "born in": [{"name": "Ann"}]}), (1, 2, 1), (0, 1, 1)),
         (MIXED, MIXED, (1, 1, 1), (1, 1, 1)),
-        (ANN, '{"person": ["Ann"], "person": ["Bo", "Cy"]}', (1, 3, 1), (0, 0, 0)),  # a parser keeps the last list
+        (ANN, '{"person": ["Ann"], "person": ["Bo", "Cy"]}', (1, 3, 1), (0, 0, 0)),  # json.loads keeps the last list
         (ANN, '{"person": "Ann"}', (0, 1, 1), (0, 0, 0)),
         (ANN, '["Ann", "Bo"]', (0, 2, 1), (0, 0, 0)),
         (ANN, '"Ann"', (0, 1, 1), (0, 0, 0)),
@@ -191,7 +191,7 @@ MESSAGES = [{"role": "user", "content": "a", "input": "b"}, {"role": "assistant"
 
 
 def test_rows_of_all_forms_are_paired(tmp_path: Path) -> None:
-    """Gold as a list with a byte order mark, as messages, and predictions of ie_run.py and batch.py."""
+    """Correct answers are in a JSON list with a BOM or in messages, predictions in rows of ie_run.py or batch.py."""
     rows: dict[str, Any] = {"instruction": "a", "input": "b", "output": ANN}
     listed, talk = tmp_path / "list.json", lines(tmp_path / "m.jsonl", {"messages": MESSAGES})
     listed.write_text(json.dumps([rows], indent=1), encoding="utf-8-sig")

@@ -1,4 +1,4 @@
-"""instruction_trainer.py: loss, gradient and eval_loss by token for every layout; packed examples stay separate."""
+"""instruction_trainer.py: every layout has the same mean loss over tokens; packed examples stay separate."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def tokenizer(tiny_checkpoint: Path) -> Any:
 
 
 def example_losses(model: Any, examples: Any, indices: Any) -> list[tuple[float, int]]:
-    """Summed loss and supervised tokens of each example, computed one at a time without padding."""
+    """Return (summed loss, number of supervised tokens) of each example, computed one at a time without padding."""
     found = []
     for index in indices:
         ids, spans = (torch.from_numpy(part.astype("int64")) for part in examples[int(index)])
@@ -44,7 +44,7 @@ def token_mean(model: Any, examples: Any, indices: Any) -> float:
 def test_loss_and_gradient_are_the_same_for_every_layout(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
 ) -> None:
-    """1x8, 2x4, 4x2 and 8x1 packed, and an attention that cannot pack, so that examples are computed one by one."""
+    """Micro batches have 1, 2, 4 and 8 packed examples; sdpa cannot pack, so its examples are computed one by one."""
     seen = []
     layouts: list[tuple[object, ...]] = [("--micro_batch_size", micro) for micro in (1, 2, 4, 8)]
     for layout in [*layouts, ("--attn_implementation", "sdpa", "--micro_batch_size", 4)]:
@@ -106,7 +106,7 @@ SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attenti
 def test_packed_loss_equals_the_loss_of_single_examples_in_every_architecture(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, name: str
 ) -> None:
-    """Architectures without an exchangeable attention compute one example at a time."""
+    """bloom and mamba, which cannot use attention by segments, compute one example at a time."""
     own = {} if name in ("gpt2", "bloom", "mamba") else SIZES
     more = {"vocab_size": len(tokenizer), "initializer_range": 0.3, **own, **ARCHITECTURES[name]}
     torch.manual_seed(0)
@@ -194,7 +194,7 @@ def test_saved_adapter_is_complete_and_reloads_to_the_same_logits(
 def test_prefixes_are_shared_if_the_attention_of_the_model_reads_them(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, precision: str, attends: bool
 ) -> None:
-    """Rounding in bfloat16, which grows with the layers, is no reason to compute every prefix again."""
+    """30 layers have large rounding errors in bfloat16; these must not look like attention that ignores prefixes."""
     config = AutoConfig.from_pretrained(tiny_checkpoint, num_hidden_layers=30)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")

@@ -1,4 +1,4 @@
-"""finetune/README.md: its commands from CrossNER's annotations to a score run as printed, on a tiny model."""
+"""finetune/README.md: its commands from CrossNER's annotations to a score run on a tiny model."""
 
 import json
 import shlex
@@ -22,10 +22,10 @@ SHORTER = {"finetune": ["--max_steps", "2"], "ie_run": ["--limit", "3", "--max_n
 
 
 @pytest.mark.integration
-def test_readme_commands_from_annotations_to_a_score(
+def test_readme_commands_run_from_annotations_to_a_score(
     tmp_path: Path, shared_data: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one process, with fewer steps and answers."""
+    """They run in one process, with fewer steps and answers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = Path("CrossNER/ner_data/ai")

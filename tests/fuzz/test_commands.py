@@ -1,7 +1,7 @@
-"""Every command with options of the wrong kind and with damaged inputs: a result, or one line and no new file.
+"""Run every command with unusual option values and damaged inputs: it writes a result, or one error line and no file.
 
-A sample of the options whose text cannot be parsed runs in every run of the tests; everything runs with --slow for a
-share of KNOWLM_FUZZ_SECONDS, in an order that changes from run to run.
+Without --slow, only a fixed sample of values that cannot be parsed is tried. With --slow, shares of KNOWLM_FUZZ_SECONDS
+are spent on option values, in random order, and on damaged inputs.
 """
 
 import random
@@ -22,7 +22,7 @@ NOTICES = ("notice: ", "WARNING: ", "[transformers] ")
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return the size and time of each file, and the folders."""
+    """Return {path: (size in bytes, time of the last change)}; folders have (0, 0)."""
     found = {}
     for path in folder.rglob("*"):
         stat = path.lstat()
@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 def faults(
     command: Command, answer: dict[str, Any], changed: list[str], accepted: bool, unmade: list[str]
 ) -> list[str]:
-    """Return what is wrong with a run.
+    """Return the faults of a run.
 
     changed: new and changed files; accepted: whether status 0 is right; unmade: outputs that do not exist.
     """
@@ -62,7 +62,7 @@ def faults(
 
 
 def exists(path: Path) -> bool:
-    """Return whether a path exists; no path exists whose name is too long."""
+    """Return whether a path exists; False if its name is too long."""
     try:
         return path.exists()
     except OSError:
@@ -70,12 +70,12 @@ def exists(path: Path) -> bool:
 
 
 def run_case(command: Command, words: list[str], fork_server: Any, folder: Path, accepted: bool) -> str:
-    """Run a command in a folder of its inputs; return "" or a report of what is wrong."""
+    """Run a command in a folder with its inputs; return a report of its faults, or "" if it has none."""
     before = contents(folder)
     answer = fork_server.run(words, folder, RUN_SECONDS)
     changed = [name for name, state in contents(folder).items() if before.get(name) != state and ".rows-" not in name]
     given = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
-    place = given.get("save_path", "")  # the folder of --save_prefix
+    place = given.get("save_path", "")  # --save_prefix is relative to it
     made = [str(Path(place, given[name])) for name in command.made if given.get(name)]
     unmade = [name for name in made if not exists(folder / name) and not exists(folder / f"{name}.idx")]
     wrong = faults(command, answer, changed, accepted, unmade)
@@ -84,9 +84,9 @@ def run_case(command: Command, words: list[str], fork_server: Any, folder: Path,
 
 def option_cases(commands: list[Command], shuffled: random.Random) -> Iterator[tuple[Command, str, Any, str]]:
     """Yield (command, option, type, value) in random order, forever: the fixed values first, then random ones."""
-    cases = [
+    cases = [  # without the prefix /dev/null, for which a command would write /dev/null.bin
         (command, option, kind, value) for command in commands for option, kind in command.options().items()
-        for value in [*VALUES, NO_VALUE] if not (value == "/dev/null" and option.endswith("_prefix"))  # /dev/null.bin
+        for value in [*VALUES, NO_VALUE] if not (value == "/dev/null" and option.endswith("_prefix"))
     ]  # fmt: skip
     shuffled.shuffle(cases)
     yield from cases
@@ -96,10 +96,10 @@ def option_cases(commands: list[Command], shuffled: random.Random) -> Iterator[t
         yield command, option, kind, "".join(shuffled.choices(letters, k=shuffled.randint(1, 6)))
 
 
-def test_sample_of_unusable_options_is_refused_in_one_line(
+def test_sample_of_values_that_cannot_be_parsed_is_refused_in_one_line(
     fork_servers: Callable[[str, bool], Any], tmp_path: Path
 ) -> None:
-    """Values that no option of the type takes, without the commands that import torch or vLLM to parse options."""
+    """Commands that import torch or vLLM to parse their options are left out."""
     draw, reports = random.Random(19), []
     for command in draw.sample([command for command in COMMANDS if command.script not in LIBRARY_OPTIONS], 20):
         cases = [
@@ -117,7 +117,10 @@ def try_cases(
     cases: Iterator[tuple[Command, list[str], bool, Callable[[Path], None]]],
     fork_servers: Callable[[str, bool], Any], inputs: Path, place: Path, seconds: float,
 ) -> None:  # fmt: skip
-    """Run cases (command, words, whether status 0 is right, damage of the inputs) for a time."""
+    """Run cases for a number of seconds; fail with a report of the faults.
+
+    cases: (command, its command line, whether exit status 0 is right, function that damages the inputs).
+    """
     count, reports, folder, end = 0, list[str](), place / "case/run", 0.0
     for command, words, accepted, damage in cases:
         fork_server = fork_servers(command.script.split("/")[0], True)
@@ -130,7 +133,7 @@ def try_cases(
             reports.append(f"{report}\n    files: {kept}")
             print(reports[-1])
         else:
-            shutil.rmtree(folder.parent)  # with ../missing/x
+            shutil.rmtree(folder.parent)  # also the output ../missing/x
         count += 1
         if time.monotonic() > end:
             break
@@ -142,7 +145,7 @@ def try_cases(
 @pytest.mark.slow
 @pytest.mark.timeout(share_of_seconds(1) + 1200)
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "tools", "examples", "inference"])
-def test_every_option_takes_its_values_and_refuses_others_in_one_line(
+def test_option_values_are_accepted_or_refused_in_one_line(
     fork_servers: Callable[[str, bool], Any], inputs: Path, tmp_path: Path, stage: str
 ) -> None:
     commands = [command for command in COMMANDS if command.script.startswith(f"{stage}/")]

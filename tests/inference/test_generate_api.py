@@ -17,7 +17,7 @@ from routes.sampling_parameters import DEFAULT_MAX_TOKENS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuning_runs import encoded
 
-CONTEXT = 512  # of the tiny checkpoint
+CONTEXT = 512  # context length of the tiny checkpoint, in tokens
 QUESTIONS = [
     ("Where was Dabe Kilo born?", ""),
     ("写出首都", "李白生于701年。"),
@@ -257,7 +257,7 @@ WRITTEN = [
 
 @pytest.mark.parametrize("text", WRITTEN)
 def test_cut_answers_end_in_whole_characters(server: Any, text: str) -> None:
-    """Constrained decoding forces the text; an answer truncated at any token is a prefix of it."""
+    """Constrained decoding forces the text; answers truncated after 1, 4, 7, … tokens are prefixes of it."""
     body: dict[str, Any] = {
         "instruction": "write",
         "parameters": {"seed": 3, "structured_outputs": {"choice": [text]}, "max_tokens": 200},
@@ -303,7 +303,7 @@ def test_error_before_a_stream_is_an_ordinary_response(server: Any) -> None:
 
 
 def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """Text and token count of the best answer, with the published general decoding, then with other settings."""
+    """Token counts and texts up to the first invalid UTF-8 byte are equal; the first settings are published ones."""
     model: Any = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for (instruction, input), (beams, penalty, length_penalty) in zip(
         QUESTIONS[:3], [(4, 1.3, 1.0), (3, 1.6, 0.0), (3, 1.0, 1.0)], strict=True
@@ -346,7 +346,7 @@ def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenize
 
 
 def tokens_computed(server: Any) -> float:
-    """Return the prompt and generated tokens of the engine so far; a beam's text is a new prompt at every step."""
+    """Return the number of prompt and generated tokens so far; beam search sends each beam as a new prompt per step."""
     return server.metric_sum("generation_tokens_total", "prompt_tokens_total")
 
 

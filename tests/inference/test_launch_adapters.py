@@ -1,4 +1,4 @@
-"""launch_adapters.py: checks of adapters before loading."""
+"""launch_adapters.py: adapters are checked, and vLLM's options for them are set, before the server starts."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ LAUNCHER = "inference/launch_vllm.py"
 
 @pytest.fixture(scope="module")
 def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an adapter of rank 4, and rank 9 in one layer; tests must not modify it."""
+    """Return an adapter with rank 4, and with rank 9 in one layer; tests must not modify it."""
     folder = tmp_path_factory.mktemp("one") / "adapter"
     return make_adapter(
         tiny_checkpoint, folder, r=4, target_modules=["q_proj", "embed_tokens"], rank_pattern={"layers.1.*q_proj": 9}
@@ -135,14 +135,16 @@ def test_adapters_own_template_takes_precedence(adapter: Path, tiny_checkpoint: 
     assert (bare.template, bare.tokenizer) == ("{{ bos_token }}own", base.tokenizer)
 
 
-def test_base_tokenizer_is_used_if_the_adapters_lacks_its_added_tokens(adapter: Path, tiny_checkpoint: Path) -> None:
+def test_base_tokenizer_is_used_if_the_adapter_tokenizer_lacks_added_tokens(
+    adapter: Path, tiny_checkpoint: Path
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.add_tokens(["<new>"])
     assert adapter_prompt_encoder(str(adapter), PromptEncoder(tokenizer)).tokenizer is tokenizer
 
 
 def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Two pieces are swapped; vLLM would decode answers with the base's tokenizer."""
+    """Two pieces are swapped in the adapter's tokenizer; vLLM would decode answers with the base's tokenizer."""
     folder = shutil.copytree(adapter, tmp_path / "exchanged")
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -205,7 +207,7 @@ for line in json.load(sys.stdin):
 
 
 def parsed(lines: list[list[str]]) -> list[Any]:
-    """Parse all command lines in one process; return [settings, notes, template notes] or the error of each."""
+    """Parse all command lines in one process; return [settings, notices, notices on prompts] or the error for each."""
     done = subprocess.run(
         [sys.executable, "-c", PARSE_EACH], input=json.dumps(lines), capture_output=True, text=True, timeout=580,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "inference"), "VLLM_CPU_OMP_THREADS_BIND": "auto"},
@@ -215,7 +217,9 @@ def parsed(lines: list[list[str]]) -> list[Any]:
 
 
 @pytest.mark.integration
-def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_presets_for_adapters_keep_given_options_or_refuse_them(
+    adapter: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     model_options = ["--model", str(tiny_checkpoint), "--port", str(free_port()), "--lora-modules"]
     nine = [f"a{at}={adapter}" for at in range(9)]
     template = tmp_path / "t.jinja"
@@ -277,7 +281,7 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
 
 @pytest.mark.integration
 def test_command_lines_of_the_readme_are_accepted(adapter: Path, tiny_checkpoint: Path) -> None:
-    """Every launch_vllm.py line of the README is parsed, with its folders replaced by existing ones."""
+    """Every launch_vllm.py line of the README is accepted, with existing folders in it, unless it needs a GPU."""
     lines = []
     for command in commands(REPOSITORY / "inference/README.md"):
         arguments = shlex.split(command, comments=True)

@@ -34,8 +34,8 @@ def test_private_interfaces_exist_with_the_expected_parameters(place: str) -> No
         assert set(parameters.split(", ")) <= set(inspect.signature(found).parameters)
 
 
-def test_first_log_probabilities_are_compiled() -> None:
-    """request_cost.warm_up has the reason."""
+def test_vllm_compiles_a_function_for_log_probabilities() -> None:
+    """Without this compilation, request_cost.warm_up would not be needed."""
     from vllm.v1.sample.ops.logprobs import batched_count_greater_than
 
     assert hasattr(batched_count_greater_than, "_torchdynamo_orig_callable")
@@ -49,7 +49,7 @@ def test_from_vllm_names_the_missing_name_and_the_remedy(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def wrapper(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the LoRA wrapper that vLLM makes once a CpuAdapterWorker exists; its rows: adapter 1, base, adapter 1."""
+    """Return the LoRA wrapper that vLLM makes after a CpuAdapterWorker, for rows of adapter 1, base, adapter 1."""
     from vllm.lora.layers import LoRAMapping
     from vllm.lora.punica_wrapper import get_punica_wrapper
     from vllm_bridge import cpu_adapters
@@ -122,7 +122,7 @@ def test_sequences_of_vllms_output_processor_are_recorded() -> None:
     sequences = cost.sequences
     assert [sequence.request_id for sequence in sequences] == ["first", "second"]
     assert tokens_used({}, sequences) == 6
-    for sequence in sequences:  # vLLM counts generated tokens by the detokenizer
+    for sequence in sequences:  # vLLM's detokenizer counts the generated tokens
         sequence.detokenizer.token_ids += [7, 7]
     assert tokens_used({}, sequences) == 10
 
@@ -138,7 +138,7 @@ def test_tokens_used_prefers_the_count_of_the_handler() -> None:
     assert tokens_used({}, []) == 0
 
 
-def test_vllm_sets_the_attributes_of_the_application_that_are_read() -> None:
+def test_vllm_sets_the_attributes_that_are_read_from_its_application() -> None:
     """The attributes are args, engine_client, server, openai_serving_models and the handlers of streams."""
     launchers = Path(import_module("vllm.entrypoints.launchers").__file__ or "").parent
     modules = ("vllm.entrypoints.generate.api_router", "vllm.entrypoints.scale_out.factories")
@@ -166,8 +166,8 @@ def test_memory_advice_assumes_vllms_defaults_for_a_card(monkeypatch: pytest.Mon
     assert inspect.signature(arg_utils.EngineArgs).parameters["gpu_memory_utilization"].default == MEMORY_SHARE
 
 
-def test_vllm_s_errors_about_options_are_user_errors(tiny_checkpoint: Path) -> None:
-    """vLLM raises AssertionError, RuntimeError and KeyError, some with a message that is not formatted."""
+def test_errors_of_vllm_about_options_become_value_errors(tiny_checkpoint: Path) -> None:
+    """vLLM raises exceptions of several classes, some with an unformatted message; other errors are not converted."""
     engine_options = from_vllm("AsyncEngineArgs")(model=str(tiny_checkpoint), data_parallel_backend="x")
     logging_options = argparse.Namespace(log_config_file="x,y")
     for check, message in (

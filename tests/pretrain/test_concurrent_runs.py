@@ -1,4 +1,4 @@
-"""Two runs of clean.py or preprocess.py on one output: the second one is refused, also while Slurm jobs wait."""
+"""A second run of clean.py or preprocess.py on the same output is refused, also while Slurm jobs of the first wait."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_second_cleaning_of_one_folder_is_refused_and_the_first_one_finishes(
     tmp_path: Path, run_script: RunScript
 ) -> None:
-    """The first one is stopped in between, so that the second one, with other settings, comes during its work."""
+    """SIGSTOP suspends the first run, so that the later ones, with other options, start before its end."""
     source, out = rows(tmp_path / "a.jsonl", TEXTS * 500), tmp_path / "out"
     command = ["pretrain/clean.py", "--file_path", source, "--skip", "minhash", "--output_dir", out]
     first = subprocess.Popen(
@@ -76,7 +76,7 @@ def test_corpus_and_answers_in_a_sealed_folder_are_refused(
         assert [path.name for path in (tmp_path / "sealed").iterdir()] == ["checkpoint.json"]
 
 
-PROGRAMS = {  # stand-ins for Slurm's: jobs 11, 12, ... never start and stay in the file `queue`
+PROGRAMS = {  # stand-ins for Slurm's commands; jobs 11, 12, ... never start and stay in the file `queue`
     "sbatch": 'n=$(($(cat "$JOBS/n" 2>/dev/null || echo 10) + 1)); echo $n > "$JOBS/n"\n'
     '[ $n != "$REFUSED" ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }\n'
     'echo $n >> "$JOBS/queue"; echo "Submitted batch job $n"',
@@ -87,7 +87,7 @@ PROGRAMS = {  # stand-ins for Slurm's: jobs 11, 12, ... never start and stay in 
 
 @pytest.fixture
 def waiting_jobs(tmp_path: Path) -> dict[str, object]:
-    """An environment with a Slurm whose jobs wait in the queue."""
+    """Return environment variables for the stand-ins of Slurm's commands, with which jobs never start."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in PROGRAMS.items():
@@ -97,7 +97,7 @@ def waiting_jobs(tmp_path: Path) -> dict[str, object]:
 
 
 def commands(folder: Path, tokenizer: Path) -> dict[str, list[object]]:
-    """Return the commands that submit jobs, by the name of the folder of their logs."""
+    """Return {name of the folder of a command's logs: the command}; with ON_SLURM, the commands submit jobs."""
     source = rows(folder / "a.jsonl", TEXTS)
     write = ["pretrain/preprocess.py", "--mode", "write", "--file_path", source, "--tokenizer_path", tokenizer]
     return {
@@ -135,7 +135,7 @@ def test_run_is_refused_while_slurm_jobs_of_another_run_wait(
 
 
 @pytest.mark.integration
-def test_job_that_sbatch_refuses_is_one_line_and_keeps_the_folder_of_the_submitted_jobs(
+def test_error_of_sbatch_names_submitted_jobs_and_keeps_the_folder_if_there_are_any(
     tmp_path: Path, run_script: RunScript, waiting_jobs: dict[str, object], tiny_tokenizer: Path
 ) -> None:
     command = commands(tmp_path, tiny_tokenizer)["out.partial"]

@@ -20,7 +20,7 @@ SCRIPT = "pretrain/preprocess.py"
 def test_documents_have_sentencepieces_ids_between_bos_and_eos(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
-    """From JSONL with another key, from text and from .gz; ranges, counts and hashes are right."""
+    """Documents are from JSONL with another key, text files and .gz files; verify_corpus checks the sidecar."""
     texts = [" ".join(small_texts()[i : i + 9]) for i in range(0, 90, 9)]
     texts += ["<s> is text</s>", "  spaces\tand {braces} %s\x00 🤖 ", "two\nlines\r\n", "x" * 300]
     rows(tmp_path / "a.jsonl", texts, "content")
@@ -46,7 +46,8 @@ def test_documents_have_sentencepieces_ids_between_bos_and_eos(
             "documents": len(truth), "tokens": int(corpus.lengths.sum()),
         }
     ]  # fmt: skip
-    assert corpus.sidecar["settings"]["self_checked_documents"] == CHECK_FIRST + 5  # of a, and the short files
+    # The first documents of a.jsonl, and the five documents of the other files.
+    assert corpus.sidecar["settings"]["self_checked_documents"] == CHECK_FIRST + 5
 
 
 def test_samples_end_at_sentence_ends_and_are_balanced(tmp_path: Path, tiny_tokenizer: Path) -> None:
@@ -57,7 +58,7 @@ def test_samples_end_at_sentence_ends_and_are_balanced(tmp_path: Path, tiny_toke
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
     ends, at = set(sentence_ends(text)), ""
     for sample in corpus:
-        at += oracle.decode([5, *sample.tolist()])[len(oracle.decode([5])) :]  # a first piece, so that no space is lost
+        at += oracle.decode([5, *sample.tolist()])[len(oracle.decode([5])) :]  # piece 5 keeps the leading space
         assert len(at.lstrip()) in ends | {len(text)} or len(at) in ends
     assert at.strip() == text
     assert corpus.lengths.min() > 64  # balanced: the last sample is not short

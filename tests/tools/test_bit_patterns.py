@@ -1,4 +1,4 @@
-"""bit_patterns.py: conversions as torch's to the bit, differences that give every pattern back."""
+"""bit_patterns.py: conversions equal torch's bit for bit, and differences restore every bit pattern."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_sortable_integers_sort_like_values(name: str) -> None:
     assert (np.diff(values.float().numpy()[np.argsort(numbers)]) >= 0).all()
 
 
-def test_zigzag_of_neighbouring_floats_is_small() -> None:
+def test_neighbouring_floats_are_consecutive_integers_and_zigzag_alternates_signs() -> None:
     values = np.array([1.0, np.nextafter(np.float32(1), np.float32(2)), -0.0, 0.0], np.float32).view(np.uint32)
     gaps = to_sortable_integers(values, "F32").astype(np.int64)
     assert gaps[1] - gaps[0] == 1

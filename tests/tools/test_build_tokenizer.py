@@ -1,4 +1,4 @@
-"""tools/build_tokenizer.py: ids equal SentencePiece's on hard and real text, and what is not handled is refused."""
+"""tools/build_tokenizer.py: ids equal SentencePiece's on hard and real text, and unsupported models are refused."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_saving_again_keeps_the_ids(tiny_tokenizer: Path, tmp_path: Path) -> Non
         assert tokenizer(text).input_ids[0] == tokenizer.bos_token_id
 
 
-def test_user_defined_pieces_and_missing_prefix_keep_ids(tmp_path: Path) -> None:
+def test_ids_equal_sentencepiece_with_user_defined_pieces_and_no_dummy_prefix(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"row {i} of some plain text with <sep> inside" for i in range(200)))
     sentencepiece.SentencePieceTrainer.train(
@@ -76,7 +76,7 @@ def test_user_defined_pieces_and_missing_prefix_keep_ids(tmp_path: Path) -> None
         ({"normalization_rule_name": "nmt_nfkc"}, "normalization rule 'nmt_nfkc'"),
     ],
 )
-def test_build_tokenizer_refuses_unsupported_model_types(
+def test_build_tokenizer_refuses_unsupported_model_settings(
     tmp_path: Path, run_script: RunScript, setting: dict[str, object], named: str
 ) -> None:
     text = tmp_path / "text.txt"
@@ -118,7 +118,7 @@ def test_file_without_text_to_compare_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_fingerprint_depends_on_the_table_of_pieces_alone(tiny_tokenizer: Path) -> None:
+def test_built_and_loaded_tokenizer_have_the_same_fingerprint(tiny_tokenizer: Path) -> None:
     built = sentencepiece_bpe.build_fast_tokenizer(
         sentencepiece_bpe.read_sentencepiece_model(tiny_tokenizer / "tokenizer.model")
     )

@@ -20,7 +20,7 @@ def write_folder(folder: Path) -> None:
     (folder / "inner/text").write_text("whole")
 
 
-def write_killed(path: Path) -> None:
+def write_and_kill_self(path: Path) -> None:
     write_folder(path)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -34,7 +34,7 @@ def write_at_once(entry: Path, start: Barrier) -> None:
 
 
 def kill_a_writer(entry: Path) -> None:
-    process = FORK.Process(target=ensure_cache_entry, args=(entry, write_killed))
+    process = FORK.Process(target=ensure_cache_entry, args=(entry, write_and_kill_self))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -114,7 +114,7 @@ def test_leftover_is_removed_if_the_entry_is_complete(tmp_path: Path) -> None:
     """A process can be killed after it moved its entry and before it removed its folder."""
     ensure_cache_entry(tmp_path / "entry", write_folder)
     kill_a_writer(tmp_path / "second")
-    ensure_cache_entry(tmp_path / "entry", write_killed)  # is not called
+    ensure_cache_entry(tmp_path / "entry", write_and_kill_self)  # the entry is valid, so the writer is not called
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
 

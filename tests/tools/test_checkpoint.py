@@ -1,4 +1,4 @@
-"""tools/checkpoint.py: the seal finds every change, the fingerprint survives resharding, compare says how far."""
+"""tools/checkpoint.py: verify finds changes, fingerprints do not depend on shards, compare reports differences."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def shard(source: Path, target: Path, count: int = 3) -> Path:
-    """The same weights in several shards."""
+    """Write a copy of a checkpoint with its weights in several shards; return its folder."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
     state = load_file(source / "model.safetensors")
     files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
@@ -175,7 +175,7 @@ def test_compare_reports_distance_of_different_weights(folder: Path, tmp_path: P
 def test_compare_counts_signed_zeros_as_different_and_equal_nan_as_equal(
     folder: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
-    """Bits count: -0 is not +0, and the same NaN is equal."""
+    """Weights are compared bit by bit."""
     for name, zero in (("a", 0.0), ("b", -0.0)):
         (tmp_path / name).mkdir()
         save_file({"w": torch.tensor([float("nan"), zero])}, tmp_path / name / "model.safetensors")

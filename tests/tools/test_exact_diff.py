@@ -1,4 +1,4 @@
-"""exact_diff.py and diff_writer.py: every bit comes back, for every type; small changes make small diffs."""
+"""exact_diff.py and diff_writer.py: tensors of every type are restored bit for bit; small changes make small diffs."""
 
 import json
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def make(folder: Path, tuned: dict[str, Tensor], base: dict[str, Tensor], limit:
     return exact_diff.read_diff(folder)
 
 
-def comes_back(diff: ExactDiff, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> bool:
+def is_restored(diff: ExactDiff, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> bool:
     return all(
         np.array_equal(np.concatenate([*decode(diff, name, base), t.read(0, 0)]), t.read()) for name, t in tuned.items()
     )
@@ -38,7 +38,7 @@ def comes_back(diff: ExactDiff, tuned: Mapping[str, Tensor], base: Mapping[str, 
 
 @pytest.mark.parametrize("limit", [LIMIT, 30_000], ids=["one file", "shards"])
 def test_exact_diff_restores_every_tensor(tmp_path: Path, limit: int) -> None:
-    """Same type, other types, rows added and removed, tensors that the base lacks, scalars, empty ones, tied output."""
+    """Tensors have the base's or another type, more or fewer rows, no base tensor, or 0 or 1 elements; one is tied."""
     torch.manual_seed(0)
     plain = torch.randn(50, 70)
     base = {
@@ -57,7 +57,7 @@ def test_exact_diff_restores_every_tensor(tmp_path: Path, limit: int) -> None:
     ours, parents = stored(tmp_path, "tuned", tuned), stored(tmp_path, "base", base)
     diff = make(tmp_path / "diff", ours, parents, limit)
     assert (len(list((tmp_path / "diff").glob("*.safetensors"))) > 1) == (limit < LIMIT)
-    assert comes_back(diff, ours, parents)
+    assert is_restored(diff, ours, parents)
     base_names = {key: entry.base_name for key, entry in diff.entries.items()}
     assert base_names["to_double"] is base_names["new"] is None
     assert base_names["lm_head.weight"] == "model.embed_tokens.weight"
@@ -69,7 +69,7 @@ def test_exact_diff_restores_every_tensor(tmp_path: Path, limit: int) -> None:
     ("dtype", "share"), [(torch.float16, 0.172), (torch.bfloat16, 0.0085), (torch.float32, 0.4925)], ids=str
 )
 def test_diff_of_small_change_is_small(tmp_path: Path, dtype: torch.dtype, share: float) -> None:
-    """A relative change of 1e-3, kept in the type; entropy says 0.166, 0.0068 and 0.489."""
+    """Weights have a relative change of 1e-3; its entropy is 0.166, 0.0068 and 0.489 of their size."""
     torch.manual_seed(0)
     base = (torch.randn(1000, 1000) * 0.02).to(dtype)
     tuned = (base.float() * (1 + 1e-3 * torch.randn(1000, 1000))).to(dtype)
@@ -79,7 +79,7 @@ def test_diff_of_small_change_is_small(tmp_path: Path, dtype: torch.dtype, share
 
 @pytest.mark.integration
 def test_diff_of_merged_adapter_is_small(tmp_path: Path) -> None:
-    """The search finds the rank; a matrix that changed everywhere is stored as before; both come back to the bit."""
+    """The search finds the rank; a matrix without a low-rank change is stored without factors; both are restored."""
     torch.manual_seed(0)
     base = {"merged": (torch.randn(700, 900) * 0.02).half(), "moved": (torch.randn(700, 900) * 0.02).half()}
     change = torch.randn(700, 4) @ torch.randn(4, 900) * 5e-4
@@ -88,7 +88,7 @@ def test_diff_of_merged_adapter_is_small(tmp_path: Path) -> None:
     diff = make(tmp_path / "diff", ours, parents)
     assert {name: entry.rank for name, entry in diff.entries.items()} == {"merged": 4, "moved": 0}
     assert diff.payloads["merged"].nbytes < 0.04 * tuned["merged"].nbytes
-    assert comes_back(diff, ours, parents)
+    assert is_restored(diff, ours, parents)
 
 
 def test_recover_refuses_other_base_and_names_tensor(tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_recover_refuses_damaged_payload(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, dict[str, object]] = {
-    "rank above the sides": {"rank": 10**9}, "rank of a vector": {"rank": 1, "shape": [600]},
+    "rank above the shape": {"rank": 10**9}, "rank of a vector": {"rank": 1, "shape": [600]},
     "negative": {"shape": [-1]}, "no base": {"base_name": None}, "other type": {"dtype": "F4"},
-    "huge": {"shape": [1 << 30, 1 << 30]}, "long row": {"shape": [1, 1 << 40]}, "other sides": {"shape": [30, 20]},
+    "huge": {"shape": [1 << 30, 1 << 30]}, "long row": {"shape": [1, 1 << 40]}, "other shape": {"shape": [30, 20]},
     "unknown key": {"program": "x"}, "longer chunk": {"chunks": [2]},
     "another chunk": {"chunks": [1, 1]}, "no list": {"chunks": None},
 }  # fmt: skip
@@ -164,7 +164,7 @@ def test_read_diff_refuses_unknown_format(tmp_path: Path) -> None:
 def test_search_stops_after_low_rank_parts_that_do_not_make_the_diff_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a few training steps: every matrix changed everywhere, and its change has a large low-rank part."""
+    """Every value of every matrix changes, with a large low-rank part, as after a few training steps."""
     draw = torch.Generator().manual_seed(0)
     base, tuned = {}, {}
     for layer in range(6):

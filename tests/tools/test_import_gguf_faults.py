@@ -25,7 +25,9 @@ SCRIPT = "tools/import_gguf.py"
         (float("inf"), "bfloat16", r"tensor blk\.1\.ffn_up\.weight holds NaN or infinity"),
     ],
 )
-def test_import_refuses_values_that_type_cannot_hold(make: Make, value: float, dtype: str, message: str) -> None:
+def test_import_refuses_values_that_the_dtype_cannot_represent(
+    make: Make, value: float, dtype: str, message: str
+) -> None:
     file = exported(make())
     tensor = gguf_header.read_gguf(file).tensors["blk.1.ffn_up.weight"]
     content = bytearray(file.read_bytes())
@@ -48,7 +50,7 @@ def test_import_refuses_an_infinite_scale_in_one_line(make: Make, recwarn: pytes
     assert not recwarn.list
 
 
-FLOAT64_ONLY = Typed(1e300, gguf.GGUFValueType.FLOAT64)  # more than a float32 can be
+FLOAT64_ONLY = Typed(1e300, gguf.GGUFValueType.FLOAT64)  # above the range of float32
 LONG = Typed(1 << 31, gguf.GGUFValueType.UINT32)
 METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"general__architecture": "mamba"}, "architecture 'mamba' is not supported; supported are llama"),
@@ -94,7 +96,7 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", METADATA)
-def test_import_refuses_metadata_that_config_cannot_express(make: Make, tmp_path: Path, case: str) -> None:
+def test_import_refuses_unsupported_and_inconsistent_metadata(make: Make, tmp_path: Path, case: str) -> None:
     changes, message = METADATA[case]
     file = rewritten(exported(make()), tmp_path / "{changed}.gguf", **changes)
     with pytest.raises(ValueError, match=f"changed}}.gguf.*{message}".replace("[", r"\[").replace("(", r"\(")) as error:
@@ -115,7 +117,9 @@ def test_import_refuses_metadata_that_config_cannot_express(make: Make, tmp_path
         (b"GGUF\3\0\0\0" + bytes(8) + b"\1" + bytes(7) + b"\xff" * 100, "bytes of a string, more than"),
     ],
 )
-def test_import_refuses_other_files(tmp_path: Path, run_tool: RunTool, content: bytes, message: str) -> None:
+def test_import_refuses_files_without_a_supported_header(
+    tmp_path: Path, run_tool: RunTool, content: bytes, message: str
+) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
     done = run_tool(SCRIPT, "--gguf", tmp_path / "x.gguf", "--output", tmp_path / "out", status=2)
     assert message in done.stderr
@@ -123,8 +127,8 @@ def test_import_refuses_other_files(tmp_path: Path, run_tool: RunTool, content: 
     assert not (tmp_path / "out").exists()
 
 
-def test_import_of_a_damaged_header_is_a_value_error(make: Make, tmp_path: Path) -> None:
-    """A file that is cut off, or has random changes in its header, is refused or is still readable."""
+def test_damaged_header_is_read_or_raises_a_value_error(make: Make, tmp_path: Path) -> None:
+    """The header has random bytes, and the file may be cut off; tensors of a readable header are inside the file."""
     file = exported(make(), "f16")
     content, draw = file.read_bytes(), random.Random(3)
     start = min(tensor.offset for tensor in gguf_header.read_gguf(file).tensors.values())
@@ -143,7 +147,7 @@ def test_import_of_a_damaged_header_is_a_value_error(make: Make, tmp_path: Path)
         assert all(tensor.offset + tensor.nbytes <= cut for tensor in header.tensors.values())
 
 
-def test_import_options_are_checked(make: Make, tmp_path: Path, run_tool: RunTool) -> None:
+def test_import_refuses_invalid_options_and_an_existing_folder(make: Make, tmp_path: Path, run_tool: RunTool) -> None:
     file = exported(make())
     for options, message in (
         (("--gguf", tmp_path / "none.gguf"), "none.gguf does not exist; --gguf takes a GGUF file"),
@@ -160,7 +164,9 @@ def test_import_options_are_checked(make: Make, tmp_path: Path, run_tool: RunToo
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
-def test_import_refuses_rotary_divisors_that_are_no_numbers(make: Make, tmp_path: Path, value: float) -> None:
+def test_import_refuses_rotary_divisors_that_are_not_positive_and_finite(
+    make: Make, tmp_path: Path, value: float
+) -> None:
     divisors = np.full(8, value, np.float32), gguf.GGMLQuantizationType.F32
     file = rewritten(exported(make()), tmp_path / "changed.gguf", {"rope_freqs.weight": divisors})
     with pytest.raises(ValueError, match=r"changed\.gguf: tensor rope_freqs\.weight holds NaN, infinity or"):

@@ -1,4 +1,4 @@
-"""number_coding.py: any numbers come back; numbers of little information take little more than that."""
+"""number_coding.py: decoding restores the encoded numbers, and the encoded size is close to the entropy."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_encoded_numbers_decode_to_same_numbers(itemsize: int) -> None:
     [("F16", 1e-3, 1.03), ("F16", 1e-4, 1.15), ("F16", 1e-2, 1.02), ("BF16", 1e-3, 1.06), ("F32", 1e-3, 1.01)],
 )
 def test_encoded_size_is_close_to_entropy(dtype: str, relative: float, above: float) -> None:
-    """Weights that changed by a random part of themselves; `above`: bytes over the entropy of the steps' bytes."""
+    """relative: standard deviation of the relative change of each weight; above: limit of size / entropy."""
     generator = np.random.default_rng(0)
     base = from_float32(generator.standard_normal(1 << 20, dtype=np.float32) * np.float32(0.02), dtype)
     factor = 1 + np.float32(relative) * generator.standard_normal(1 << 20, dtype=np.float32)
@@ -43,7 +43,7 @@ def test_encoded_size_is_close_to_entropy(dtype: str, relative: float, above: fl
 
 
 @pytest.mark.parametrize("share", [0.0, 0.00001, 0.001, 0.03, 0.3, 1.0])
-def test_sparse_numbers_are_encoded_by_gaps(share: float) -> None:
+def test_numbers_up_to_8_take_at_most_3_bits_each_for_every_share_of_zeros(share: float) -> None:
     generator = np.random.default_rng(1)
     numbers = generator.integers(1, 9, 100_000).astype(np.uint16) * (generator.random(100_000) < share)
     packed = encode(numbers)
@@ -71,8 +71,8 @@ def test_decode_refuses_damaged_data(damage: str) -> None:
         decode(damages()[damage], 1000, 2)
 
 
-def test_flipped_bits_raise_only_value_errors(tmp_path: Path) -> None:
-    """Whatever a bit does, decoding ends with numbers of the right count or one of two errors."""
+def test_data_with_a_flipped_bit_is_decoded_or_raises_value_or_os_error(tmp_path: Path) -> None:
+    """Decoded data has the right count of numbers."""
     good = encode((np.random.default_rng(2).geometric(0.4, 5000) - 1).astype(np.uint16))
     for at in range(0, 8 * min(len(good), 120)):
         bad = bytearray(good)

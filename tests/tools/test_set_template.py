@@ -1,4 +1,4 @@
-"""tools/set_template.py: a new folder with the template, the old one untouched; a wrong template is refused."""
+"""tools/set_template.py writes a new folder with the template; the old folder stays, invalid templates are refused."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def test_input_is_appended_if_the_template_ignores_it(tiny_checkpoint: Path, tmp
 
 @pytest.mark.parametrize("stored", ["files", "list"])
 def test_named_templates_are_kept_beside_the_new_one(tiny_checkpoint: Path, tmp_path: Path, stored: str) -> None:
-    """A damaged main template, which is replaced, does not matter."""
+    """A damaged default template is not an error, since it is replaced."""
     from transformers import AutoTokenizer
 
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
@@ -100,7 +100,7 @@ def test_new_folder_inside_an_input_folder_is_refused(tiny_checkpoint: Path, ada
     assert sorted(model.iterdir()) == before
 
 
-def test_template_name_outside_the_new_folder_is_refused_by_every_tool(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_template_name_outside_the_new_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     listed = [{"name": name, "template": "{{ messages }}"} for name in ("default", "../../evil")]
     config = json.loads((model / "tokenizer_config.json").read_text())
@@ -120,7 +120,7 @@ def test_template_name_outside_the_new_folder_is_refused_by_every_tool(tiny_chec
     assert {path.name for path in tmp_path.iterdir()} == {"model", "rows.jsonl"}
 
 
-def test_tokenizer_model_of_any_class_gets_an_exact_tokenizer_json(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_exact_tokenizer_json_is_written_for_other_tokenizer_class(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     (model / "tokenizer.json").unlink()
     config = json.loads((model / "tokenizer_config.json").read_text())
@@ -143,7 +143,7 @@ def test_missing_tokenizer_config_is_reported_for_the_input_folder(tiny_checkpoi
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_template_of_chat_template_json_and_with_a_byte_order_mark_is_written_as_jinja(
+def test_chat_template_json_and_template_with_byte_order_mark_are_written_as_jinja(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     processor, marked = tmp_path / "chat_template.json", tmp_path / "marked.jinja"
