@@ -40,7 +40,7 @@ def main(
         trust_remote_code: execute the Python code in the folder of base_model.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
             --do_sample, --temperature, --top_p, --top_k, --seed (the same answer each time), and --preset precise or
-            creative, which sets them after the published advice (examples/README.md); other options take precedence.
+            creative, which sets them as published (examples/README.md); other options take precedence.
     """
     if interactive and (cases or output):
         raise ValueError("--interactive reads no --cases and writes no --output; remove --interactive, or the others")

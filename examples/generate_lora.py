@@ -36,7 +36,7 @@ def main(
 
     Args:
         base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
-        lora_weights: a LoRA adapter of base_model, likewise.
+        lora_weights: a LoRA adapter of base_model, given in the same way.
         template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
         run_ie_cases: run examples/cases/ie.json: four published extraction instructions, then cases with schemas.
@@ -50,7 +50,7 @@ def main(
         trust_remote_code: execute the Python code in the folder of base_model.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
             --do_sample, --temperature, --top_p, --top_k, --seed (the same answer each time), and --preset precise or
-            creative, which sets them after the published advice (examples/README.md); other options take precedence.
+            creative, which sets them as published (examples/README.md); other options take precedence.
     """
     if [run_ie_cases, run_general_cases, bool(cases), interactive].count(True) != 1:
         raise ValueError("give exactly one of --run_ie_cases, --run_general_cases, --cases and --interactive")

@@ -38,7 +38,7 @@ class BatchClient:
                 f"--url {parts.geturl()} is not the URL of a server; give one such as http://127.0.0.1:8090"
             )
         if parts.username or parts.password or parts.query:
-            raise ValueError("--url takes no name, password or query; put a key into KNOWLM_API_KEY")
+            raise ValueError("--url takes no user name, password or query; put a key into KNOWLM_API_KEY")
         self.url = urlunsplit(parts)
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.concurrency, self.socket_file = concurrency, socket_file

@@ -110,7 +110,7 @@ def check_sequences(engine_client: Any) -> None:
 
     def check_admission(n: int = 1, request_id: str | None = None) -> None:
         if limit is not None and n > limit:
-            raise from_vllm("VLLMValidationError")(f"n is {n}, the server accepts {limit} sequences at once; lower it")
+            raise from_vllm("VLLMValidationError")(f"n is {n}, the server accepts {limit} sequences at once; lower n")
         check(n, request_id)
 
     engine_client.check_admission = check_admission

@@ -314,7 +314,7 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
         ("--input in.jsonl --output o --model M --temperature -1", "-1 is out of range; give a number of 0 or more"),
         ("--input in.jsonl --output o --model nothing", "nothing does not exist; --model takes a checkpoint folder"),
         ("--input in.jsonl --output o --url 127.0.0.1:1", "is not the URL of a server"),
-        ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),
+        ("--input in.jsonl --output o --url http://u:p@h", "--url takes no user name, password or query"),
         ("--input in.jsonl --output o --url http://h --concurrency no", "--concurrency takes a whole number, not 'no'"),
         ("--input in.jsonl --output o --url http://h -- --dtype half", "--url uses a server that is already running"),
         ("--input texts.jsonl --output o --model M --max_tokens 9 --temperature 0",

@@ -223,7 +223,7 @@ def test_vllms_own_routes_are_served(server: Any) -> None:
     assert status == 200
     status, answer = server.post("/v1/chat/completions", chat | {"n": 1 << 20})
     message = answer["error"]["message"]
-    assert status == 400 and "n is 1048576, the server accepts " in message and "sequences at once; lower it" in message
+    assert status == 400 and "n is 1048576, the server accepts " in message and "sequences at once; lower n" in message
 
 
 def test_log_has_no_prompt_and_no_answer(server: Any) -> None:

@@ -165,8 +165,8 @@ def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpo
     ("options", "format", "message"),
     [
         ({"distributed_executor_backend": "ray"}, "", "Ray on GPUs only"),
-        ({"pipeline_parallel_size": 2, "enforce_eager": True}, "", "compiled models without adapters only"),
-        ({"pipeline_parallel_size": 2, "enable_lora": True}, "", "compiled models without adapters only"),
+        ({"pipeline_parallel_size": 2, "enforce_eager": True}, "", "only compiled models without adapters"),
+        ({"pipeline_parallel_size": 2, "enable_lora": True}, "", "only compiled models without adapters"),
         ({"dtype": "float32"}, "pack-quantized", "4-bit weights in half precision only"),
         ({"enable_lora": True}, "int-quantized", "no adapters on INT8 weights"),
         ({"enable_lora": True, "fully_sharded_loras": True}, "", "remove --fully-sharded-loras"),

@@ -209,7 +209,7 @@ def test_more_beams_than_the_queue_has_places_are_a_clients_error(port: int) -> 
     body = {"instruction": "x", "parameters": {"num_beams": QUEUE + 1}}
     status, headers, answer = Caller(port).request("/generate", body)
     assert (status, "retry-after" in headers) == (400, False)
-    assert answer["error"] == "num_beams is 9, the server accepts 8 sequences at once; lower it"
+    assert answer["error"] == "num_beams is 9, the server accepts 8 sequences at once; lower num_beams"
 
 
 def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
