@@ -31,7 +31,7 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
         ({"--model_name_or_path": "tests"}, "tests has no config.json"),
         ({"--data_path": "nowhere/all"}, "nowhere/all.json does not exist"),
         ({"--block_size": "16"}, "more than --block_size 16"),
-        ({"--block_size": "4096"}, "more than the context"),
+        ({"--block_size": "4096"}, "exceeds the context"),
         ({"--source_weights": "zh=1"}, "no source zh"),
         ({"--global_batch_distributed": "[1,2]"}, "not a list of 1 numbers"),
         ({"--eval_fraction": "1"}, "must be at least 0 and below 1"),
@@ -90,7 +90,7 @@ def test_base_with_a_missing_weight_is_refused(
     weights = load_file(base / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    message = r"another shape .*: 1, such as model\.layers\.1\.mlp\.up_proj\.weight; download it again"
+    message = r"another shape .*: 1, such as model\.layers\.1\.mlp\.up_proj\.weight; download the checkpoint again"
     with pytest.raises(ValueError, match=message):
         train_here(*options(base, small_corpus, tmp_path / "trained"))
     assert "MISSING" not in capfd.readouterr().err
