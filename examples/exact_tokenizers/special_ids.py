@@ -34,8 +34,8 @@ def corrected_ids(config: Mapping[str, Any], bos: int | None, eos: int | None) -
 def correct_model_ids(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Replace the old ids in the configurations of a loaded model by the tokenizer's, with a notice.
 
-    folder: the checkpoint, for messages. Raises ValueError if a BOS, EOS or padding id is not an integer (EOS: or a
-    list of integers).
+    folder: the checkpoint, for messages. Raises ValueError if a BOS, EOS or padding id is not an integer; for EOS,
+    a list of integers is also valid.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for config in (model.config, model.generation_config):

@@ -131,8 +131,8 @@ def is_read_inexactly(folder: Path) -> bool:
     """Return whether transformers, without executing code of the folder, would read the folder's tokenizer inexactly.
 
     The result is False for tokenizers that are not SentencePiece's. If there is no tokenizer.json, transformers reads
-    tokenizer.model inexactly for each class that it has and for unknown classes. It does not read tokenizer.model for a
-    class besides LLaMA's and the generic one if the folder has the class's code or another vocabulary (vocab.json).
+    tokenizer.model inexactly, whatever the class. Exception: if the class is neither LLaMA's nor the generic one and
+    the folder has the class's code or another vocabulary (vocab.json), transformers does not read tokenizer.model.
     """
     config = read_object(folder / "tokenizer_config.json")
     model, stored = folder / "tokenizer.model", folder / "tokenizer.json"
@@ -259,7 +259,7 @@ def old_configurations(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def corrected_configurations(folder: Path, tokenizer_files: Mapping[str, str]) -> dict[str, str]:
-    """Return name -> content of the folder's old configurations with the tokenizer's ids; prints a notice.
+    """Return name -> content of the old configurations, with their ids replaced by the tokenizer's; prints a notice.
 
     tokenizer_files: the contents of tokenizer.json and tokenizer_config.json; without these, nothing is corrected.
     """

@@ -11,9 +11,9 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-# complete.json has sizes but no hashes, for adapters too: files are flushed first, so after an interrupted save only
-# files or bytes can be missing, and an adapter without one of its tensors has another size. Hashes would additionally
-# detect only later changes of values.
+# complete.json has sizes but no hashes. All files are flushed before it is written, so an interrupted save can only
+# omit files or shorten them, and sizes show both, also in an adapter. Hashes would additionally detect only later
+# changes of values.
 MARKER = "complete.json"
 
 

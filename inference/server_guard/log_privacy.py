@@ -26,7 +26,7 @@ def remove_query(record: logging.LogRecord) -> bool:
 
 
 def remove_request_text(record: logging.LogRecord) -> bool:
-    """Filter that hides the arguments, except numbers, and the exception's message in warnings of QUOTING_LOGGERS."""
+    """Filter that hides the exception's message and all arguments but numbers in warnings of QUOTING_LOGGERS."""
     if record.levelno >= logging.WARNING and record.name.startswith(QUOTING_LOGGERS):
         if isinstance(record.args, tuple):
             record.args = tuple(value if isinstance(value, int | float) else HIDDEN for value in record.args)

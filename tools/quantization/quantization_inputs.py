@@ -27,7 +27,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def check_options(name: str, data_path: str, group_size: int, dtype: str, **counts: int) -> None:
-    """Raise ValueError for the first invalid option, or one that does not apply to the method. counts: minimum 1."""
+    """Raise ValueError for the first invalid option, or one that does not apply to the method. counts: 1 or more."""
     if name not in METHODS:
         raise ValueError(f"--method {name} is unknown; use one of {', '.join(METHODS)}")
     method = METHODS[name]
@@ -150,7 +150,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def needed_bytes(model: Path, layers: dict[str, tuple[int, int]], bits: int) -> int:
-    """Return an upper bound for the bytes of the quantised model; scales add up to 28 % (float32, groups of 32)."""
+    """Return an upper bound for the bytes of the quantised model; scales take up to 28 % (float32, groups of 32)."""
     weights = read_weights(model)
     linear = [weights[f"{name}.weight"] for name in layers if f"{name}.weight" in weights]
     saved = sum(tensor.nbytes - tensor.elements * bits * 1.3 / 8 for tensor in linear)
