@@ -134,7 +134,7 @@ def test_template_file_is_beside_the_exact_tokenizer(make_folder: MakeFolder) ->
     ("contents", "message"),
     [
         ({"added_tokens": {"<|end|>": 900}}, r"adds '<\|end\|>' with id 900, which does not follow its 800 pieces"),
-        ({"added_tokens": {"<s>": 5}}, "adds '<s>' with id 5, which differs from the token's id 1"),
+        ({"added_tokens": {"<s>": 5}}, "adds '<s>' with id 5, but it is its piece 1"),
         (
             {"added_tokens": {"<a>": 800}, "tokenizer_config": {"added_tokens_decoder": {"800": {"content": "<b>"}}}},
             "gives id 800 to '<a>' in one tokenizer file and to '<b>' in another",

@@ -207,6 +207,6 @@ def make_world(
                 write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in prompts))
         write_jsonl(scratch / "types.json", [annotation_types()])
     print(
-        f"{output_dir}: {documents_per_language} documents in each language, {rows} training rows, "
-        f"{heldout_rows} held-out rows"
+        f"{output_dir}: {documents_per_language} documents in each language, {rows // 2 * 2} training rows, "
+        f"{heldout_rows // 2 * 2} held-out rows"
     )

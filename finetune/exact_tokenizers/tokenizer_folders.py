@@ -310,9 +310,9 @@ def add_tokens(tokenizer: "Tokenizer", tokens: "Mapping[int, AddedToken]", folde
         known = tokenizer.token_to_id(token.content)
         size = tokenizer.get_vocab_size(with_added_tokens=True)
         if (size if known is None else known) != index:
-            fact = f"does not follow its {size} pieces" if known is None else f"differs from the token's id {known}"
+            fact = f"which does not follow its {size} pieces" if known is None else f"but it is its piece {known}"
             raise ValueError(
-                f"{folder} adds {token.content!r} with id {index}, which {fact}; download its tokenizer files again"
+                f"{folder} adds {token.content!r} with id {index}, {fact}; download its tokenizer files again"
             )
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
 

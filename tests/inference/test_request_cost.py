@@ -274,6 +274,7 @@ def test_long_text_below_the_limit_is_tokenised(server: Any) -> None:
         {"prompt": "x", "max_tokens": 64, "logprobs": 31, "n": 33},
         {"prompt": ["x"] * 65, "max_tokens": 64, "logprobs": 15},
         {"prompt": [[7] * 300], "max_tokens": 1, "prompt_logprobs": 255},
+        {"prompt": "x", "max_tokens": 256, "logprobs": 31, "n": 32, "use_beam_search": True},
     ],
 )
 def test_more_log_probabilities_than_the_limit_are_refused(server: Any, body: dict[str, Any]) -> None:
