@@ -50,16 +50,26 @@ class Caller:
     def complete(self, tokens: int, **more: Any) -> tuple[int, dict[str, str], Any]:
         return self.request("/v1/completions", completion(tokens, **more))
 
-    def stream(self, tokens: int, read: int | None = None, **more: Any) -> bytes:
-        """Return a streamed answer; read: number of events after which the client disconnects."""
+    def stream(self, tokens: int, disconnect_after: int | None = None, **more: Any) -> bytes:
+        """Return a streamed answer; disconnect_after: number of tokens after which the client disconnects.
+
+        vLLM puts the tokens that a client has not read yet into one event, so events are not tokens.
+        """
         connection = self.connect()
-        body = completion(tokens, stream=True, **more)
+        usage = {"include_usage": True, "continuous_usage_stats": True}
+        body = completion(tokens, stream=True, stream_options=usage, **more)
         connection.request("POST", "/v1/completions", json.dumps(body), self.headers())
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()
-        if read is None:
+        if disconnect_after is None:
             return answer.read()
-        text = b"".join(answer.readline() for _ in range(2 * read))
+        text, received = b"", 0
+        while received < disconnect_after:
+            line = answer.readline()
+            assert line, f"the stream ended after {received} tokens"
+            text += line
+            if line.startswith(b"data: {"):
+                received = json.loads(line.removeprefix(b"data: "))["usage"]["completion_tokens"]
         connection.close()
         answer.close()
         return text
