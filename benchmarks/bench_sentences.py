@@ -4,14 +4,15 @@
     python benchmarks/bench_sentences.py --megabytes 100 --rounds 15
 
 ICU's sentence iterator (`pip install icu4py`) runs plain and with its list of abbreviations (`ss=standard`). Speed is
-measured on the documents of data_path (../shared/data/corpus/en.jsonl and zh.jsonl), or else on the labelled texts,
-repeated; the engines alternate in every round. The labelled texts are in tests/pretrain/labelled_sentences.txt; some of
-the pattern's rules were written with these texts in view, ICU's were not. Prints JSON; engines are "patterns", "icu"
-and "icu_suppressions":
+measured on the documents of data_path (../shared/data/corpus/en.jsonl and zh.jsonl) or, if a file is missing, on the
+labelled texts; both are repeated or cut to `megabytes`. Each round runs every engine once, in rotating order. The
+labelled texts are in tests/pretrain/labelled_sentences.txt; some of the patterns' rules were written with these texts
+in view, ICU's were not. Prints JSON; engines are "patterns", "icu" and "icu_suppressions":
 
 - mb_per_cpu_s: {en, zh: {engine: MB of UTF-8 text per CPU second, median over the rounds}};
-- to_patterns: {en, zh: {engine: the patterns' rate divided by the engine's, median over the rounds}};
-- precision, recall, f1: {en, zh, mixed, code: {engine: share}}.
+- patterns_to_engine: {en, zh: {engine: the patterns' rate divided by the engine's, median over the rounds}};
+- precision, recall, f1: {en, zh, mixed, code: {engine: share}};
+- megabytes, rounds: the options.
 """
 
 import json
@@ -115,12 +116,12 @@ def main(megabytes: float = 20, rounds: int = 7, data_path: str = "") -> None:
     """Measure the speed on `megabytes` of English and of Chinese text per round, then the scores on labelled texts."""
     folder = Path(data_path) if data_path else DATA / "corpus"
     measures = ("precision", "recall", "f1")
-    result: dict[str, dict[str, Any]] = {name: {} for name in ("mb_per_cpu_s", "to_patterns", *measures)}
+    result: dict[str, dict[str, Any]] = {name: {} for name in ("mb_per_cpu_s", "patterns_to_engine", *measures)}
     for corpus in ("en", "zh"):
         finders = engines(corpus)
         speeds = rates(documents(folder, corpus, megabytes), finders, rounds)
         result["mb_per_cpu_s"][corpus] = {name: round(median(speed[name] for speed in speeds), 1) for name in finders}
-        result["to_patterns"][corpus] = {
+        result["patterns_to_engine"][corpus] = {
             name: round(median(speed["patterns"] / speed[name] for speed in speeds), 3) for name in finders
         }
     for kind, texts in labelled().items():

@@ -9,10 +9,12 @@
     --host H --port P      address and port: 127.0.0.1 and 8000
     --template_path T      prompt template that replaces the checkpoint's chat_template.jinja: Jinja or alpaca JSON
     --lora-modules A=F …   adapter folders F, served with their base under the names A ("model" in a request)
-    --help=all             the options of `vllm serve`, which are all accepted; --help=WORD: options that match WORD
+    --help=all             also the options of `vllm serve`; --help=WORD: options that match WORD
 
-The launcher prints the options that it presets; options and environment variables of the user take precedence.
-Published options that vLLM no longer has are replaced or dropped with a notice. See inference/README.md.
+All options of `vllm serve` are accepted except those that bypass the checks of requests (--grpc) or need a GPU that is
+missing. The launcher prints the presets that depend on the model or the machine; options and environment variables of
+the user take precedence. Options of the original KnowLM release that vLLM no longer has are replaced or dropped with a
+notice. See inference/README.md.
 """
 
 from command_line.command_errors import one_line, run_command
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str]) -> None:
         precheck(arguments)
     # On CPUs, an import of vLLM logs that Triton is not used; a user's error must be the only line.
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
-    warnings.showwarning = lambda message, *_, **__: print_notice(one_line(message))  # about deprecated options
+    # Warnings, most of them about deprecated options, become notices.
+    warnings.showwarning = lambda message, *_, **__: print_notice(one_line(message))
     from_vllm("cli_env_setup")()
     args = parse_server_args(arguments, str(__doc__))
     with option_errors():

@@ -5,26 +5,29 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from conftest import REPOSITORY
 
 
-def stop_by_signal(
+def start_signalled(
     script: str, *options: object, after: str = "step ", group: bool = False, number: int = signal.SIGTERM
-) -> tuple[int, str]:  # fmt: skip
-    """Run a script and send it a signal after a line that begins with `after`; return exit status and stderr.
+) -> "subprocess.Popen[str]":  # fmt: skip
+    """Start a script that gets a signal directly after it prints a line that begins with `after`.
 
-    group: send it to all processes of its group, as systemd, `timeout` and Slurm do.
+    group: all processes of its group get the signal, as from systemd, `timeout` and Slurm.
     """
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / script), *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    launcher = [REPOSITORY / "tests/signal_after_line.py", after, -number if group else int(number)]
+    return subprocess.Popen(
+        [sys.executable, *map(str, launcher), str(REPOSITORY / script), *map(str, options)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, cwd=REPOSITORY, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith(after):
-            (os.killpg if group else os.kill)(process.pid, number)
-            break
+
+
+def stop_by_signal(script: str, *options: object, **more: Any) -> tuple[int, str]:
+    """Run `start_signalled`; return exit status and stderr."""
+    process = start_signalled(script, *options, **more)
     _, errors = process.communicate(timeout=300)
     return process.returncode, errors
 

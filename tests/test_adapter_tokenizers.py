@@ -1,4 +1,4 @@
-"""Tokenizer, template and added rows of an adapter: demos, ie_run.py, server and merging use the same ones."""
+"""An adapter's tokenizer and template are used by demos, ie_run.py, server and merging; added tokens are merged."""
 
 import json
 import shutil
@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from server_launch.launch_adapters import adapter_prompt_encoder, load_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-OURS, THEIRS = "{{ bos_token }}Q: {{ messages[0].content }}", "{{ bos_token }}[{{ messages[0].content }}]"
+ADAPTER_TEMPLATE = "{{ bos_token }}Q: {{ messages[0].content }}"
+BASE_TEMPLATE = "{{ bos_token }}[{{ messages[0].content }}]"
 IN_CONFIG = "template in tokenizer_config.json"
 # Case: the adapter's tokenizer files and the place of its template, the base's tokenizer files and the place of its
-# template. The tiny tokenizer is exact in all of them.
-SETS: dict[str, tuple[str, str, str, str]] = {
+# template. In every case, the ids must be those of the tiny tokenizer.
+CASES: dict[str, tuple[str, str, str, str]] = {
     "in the adapter's configuration": ("tokenizer.json tokenizer_config.json", IN_CONFIG, "all", "file"),
     "adapter with tokenizer.json, base with tokenizer.model": (
         "tokenizer.json tokenizer_config.json", "file", "tokenizer.model", "",
@@ -39,7 +40,7 @@ SETS: dict[str, tuple[str, str, str, str]] = {
 
 
 def write_tokenizer(folder: Path, source: Path, names: str, place: str, template: str) -> None:
-    """Put tokenizer files (names, or all) and a template (place: see SETS) into a folder instead of its own."""
+    """Put tokenizer files (names, or all) and a template (place: see CASES) into a folder instead of its own."""
     for file in [*folder.glob("tokenizer*"), *folder.glob("chat_template.jinja")]:
         file.unlink()
     for file in source.glob("tokenizer*"):
@@ -53,21 +54,21 @@ def write_tokenizer(folder: Path, source: Path, names: str, place: str, template
         path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": text}))
 
 
-@pytest.mark.parametrize("case", SETS)
-def test_tokenizer_and_template_are_taken_as_sets_everywhere(
+@pytest.mark.parametrize("case", CASES)
+def test_tokenizer_and_template_are_the_same_everywhere(
     tiny_checkpoint: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    own_files, own_place, base_files, base_place = SETS[case]
+    own_files, own_place, base_files, base_place = CASES[case]
     base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
-    write_tokenizer(base, tiny_tokenizer, base_files, base_place, THEIRS)
-    write_tokenizer(adapter, tiny_tokenizer, own_files, own_place, OURS)
+    write_tokenizer(base, tiny_tokenizer, base_files, base_place, BASE_TEMPLATE)
+    write_tokenizer(adapter, tiny_tokenizer, own_files, own_place, ADAPTER_TEMPLATE)
     paths = ("--path_zhixi", base, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
     run_in_process("tools/weight_diff.py", "merge", *paths)
-    text = "  two  spaces 山"  # with ids of its own in a tokenizer that transformers converts
+    text = "  two  spaces 山"  # gets other ids if transformers converts tokenizer.model
     messages = [{"role": "user", "content": text}]
-    template = OURS if own_place else THEIRS if base_place else None
+    template = ADAPTER_TEMPLATE if own_place else BASE_TEMPLATE if base_place else None
     reference = AutoTokenizer.from_pretrained(tiny_tokenizer)
     rendered = reference.apply_chat_template(messages, chat_template=template, tokenize=False) if template else text
     expected = [1, *reference(str(rendered).removeprefix("<s>"), add_special_tokens=False).input_ids]
@@ -84,13 +85,13 @@ def test_tokenizer_and_template_are_taken_as_sets_everywhere(
     assert prompts == dict.fromkeys(prompts, expected)
     assert merged.chat_template == template
     stored = json.loads((tmp_path / "merged/tokenizer_config.json").read_text())
-    assert "chat_template" not in stored  # one place, which nothing contradicts
+    assert "chat_template" not in stored  # no second template beside chat_template.jinja
 
 
 def test_adapter_with_grown_vocabulary_as_peft_stores_it_is_attached_and_merged(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """PEFT also stores the modules before training and a second copy of the trained ones, which are not changes."""
+    """PEFT also stores the modules before training and a second copy of the trained ones; neither must be applied."""
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     rows = model.get_input_embeddings().weight.shape[0] + 4
     model.resize_token_embeddings(rows, mean_resizing=False)

@@ -3,16 +3,14 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import train
-from conftest import REPOSITORY
 from partial_folders.resume_journal import JOURNAL
 from pretraining_runs import options
+from stopped_runs import start_signalled
 from tuning_runs import command
 
 import finetune
@@ -70,15 +68,9 @@ def test_second_run_is_refused_and_the_first_one_resumes_after_a_kill(
 ) -> None:
     output = tmp_path / "out"
     given = [*arguments(tiny_checkpoint, output), "--save_strategy", "steps", "--save_steps", "2"]
-    first = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / script), *given], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert first.stdout
-    for line in first.stdout:
-        if line.startswith("step 4/"):
-            break
-    first.send_signal(signal.SIGSTOP)
+    first = start_signalled(script, *given, after="step 4/", number=signal.SIGSTOP)
+    _, status = os.waitpid(first.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
     message = f"^{output} is being written by another process; wait for it or write elsewhere$"
     try:
         for more in ([], ["--resume_from_checkpoint", "True"]):

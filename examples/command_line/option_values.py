@@ -1,6 +1,7 @@
 """Parse the text of an option to a value of the option's type; no text is evaluated as Python.
 
-Types: str, int, float, bool, Literal, list[X] and tuple[X, ...] of these, and `X | None`.
+Types: str, int, float, bool, Literal of strings, list[T] and tuple[T, ...] with T one of str, int and float; each may
+have `| None`.
 """
 
 import math

@@ -17,7 +17,7 @@ from exact_tokenizers.tokenizer_folders import read_object
 from partial_folders import resume_journal
 from partial_folders.atomic_outputs import check_replaceable
 from partial_folders.disk_space import check_space
-from partial_folders.output_paths import folder_path, real_path
+from partial_folders.output_paths import folder_path, follow_last_link
 
 from hub_download.hub_files import WORKERS, RemoteFile, download_file, mismatched_files, notice
 from hub_download.hub_listing import explain_hub_error, list_files
@@ -59,7 +59,7 @@ def download(source: RepositorySource, target: Path) -> str:
         raise ValueError(f"{target} is a file; --download_path takes a new folder")
     if is_new := not target.is_dir() or not any(target.iterdir()):
         folder_path(target)
-    target = real_path(target)
+    target = follow_last_link(target)
     note = read_note(target)
     commit, files = list_noted_commit(source, target, note)
     size = format_bytes(sum(file.size for file in files))

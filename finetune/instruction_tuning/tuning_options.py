@@ -32,12 +32,12 @@ class TuningOptions:
     val_set_size: float = option(0.0, "examples held out for eval_loss: a count, or a fraction below 1")
     batch_size: int | None = option(
         None,
-        "global batch: micro batch x accumulation x ranks; about 128 without --gradient_accumulation_steps",
+        "global batch: micro batch x accumulation x ranks; default: about 128, or by --gradient_accumulation_steps",
     )
     share_prefixes: bool = option(True, "compute the shared prefix of packed examples once (not with FlashAttention)")
     trust_remote_code: bool = option(False, "execute the Python code in the folder of --base_model")
     attn_implementation: str = option(
-        "", "attention of transformers; default: FlashAttention if installed, on a GPU in 16 bits; else sdpa"
+        "", "attention of transformers; default: FlashAttention if installed, on a GPU in 16 bits; else sdpa_by_segment"
     )
     load_in: Literal["", "8bit", "4bit"] = option("", "load the frozen base in 8 or 4 bits (bitsandbytes)")
     eval_generate: bool = option(False, "generate answers to the held-out examples at each evaluation, and score them")
@@ -47,7 +47,7 @@ class TuningOptions:
     lora_alpha: int = option(32, "the adapter's output is scaled by alpha / r")
     lora_dropout: float = option(0.0, "dropout before the adapter; above 0, prefixes are not shared")
     lora_target_modules: list[str] = option(
-        ["all-linear"], "all-linear, or names of modules: q_proj v_proj, q_proj,v_proj and [q_proj,v_proj] are the same"
+        ["all-linear"], "all-linear, or names of modules, separated by spaces or commas: q_proj v_proj"
     )
     lora_modules_to_save: list[str] = option([], "modules trained in full beside the adapter: embed_tokens,lm_head")
     lora_bias: Literal["none", "all", "lora_only"] = option("none", "biases to train")

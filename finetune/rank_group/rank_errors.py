@@ -41,8 +41,8 @@ class BuildError(ValueError):
 def user_errors_in_turn() -> Iterator[None]:
     """Delay ValueError and OSError on all ranks except rank 0, so that the command prints its error line once.
 
-    SIGTERM and SIGHUP, unless the process ignores it, call `stop_before_first_step` until the trainer handles them.
-    Also serves as a decorator.
+    Until the trainer handles SIGTERM and SIGHUP, they call `stop_before_first_step`; a signal that the process ignores
+    stays ignored. Also serves as a decorator.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number in before:
@@ -51,7 +51,8 @@ def user_errors_in_turn() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, BuildError) else error  # DeepSpeed wraps it
+        # DeepSpeed raises a RuntimeError from a BuildError.
+        cause = error.__cause__ if isinstance(error.__cause__, BuildError) else error
         if isinstance(cause, RuntimeError):
             raise
         if int(os.environ.get("RANK", "0")):

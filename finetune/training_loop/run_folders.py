@@ -17,7 +17,7 @@ from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import from_folder
 from model_folders.weight_files import weight_files
 from partial_folders import resume_journal
-from partial_folders.output_paths import check_place, real_path
+from partial_folders.output_paths import check_place, follow_last_link
 from rank_group import rank_errors
 from rank_group.ranks import is_first
 from resumable_checkpoints.complete_checkpoints import flush
@@ -55,7 +55,7 @@ def locked_output(output: Path, base: Path) -> Iterator[None]:
     A new folder that stays empty is removed. Raises ValueError if the folder is the base or inside it, is sealed
     or inside a sealed folder, or cannot be written, and if another run is writing it.
     """
-    path = real_path(output)
+    path = follow_last_link(output)
     check_place(path, output, [base], may_exist=True)
     if not is_first():
         yield

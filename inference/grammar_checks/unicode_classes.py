@@ -15,7 +15,8 @@ NAME = re.compile(r"\^?[\w -]{1,60}(?:[=:][\w -]{1,60})?", re.A)
 def expand_unicode_classes(pattern: str) -> str:
     """Return a pattern with explicit ranges instead of Unicode classes.
 
-    Raises ValueError for a class that the package regex does not know, and for too many classes.
+    Raises ValueError for a class that the package regex does not know or that has no character, and if the ranges of
+    all classes together have more than MAX_CHARACTERS characters.
     """
     parts, in_brackets, length = [], False, 0
     for token in TOKEN.finditer(pattern):

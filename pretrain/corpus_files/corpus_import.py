@@ -54,7 +54,7 @@ def open_megatron(prefix: str | Path) -> ExternalCorpus:
     at = len(MAGIC) + HEADER.size
     version, code, samples, boundaries = HEADER.unpack(index[len(MAGIC) : at].tobytes().ljust(HEADER.size, b"\0"))
     if version != VERSION or code not in MEGATRON_DTYPES:
-        raise ValueError(f"{path} has version {version} and dtype code {code}; supported: version 1 with integers")
+        raise ValueError(f"{path} has version {version} and dtype code {code}; supported: version 1, integer dtypes")
     if len(index) < at + 12 * samples + 8 * boundaries:
         raise ValueError(f"{path} is truncated: it has {len(index):,} bytes for {samples:,} sequences; copy it again")
     dtype = np.dtype(MEGATRON_DTYPES[code])
@@ -153,7 +153,7 @@ def import_corpus(
             }
             for kind, (start, end) in enumerate(pairwise(type_boundaries))
         ]  # fmt: skip
-        settings = {"imported": {"prefix": str(prefix), "format": "megatron" if is_megatron else "published"}}
+        settings = {"imported": {"prefix": str(prefix), "format": "megatron" if is_megatron else "original KnowLM"}}
         tokenizer = encoder.sidecar_entry() | {"path": encoder.folder}
         return writer.finish(sources, tokenizer, settings, {"numpy": version("numpy")}, int(corpus.lengths.max()))
 

@@ -1,8 +1,9 @@
-"""Attention for packed sequences: each segment (a sample or an example) attends to itself and to its shared prefix.
+"""Attention for packed sequences: each segment attends to itself and to its shared prefix, if any.
 
+A segment is a pretraining sample, a tuning example, a shared prefix, the rest of an example after one, or padding.
 FlashAttention separates segments by their boundaries. Without it (V100, CPU) transformers builds one mask over the
 whole sequence and also computes the scores of all masked pairs. Here a separate causal attention is computed for each
-segment: for n equal segments, 1/n of the scores.
+segment. With n equal segments, this computes 1/n of the scores.
 """
 
 import inspect
@@ -52,9 +53,14 @@ def attend_by_segment(
     """Attention function for transformers; returns (sequences, tokens, heads, width) and None for attention weights.
 
     query: (sequences, heads, tokens, width). key, value: the same, possibly with fewer heads. segments: the segments of
-    each sequence; None: use transformers' SDPA. sliding_window: tokens that a token attends to, itself included. more:
-    further arguments of the model. If SDPA does not implement one, such as softcap (Gemma 2) or s_aux (GPT-OSS), the
-    model's eager attention is used; raises ValueError if that is impossible, as with caches.
+    each sequence; None: use transformers' SDPA, or eager attention to the whole sequence if `more` requires it.
+    sliding_window: the largest number of tokens that a token attends to, itself included. more: further arguments of
+    the model. If SDPA does not implement one, such as softcap (Gemma 2) or s_aux (GPT-OSS), the model's eager attention
+    is used. Raises ValueError if that is impossible: see `_eager_attention`; if segments is None, it is also impossible
+    with an attention mask or a cache.
+
+    In bfloat16 on a CPU, the model's eager attention, if there is one, is also used for segments that attend to at most
+    EAGER_TOKENS tokens.
     """
     special = {name: more[name] for name in more if name not in WITHOUT_EFFECT and more[name] is not None}
     if more.get("is_causal") is False:
@@ -72,8 +78,8 @@ def attend_by_segment(
     elif query.device.type == "cpu" and query.dtype == torch.bfloat16 and _has_eager_attention(module):
         eager, eager_tokens = _eager_attention(module, {}, query.shape[2]), EAGER_TOKENS
     attended = [
-        _attend(q[None], k[None], v[None], of, scaling, dropout, sliding_window, eager, eager_tokens)
-        for q, k, v, of in zip(query, key, value, segments, strict=True)
+        _attend(q[None], k[None], v[None], sequence_segments, scaling, dropout, sliding_window, eager, eager_tokens)
+        for q, k, v, sequence_segments in zip(query, key, value, segments, strict=True)
     ]
     return torch.cat(attended).transpose(1, 2).contiguous(), None
 
@@ -83,9 +89,10 @@ def _has_eager_attention(module: torch.nn.Module) -> bool:
 
 
 def _eager_attention(module: torch.nn.Module, special: dict[str, Any], tokens: int) -> Callable[..., torch.Tensor]:
-    """Return a function with the signature of SDPA that calls the eager attention of the module's modeling file.
+    """Return a function of (q, k, v, mask, dropout, scale) that calls the module's eager attention.
 
-    special: keywords for that attention. Raises ValueError if the file has none, if a keyword holds values for each
+    Its tensors have the layouts that SDPA takes and returns. special: keywords for the eager attention. tokens: length
+    of the sequence. Raises ValueError if the module's file has no eager attention, if a keyword holds values for each
     token (they are not split by segment), or if the attention is not causal.
     """
     attention = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
@@ -129,11 +136,11 @@ def _attend(
         if parent is not None:
             before = lengths[parent]
             k, v = torch.cat([keys[parent], k], 2), torch.cat([values[parent], v], 2)
-        near = window if window is not None and before + segment.length > window else None
+        effective_window = window if window is not None and before + segment.length > window else None
         if eager is not None and before + segment.length <= eager_tokens:
-            attended.append(eager(q, k, v, _mask(segment.length, before, near, q.device), dropout, scaling))
+            attended.append(eager(q, k, v, _mask(segment.length, before, effective_window, q.device), dropout, scaling))
             continue
-        mask = _mask(segment.length, before, near, q.device) if near or before else None
+        mask = _mask(segment.length, before, effective_window, q.device) if effective_window or before else None
         attended.append(
             scaled_dot_product_attention(
                 q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
@@ -179,7 +186,7 @@ def attention_of(model: Any) -> str:
 
 
 def padded_attention(model: Any) -> str:
-    """Return the name of the backend that computes the same attention for padded sequences."""
+    """Return the name of the backend to use for padded sequences instead of NAME."""
     return attention_backend(model.config) or "sdpa"
 
 

@@ -1,8 +1,8 @@
 """The journal of a partial folder lists the finished parts, so that the same command can resume after an interruption.
 
 The first line of `.journal.jsonl` identifies the run; each further line records one finished part. The file is locked
-while a run writes the folder, and removed only after the folder is renamed, so that no other process can lock the
-folder before.
+while a run writes the folder. It is removed last, after the folder was renamed or its other files were removed, so that
+no other process can lock the folder until then.
 """
 
 import errno
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 JOURNAL = ".journal.jsonl"
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of a file system that has no locks
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of flock on a file system without locks
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def locked_folder(partial: Path, run: str) -> Iterator[None]:
 
 
 def locked_journal(partial: Path) -> TextIO:
-    """Create the partial folder; return its journal, open and locked. Raises as `locked_folder`.
+    """Create the partial folder; return its journal, open and, if the file system has locks, locked.
 
     If the previous holder of the lock has meanwhile renamed or removed the folder, the locked file is no longer the
     folder's journal, and the function tries again.

@@ -1,11 +1,11 @@
 """The order of the packed sequences of a run: sources are mixed by weight, and each source is shuffled.
 
 The global index counts the packed sequences of a run over all ranks. The sources follow each other in a fixed pattern,
-which repeats after a period. From this pattern follow the source at each global index and the number of sequences of
+which repeats after a period. The pattern determines the source at each global index and the number of sequences of
 this source before it. A permutation that depends on seed, source and epoch maps this number to a sequence of the
 source. So the order does not depend on the number of ranks, a run can resume at any index without reading the previous
-sequences, memory does not grow with the corpus, and each epoch of a source has another order. If the weights name types
-of the corpus, each type is treated as one source here.
+sequences, memory does not grow with the corpus, and each epoch of a source has another order. If the weights name type
+numbers (given to corpora when they are merged), all sources of one type count as one source here.
 """
 
 import hashlib
@@ -49,10 +49,12 @@ def period_counts(weights: Sequence[Fraction | int]) -> list[int]:
 def period_table(counts: Sequence[int]) -> np.ndarray:
     """Return the source at each index of a period, (sum of counts,) uint16.
 
-    In every prefix of the period, the number of sequences of each source differs from its proportion by less than one.
+    In every prefix of the period, the number of sequences of each source differs by less than one from
+    the source's share of the prefix's length.
 
     Method: quota method with the earliest deadline first (Balinski and Young 1975; Tijdeman 1980). The j-th sequence of
-    a source with rate w is released at index floor((j - 1) / w) and due at index ceil(j / w).
+    a source with rate w (its count divided by the period) is released at index floor((j - 1) / w) and due at index
+    ceil(j / w).
     """
     period = sum(counts)
     table = np.empty(period, dtype=np.uint16)
@@ -215,9 +217,10 @@ class SequenceOrder:
 def parse_weights(text: str, sizes: Mapping[str, int]) -> dict[str, Fraction | int]:
     """Return the weight of each source from "size", "temperature=A", or weights such as "zh=0.6,en=0.4".
 
-    sizes: the number of sequences of each source. temperature=A: a source of n sequences has weight n^A. A is an
-    exponent: where others write p ~ n^(1/T) with a temperature T, A is 1/T. A below 1 gives small sources more than
-    their share (Conneau and Lample 2019 use 0.7). Raises ValueError on any other text, or if a source has no weight.
+    sizes: the number of sequences of each source. temperature=A: a source of n sequences has a weight proportional to
+    n^A. A is an exponent: where others write p ~ n^(1/T) with a temperature T, A is 1/T. If A is below 1, small sources
+    get more than their share (Conneau and Lample 2019 use 0.7). Raises ValueError on any other text, or if a source has
+    no weight.
     """
     if text == "size":
         return dict(sizes)

@@ -72,7 +72,7 @@ def check_output_folder(target: Path, overwrite: bool) -> None:
 
 
 def check_partial_folder(folder: Path) -> None:
-    """Raise ValueError if the folder of intermediate files has files that no cleaning run wrote."""
+    """Raise ValueError if the folder of intermediate files has files, but none that a cleaning run writes first."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if names - {resume_journal.JOURNAL} and not names & {"run.json", "logs"}:
         raise ValueError(f"{folder} was not written by clean.py, which needs a folder of this name; rename that folder")
@@ -144,5 +144,5 @@ def cleaning_summary(target: Path) -> str:
     totals: dict[str, Any] = json.loads((target / REPORT / "report.json").read_text(encoding="utf-8"))["totals"]
     return (
         f"{target}: {totals['kept']:,} of {totals['read']:,} documents kept, {totals['bytes_kept'] / 1e6:,.1f} of "
-        f"{totals['bytes_read'] / 1e6:,.1f} MB; dropped documents: {target / REPORT / 'report.md'}"
+        f"{totals['bytes_read'] / 1e6:,.1f} MB; report: {target / REPORT / 'report.md'}"
     )

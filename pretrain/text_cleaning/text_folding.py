@@ -15,18 +15,20 @@ _UNUSUAL = re.compile(f"[{_ZERO_WIDTH}{_COMPATIBLE}]")
 _REMOVED = re.compile(f"[{_ZERO_WIDTH}]+")
 # A word with separators: four or more single letters or digits with the same separator between all of them, or three or
 # more Chinese characters with any separators.
+_LETTER = r"[^\W_]"  # or a digit
 _MARKS = r" .*_\-+~|/\\·•・★☆●◆"
 _SEPARATED = re.compile(
-    rf"(?<!\w)\w([{_MARKS}])\w(?!\w)(?:\1\w(?!\w)){{2,}}+|[一-鿿](?:[{_MARKS}][一-鿿](?![一-鿿])){{2,}}+"
+    rf"(?<!{_LETTER}){_LETTER}([{_MARKS}]){_LETTER}(?!{_LETTER})(?:\1{_LETTER}(?!{_LETTER})){{2,}}+"
+    rf"|[一-鿿](?:[{_MARKS}][一-鿿](?![一-鿿])){{2,}}+"
 )
 # A fast test: every text with a separated word matches one of these patterns, and few other texts do. The space has a
 # pattern of its own, since `re` searches fastest for a pattern that begins with a fixed character.
 _MAY_BE_SEPARATED = tuple(
-    re.compile(rf"{mark}(?:\w[{_MARKS}]\w[{_MARKS}]\w(?!\w)|[一-鿿][{_MARKS}][一-鿿])")
+    re.compile(rf"{mark}(?:{_LETTER}[{_MARKS}]{_LETTER}[{_MARKS}]{_LETTER}(?!{_LETTER})|[一-鿿][{_MARKS}][一-鿿])")
     for mark in (" ", f"[{_MARKS[1:]}]")
 )
 _ANY_MARKS = re.compile(f"[{_MARKS}]+")
-JOINED = "\0"  # stands before a word that was joined
+JOINED = "\0"  # stands before a joined word that is not a number
 
 
 @cache
@@ -37,7 +39,8 @@ def _converter() -> OpenCC:
 def fold(text: str) -> str:
     """Return the text in lower case and in simplified characters, without zero-width characters.
 
-    Unusual letters and digits are replaced (NFKC), and separated words are joined, with JOINED before each.
+    Unusual letters and digits are replaced (NFKC). Separated words are joined, with JOINED before each that is not a
+    number.
     """
     text = text.lower()
     if not text.isascii():

@@ -22,12 +22,12 @@ def check_steps(max_steps: int, steps_done: int) -> None:
 
 
 def group_settings(optimizer: Any) -> list[dict[str, Any]]:
-    """Return the settings of each parameter group, without parameters and state."""
+    """Return, for each parameter group, its settings that are keys of OPTIONS."""
     return [{name: group[name] for name in OPTIONS if name in group} for group in optimizer.param_groups]
 
 
 def apply_settings(optimizer: Any, schedule: Any, wanted: Sequence[dict[str, Any]]) -> list[str]:
-    """Replace the settings that a checkpoint restored; return a notice for each option whose value has changed.
+    """Replace the settings that a checkpoint restored; return a notice for each setting that has changed.
 
     With a LambdaLR, the next step has the learning rate of the new schedule. Other schedules continue with the learning
     rate of the checkpoint, and a notice says so. wanted: the result of `group_settings` before the checkpoint was
@@ -38,7 +38,7 @@ def apply_settings(optimizer: Any, schedule: Any, wanted: Sequence[dict[str, Any
         for name, value in settings.items():
             before = group.get(name)
             if before is not None and _values(before) != _values(value):
-                notices.setdefault(name, f"{OPTIONS[name]} was {before} and is {value} from this step on")
+                notices.setdefault(name, f"{OPTIONS[name]}: {value} from this step on, {before} until now")
             group[name] = value
     if hasattr(schedule, "lr_lambdas"):
         schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]

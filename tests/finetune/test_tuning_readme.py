@@ -1,4 +1,4 @@
-"""finetune/README.md: its commands from CrossNER's annotations to a score run on a tiny model."""
+"""The commands in finetune/README.md run on a tiny model, from CrossNER's annotations to a score."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ SHORTER = {"finetune": ["--max_steps", "2"], "ie_run": ["--limit", "3", "--max_n
 def test_readme_commands_run_from_annotations_to_a_score(
     tmp_path: Path, shared_data: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They run in one process, with fewer steps and answers."""
+    """The README's commands run in this process, with fewer training steps and with fewer and shorter answers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = Path("CrossNER/ner_data/ai")
@@ -55,5 +55,5 @@ def test_readme_commands_run_from_annotations_to_a_score(
         ran.append(name)
     assert ran == ["ie_build", "ie_build", "finetune", "ie_run", "ie_eval"]
     assert json.loads(Path("ie/scores.json").read_text())["examples"] == 3
-    carried = json.loads(Path("ie/adapter/extraction.json").read_text())
-    assert carried["tasks"]["ner"]["en"]["instruction"]
+    adapter_extraction = json.loads(Path("ie/adapter/extraction.json").read_text())
+    assert adapter_extraction["tasks"]["ner"]["en"]["instruction"]

@@ -35,7 +35,7 @@ def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
 
 
-KINDS: dict[str, dict[str, Any]] = {
+UNSUPPORTED: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True}, "saved": {"modules_to_save": ["lm_head"]}, "huge": {"r": 600},
 }  # fmt: skip
 
@@ -230,9 +230,9 @@ def test_presets_for_adapters_keep_given_options_or_refuse_them(
     (worded / "extraction.json").write_text('{"tasks": {"ner": {"en": {"instruction": "List."}}}}')
     (broken := shutil.copytree(adapter, tmp_path / "broken") / "chat_template.jinja").write_text("{% for %}")
     (tasks := shutil.copytree(adapter, tmp_path / "tasks") / "extraction.json").write_text("[]")
-    of_kind = {
+    unsupported = {
         name: make_adapter(tiny_checkpoint, tmp_path / name, target_modules=["q_proj"], **settings)
-        for name, settings in KINDS.items()
+        for name, settings in UNSUPPORTED.items()
     }  # fmt: skip
     lines: dict[str, tuple[list[str], Any]] = {
         "one": ([*model_options, f"a={adapter}"], (True, 16, 1, None)),
@@ -251,11 +251,11 @@ def test_presets_for_adapters_keep_given_options_or_refuse_them(
         "off": ([*model_options, f"a={adapter}", "--no-enable-lora"], "--no-enable-lora and --lora-modules contradict"),
         "json": ([*model_options, '{"name": "a"}'], "Invalid fields for --lora-modules"),
         "dora": (
-            [*model_options, f"a={of_kind['dora']}"],
+            [*model_options, f"a={unsupported['dora']}"],
             "holds lora_magnitude_vector of model.layers.0.self_attn.q_proj, which vLLM does not load",
         ),
-        "saved": ([*model_options, f"a={of_kind['saved']}"], "holds weight of lm_head, which vLLM does not load"),
-        "huge": ([*model_options, f"a={of_kind['huge']}"], "LoRA rank 600 is greater than"),
+        "saved": ([*model_options, f"a={unsupported['saved']}"], "holds weight of lm_head, which vLLM does not load"),
+        "huge": ([*model_options, f"a={unsupported['huge']}"], "LoRA rank 600 is greater than"),
         "odd": (
             [*model_options, f"a={changed(adapter, tmp_path / 'odd', r=5)}"],
             "its adapter_config.json says 5; copy both files again",
@@ -271,8 +271,8 @@ def test_presets_for_adapters_keep_given_options_or_refuse_them(
             assert tuple(results[name][0].values())[:4] == expected, results[name]
     assert "notice: adapters a: --enable-lora --max-lora-rank 16 --max-loras 1\n" in results["one"][1]
     assert "a7, a8: --enable-lora\n" in results["given"][1]
-    without = [line.partition(" has no chat template, ")[0] for line in results["one"][2]]
-    assert without == [str(tiny_checkpoint), f"adapter a: {adapter}"]
+    without_template = [line.partition(" has no chat template, ")[0] for line in results["one"][2]]
+    assert without_template == [str(tiny_checkpoint), f"adapter a: {adapter}"]
     kept, wording = results["template"][2]
     assert kept == "adapter a keeps its own chat template; --template_path is for the base"
     assert wording.startswith(f"{tiny_checkpoint}, adapter a: no extraction.json, so /extract asks in its default ")

@@ -283,8 +283,9 @@ def test_resumed_run_uses_the_rate_decay_and_schedule_of_its_command_line(
         train_here(*options(tiny_checkpoint, small_corpus, run, *RESUME, "--max_steps", 2))
     changes = ["--learning_rate", "1e-9", "--weight_decay", 0.5, "--adam_beta1", 0.8, "--lr_scheduler_type", "linear"]
     train_here(*options(tiny_checkpoint, small_corpus, run, "--save_steps", 3, "--warmup_steps", 0, *RESUME, *changes))
-    assert "notice: --learning_rate was 0.01 and is 1e-09 from this step on\n" in (notices := capsys.readouterr().err)
-    assert "--weight_decay was 0.1 and is 0.5" in notices and "--adam_beta1 and --adam_beta2 was (0.9, 0.95)" in notices
+    assert "notice: --learning_rate: 1e-09 from this step on, 0.01 until now\n" in (notices := capsys.readouterr().err)
+    assert "--weight_decay: 0.5 from this step on, 0.1 until now" in notices
+    assert "--adam_beta1 and --adam_beta2: (0.8, 0.95) from this step on, (0.9, 0.95) until now" in notices
     before, after = (load_file(folder / "model.safetensors") for folder in (run / "checkpoint-3", run))
     assert max((after[name] - before[name]).abs().max() for name in before) < 1e-7
     rates = [entry["learning_rate"] for entry in read_log(run) if entry["step"] > 3 and "loss" in entry]

@@ -161,7 +161,7 @@ def test_schedule_without_lambdas_keeps_the_rate_of_the_checkpoint_with_a_notice
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     notices = resumed_settings.apply_settings(optimizer, schedule, [{"initial_lr": 0.5, "weight_decay": 0.3}])
     assert notices == [
-        "--weight_decay was 0.2 and is 0.3 from this step on",
+        "--weight_decay: 0.3 from this step on, 0.2 until now",
         "--learning_rate has no effect on this resumed run: ReduceLROnPlateau continues with the learning rate of the "
         "checkpoint",
     ]

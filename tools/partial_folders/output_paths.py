@@ -8,12 +8,12 @@ SEAL = "checkpoint.json"  # lists the files of a sealed folder (tools/CHECKPOINT
 
 
 def folder_path(target: str | Path, inputs: Iterable[Path] = ()) -> Path:
-    """Return the real path of a new folder; `target` may be an empty folder, or a link to one.
+    """Return the path of a new folder: the result of `follow_last_link(target)`, which may be an empty folder.
 
-    inputs: folders that must not change. Raises ValueError if the target contains files, is inside an input or a sealed
-    folder, or cannot be written.
+    inputs: folders that must not change. Raises ValueError if the path is a file, a folder with files, the current
+    folder or a mount point, is inside an input or a sealed folder, or cannot be written.
     """
-    path = real_path(target)
+    path = follow_last_link(target)
     check_place(path, target, inputs)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{target} exists already and is not an empty folder; name a new folder or remove it")
@@ -25,8 +25,12 @@ def folder_path(target: str | Path, inputs: Iterable[Path] = ()) -> Path:
 
 
 def file_path(target: str | Path, replace: bool = False) -> Path:
-    """Return the real path of a new file; `replace`: it may exist already. Raises ValueError as `folder_path`."""
-    path = real_path(target)
+    """Return the path of a new file: the result of `follow_last_link(target)`.
+
+    replace: the file may exist already. Raises ValueError if the path is a folder, a device or a pipe, exists without
+    `replace`, is inside a sealed folder, or cannot be written.
+    """
+    path = follow_last_link(target)
     check_place(path, target)
     if path.exists() and not path.is_file():
         raise ValueError(f"{target} is a {'folder' if path.is_dir() else 'device or pipe'}; name a file")
@@ -38,7 +42,8 @@ def file_path(target: str | Path, replace: bool = False) -> Path:
 def check_output(output: str | Path, inputs: Iterable[str], option: str = "output") -> None:
     """Check the file of --output or another option, which may exist already, before a command reads its input files.
 
-    Raises FileNotFoundError if its folder does not exist, ValueError if it is an input file, or as `file_path`.
+    Raises FileNotFoundError if its folder does not exist, ValueError if it is an input file or if `file_path`
+    refuses it.
     """
     path = file_path(output, replace=True)
     if not path.parent.is_dir():
@@ -47,8 +52,11 @@ def check_output(output: str | Path, inputs: Iterable[str], option: str = "outpu
         raise ValueError(f"{output} is an input file; give --{option} another name")
 
 
-def real_path(target: str | Path) -> Path:
-    """Return a target, or the path that it leads to if it is a link, "." or ".."; ValueError for a link to itself."""
+def follow_last_link(target: str | Path) -> Path:
+    """Return `target`, or the real path that it leads to if its last part is a link, "." or "..".
+
+    Raises ValueError for a link to itself.
+    """
     path, given = Path(os.path.realpath(target)), Path(target)
     if path.is_symlink():
         raise ValueError(f"{target} is a link that leads to itself; remove it or name another target")
@@ -58,7 +66,8 @@ def real_path(target: str | Path) -> Path:
 def check_place(path: Path, target: str | Path, inputs: Iterable[Path] = (), may_exist: bool = False) -> None:
     """Raise ValueError if a new file or folder is inside an input or a sealed folder, or cannot be created.
 
-    path: the real path of `target`. may_exist: `path` may be a folder with files, but neither an input nor sealed.
+    path: the result of `follow_last_link(target)`, or a path inside it. may_exist: `path` may be a folder with files;
+    then also raise if it is itself an input or a sealed folder.
     """
     above = [*([path.resolve()] if may_exist else []), *path.resolve().parents]
     for folder in inputs:

@@ -14,7 +14,7 @@ from exact_tokenizers.tokenizer_folders import corrected_configurations, exact_t
 from json_rows.row_files import iterate_texts
 from partial_folders import resume_journal
 from partial_folders.atomic_outputs import fsync_path
-from partial_folders.output_paths import check_place, real_path
+from partial_folders.output_paths import check_place, follow_last_link
 from tokenizers import Tokenizer
 
 KEPT = ("tokenizer.json", "tokenizer_config.json")
@@ -42,7 +42,7 @@ def check_tokenizer_folder(target: Path) -> None:
         raise ValueError(
             f"{target} is sealed, so its files must not change; copy it without {SEAL}, or give a new folder"
         )
-    check_place(real_path(target) / KEPT[0], target)
+    check_place(follow_last_link(target) / KEPT[0], target)
 
 
 def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
