@@ -9,11 +9,11 @@ A row is a request body of /generate: {"instruction", "input"} or {"messages"}, 
 parameter of /generate is also an option, which sets the default for these rows; its value is a number, true, false,
 text, or JSON (--stop '["\\n\\n"]'). Options of launch_vllm.py follow after --.
 
-A row with "task", "schema" and "text" is a request body of /extract, optionally with "language", "model", "max_tokens"
-and "window_tokens". Its output line has all of its keys, followed by those of the response: "entities", "triples" or
-"events" (none after an error), "complete", "windows", "num_output_tokens_cf" and "error". A file may have rows of both
-kinds; a row that also has "instruction", "messages" or "parameters" fails. --max_tokens is also the default of these
-rows (per window); other parameters are an error if the file has no row of /generate.
+A row with "task", "schema" and "text" is a request body of /extract, optionally with "language", "model", "max_tokens",
+"names_from_text" and "window_tokens". Its output line has all of its keys, followed by those of the response:
+"entities", "triples" or "events" (none after an error), "complete", "windows", "num_output_tokens_cf" and "error". A
+file may have rows of both kinds; a row that also has "instruction", "messages" or "parameters" fails. --max_tokens is
+also the default of these rows (per window); other parameters are an error if the file has no row of /generate.
 
 A row that fails does not stop the run. The same command resumes an interrupted or killed run. Exit status: 0; 1 if rows
 failed, which out.failed.jsonl lists; 2 if an option is wrong or the run did not finish; 130 after Ctrl-C; 143 after

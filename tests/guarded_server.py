@@ -128,7 +128,8 @@ def check_end(server: Any, seconds: float, refused: list[tuple[int, dict[str, st
     assert refused[2][2]["error"] == "the server is shutting down; try again in 30 s"
     assert server.process.returncode == 0
     print(f"ended {seconds:.2f} s after the last answer")
-    assert seconds < CLEAN_UP_SECONDS + 3  # Python tears down the worker, the engine and the API process in turn
+    # Far below --shutdown-timeout. Python tears down the worker, the engine and the API process in turn.
+    assert seconds < CLEAN_UP_SECONDS + 30
     gone_within(server, 1)
 
 

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import PromptEncoder
 
+SLICE_TOKENS = 16  # generated before finished answers leave the batch
+
 
 class GeneratedAnswer(NamedTuple):
     """The text of an answer and the reason for its end."""
@@ -47,12 +49,44 @@ def generate_answers(
         ids = [torch.tensor(prompts[index], device=model.device) for index in members]
         padded = pad_sequence(ids, batch_first=True, padding_value=min(ends), padding_side="left")
         mask = pad_sequence(list(map(torch.ones_like, ids)), batch_first=True, padding_side="left")
-        with torch.no_grad():
-            output = model.generate(input_ids=padded, attention_mask=mask, generation_config=settings)
-        for index, tokens in zip(members, output[:, padded.shape[1] :].tolist(), strict=True):
+        for index, tokens in zip(members, generate_batch(model, padded, mask, settings), strict=True):
             end = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
             text = encoder.tokenizer.decode(tokens[:end], skip_special_tokens=True)
             answers[index] = GeneratedAnswer(text, "stop" if end < len(tokens) else "length")
         bar.update(len(members))
     bar.close()
+    return answers
+
+
+def generate_batch(model: Any, ids: Any, mask: Any, settings: Any) -> list[list[int]]:
+    """Return the new token ids of each row of a left-padded batch, up to an end token or settings.max_new_tokens.
+
+    ids, mask: (rows, tokens) int64. Finished rows leave the batch every SLICE_TOKENS tokens; transformers' `generate`
+    alone continues all rows until the longest is finished. Under ZeRO-3, where all ranks must call the model equally
+    often, they stay. After the first end token, a row may have padding.
+    """
+    import torch
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    prompt, limit, ends = ids.shape[1], settings.max_new_tokens, set(settings.eos_token_id)
+    answers: list[list[int]] = [[] for _ in ids]
+    rows, cache = list(range(len(ids))), None
+    settings.return_dict_in_generate = True
+    while rows:
+        done = ids.shape[1] - prompt
+        settings.max_new_tokens = limit - done if is_deepspeed_zero3_enabled() else min(SLICE_TOKENS, limit - done)
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings
+            )
+        ids, cache = output.sequences, output.past_key_values
+        for row, tokens in zip(rows, ids[:, prompt:].tolist(), strict=True):
+            answers[row] = tokens
+        finished = [ids.shape[1] - prompt >= limit or not ends.isdisjoint(answers[row]) for row in rows]
+        if not all(finished):
+            kept = torch.tensor([at for at, ended in enumerate(finished) if not ended], device=ids.device)
+            ids, mask = ids[kept], mask[kept]
+            mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+            cache.batch_select_indices(kept)
+        rows = [row for row, ended in zip(rows, finished, strict=True) if not ended]
     return answers

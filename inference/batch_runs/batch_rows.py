@@ -16,7 +16,8 @@ from json_rows.row_files import Row, iterate_rows
 REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # sent to /generate
 EXTRACTION_KEYS = ("task", "schema", "text")  # of each request to /extract
 EXTRACTION_SHAPE = '{"task", "schema", "text"}'
-EXTRACT_FIELDS = (*EXTRACTION_KEYS, "language", "model", "max_tokens", "window_tokens")  # sent to /extract
+# Sent to /extract.
+EXTRACT_FIELDS = (*EXTRACTION_KEYS, "language", "model", "max_tokens", "names_from_text", "window_tokens")
 AMBIGUOUS_KEYS = ("instruction", "messages", "parameters")  # of /generate; an error in a row with all EXTRACTION_KEYS
 SHARED_PARAMETERS = {"max_tokens"}  # of the command line that apply to /extract, too
 ITEM_FIELDS = ("entities", "triples", "events")  # a response of /extract without an error has one of them

@@ -2,7 +2,8 @@
 
 The grammar is EBNF for xgrammar and admits exactly the strings that json.dumps(answer, ensure_ascii=False) writes,
 spaces included. A JSON schema would also admit other white space, which the model was not tuned on, and a model can
-write white space until it reaches the token limit.
+write white space until it reaches the token limit. The names of the answer can be limited to names in a text, so that
+the model can neither misspell nor invent them.
 
 xgrammar caches a compiled grammar by its text, so a schema must always give the same text. The form of a rule affects
 speed: with a group among the alternatives of `char`, the mask of one token takes 5 ms instead of 10 us (LLaMA-2's
@@ -12,13 +13,16 @@ speed: with a group among the alternatives of `char`, the mask of one token take
 import json
 
 from extraction.extraction_form import AnswerForm
+from extraction.extraction_results import NO_VALUE
 from extraction.extraction_schema import SchemaType
+from extraction.text_names import parts_automaton, text_symbols
 
 # The strings that json.dumps writes; \u000 and \u001 are two alternatives instead of a group, which would be slow.
-STRING = r"""string ::= "\"" char+ "\""
+ANY_NAME = r"""string ::= "\"" char+ "\""
 char ::= [^"\\\x00-\x1f] | "\\" ["\\bfnrt] | "\\u000" [0-7be-f] | "\\u001" [0-9a-f]
 """
 
+MAX_SYMBOLS = 2048  # of a text whose names are rules; they compile in 0.2 s, see benchmarks/RESULTS.md
 Rules = dict[str, str]  # body -> name; equal bodies share a rule, so the compile time is linear in the schema's size
 
 
@@ -27,10 +31,11 @@ def add_rule(rules: Rules, stem: str, body: str) -> str:
     return rules.setdefault(body, f"{stem}{len(rules)}")
 
 
-def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "") -> str:
+def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "", text: str = "") -> str:
     """Return the EBNF grammar of answers of this form for these types.
 
     prefix: white space that the chat template writes before an answer in tuning; generated answers start with it.
+    text: if it has between 1 and MAX_SYMBOLS symbols, the answer's names are parts of it (see `name_rules`).
     """
     rules: Rules = {}
     opening = literal(prefix + "{")
@@ -48,7 +53,31 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
         pair = add_rule(rules, "pair", " | ".join(alternatives))
         root = f'{opening} ({pair} (", " {pair})*)? "}}"'
     lines = (f"{name} ::= {body}\n" for body, name in rules.items())
-    return f"root ::= {root}\n{''.join(lines)}{STRING}"
+    names = name_rules(text, any(slot.by_role for slot in form.item)) or ANY_NAME
+    return f"root ::= {root}\n{''.join(lines)}{names}"
+
+
+def name_rules(text: str, may_be_absent: bool) -> str:
+    """Return the rule `string` for names in a text, "" if the text has no symbol or more than MAX_SYMBOLS.
+
+    A name begins and ends with a word or another character that is not white space. White space in a name may also be
+    written as one space. may_be_absent: also admit the word for a missing trigger or argument.
+    """
+    symbols = text_symbols(text)
+    if not 0 < len(symbols) <= MAX_SYMBOLS:
+        return ""
+    edges = parts_automaton(symbols)
+    after_space = {target for choices in edges for symbol, target in choices.items() if symbol.isspace()}
+    absent = f" | {literal(json_string(NO_VALUE[-1]))}" if may_be_absent else ""
+    lines = [f'string ::= "\\"" part0 "\\""{absent}\n']
+    for state, choices in enumerate(edges):
+        parts = ['""'] if state and state not in after_space else []
+        for symbol, target in choices.items():
+            if state or not symbol.isspace():
+                spellings = dict.fromkeys((symbol, " ") if symbol.isspace() else (symbol,))
+                parts += [f"{literal(json_string(spelling)[1:-1])} part{target}" for spelling in spellings]
+        lines.append(f"part{state} ::= {' | '.join(parts)}\n")
+    return "".join(lines)
 
 
 def item_rule(form: AnswerForm, roles: tuple[str, ...], rules: Rules) -> str:

@@ -5,7 +5,8 @@
      "complete": true, "windows": 1, "num_output_tokens_cf": 21, "error": null}
 
 The instruction is the one that the model was tuned on (its extraction.json). Decoding is greedy and constrained by a
-grammar, so every answer can be parsed and has only types of the schema. A long text is split into windows.
+grammar, so every answer can be parsed and has only types of the schema and names in the text. A long text is split into
+windows.
 """
 
 import asyncio
@@ -57,6 +58,9 @@ class ExtractRequest(BaseModel):
         default=None,
         ge=1,
         description=f"answer tokens per window; default {MAX_ANSWER_TOKENS}; at most the rest of the context",
+    )
+    names_from_text: bool = Field(
+        default=True, description="names are parts of the text, white space aside; false: the model may write any name"
     )
     window_tokens: int | None = Field(
         default=None,
@@ -141,15 +145,20 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
     types = check_schema(task, request.schema_)
     prompt = extraction_prompt(task, types, text, request.language or "auto", model.extraction)
     spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
-    grammar = answer_grammar(prompt.form, types, model.encoder.answer_prefix)
-    fields = {"structured_outputs": {"grammar": grammar}, "temperature": 0}
-    skips_trial.set(True)  # the limits of the schema also limit the grammar
+    skips_trial.set(True)  # the limits of schema and window also limit the grammar
     limit = request.max_tokens or MAX_ANSWER_TOKENS
 
     async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
         """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
-        ids = await model.encode_async(instruction_messages(prompt.instruction, text[slice(*span)]))
-        options = fields | {"max_tokens": min(limit, model.context - len(ids))}
+        window = text[slice(*span)]
+        ids = await model.encode_async(instruction_messages(prompt.instruction, window))
+        names = window if request.names_from_text else ""
+        arguments = prompt.form, types, model.encoder.answer_prefix, names
+        grammar = await run_in_thread_if_long(len(window), answer_grammar, *arguments)
+        options = {
+            "structured_outputs": {"grammar": grammar}, "temperature": 0,
+            "max_tokens": min(limit, model.context - len(ids)),
+        }  # fmt: skip
         async with window_places:
             completion = await run_when_admitted(lambda: complete(raw_request, model, ids, **options))
         answer, is_complete = parse_partial_answer(completion.choices[0].text)

@@ -1,6 +1,7 @@
 """extract_api.py: the answers of any model can be parsed, and have types of the schema and correct offsets."""
 
 import shutil
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,8 +55,8 @@ def test_full_queue_refuses_a_request_until_another_has_ended() -> None:
 def test_answer_has_types_of_the_schema_and_offsets_of_the_text(server: Any, task: str, language: str) -> None:
     """The model has random weights, so only the grammar ensures the form of its answers."""
     text = TEXTS[language]
-    for tokens in (1, 7, 40, 200):
-        answer = ask(server, text, task, max_tokens=tokens)
+    for tokens, from_text in product((1, 7, 40, 200), (True, False)):
+        answer = ask(server, text, task, max_tokens=tokens, names_from_text=from_text)
         assert answer["windows"] == 1
         assert 1 <= answer["num_output_tokens_cf"] <= tokens
         [plural] = {"entities", "triples", "events"} & set(answer)
@@ -63,6 +64,7 @@ def test_answer_has_types_of_the_schema_and_offsets_of_the_text(server: Any, tas
         for each in names(answer):
             assert each["in_text"] == bool(each["offsets"])
             assert each["in_text"] == (each["name"].strip() in text)
+            assert each["in_text"] or not from_text
             assert all(text[start:end] == each["name"].strip() for start, end in each["offsets"])
         kinds = {"born in", "作者"} if task == "spo" else set(SCHEMAS[task])
         assert {each.get("relation") or each["type"] for each in answer[plural]} <= kinds

@@ -82,10 +82,10 @@ class Launcher:
     def ended(self, within: float) -> tuple[int, str]:
         """Wait for the launcher; return its exit status and remaining output.
 
-        within: seconds. Asserts that no process of the server and, up to 2 s later, no watchdog remains.
+        within: seconds. Asserts that no process of the server and, up to 10 s later, no watchdog remains.
         """
         written, _ = self.process.communicate(timeout=within)
-        for _ in range(100):
+        for _ in range(500):
             if not marked_processes(self.trial):
                 break
             time.sleep(0.02)
@@ -114,26 +114,26 @@ def test_killed_launcher_leaves_no_process(launch: Any) -> None:
     assert len(marked_processes(launcher.trial)) == 3 + 2
     assert os.getpgid(launcher.server) != os.getpgid(launcher.process.pid)
     launcher.process.kill()
-    assert launcher.ended(within=5)[0] == -signal.SIGKILL
+    assert launcher.ended(within=30)[0] == -signal.SIGKILL
 
 
 def test_ended_server_leaves_no_process_and_passes_its_status_on(launch: Any) -> None:
     killed = launch("serves")
     os.kill(killed.server, signal.SIGKILL)
-    assert killed.ended(within=5)[0] == 128 + signal.SIGKILL
-    assert launch("fails").ended(within=5)[0] == 3
-    assert launch("stops").ended(within=5)[0] == 0
+    assert killed.ended(within=30)[0] == 128 + signal.SIGKILL
+    assert launch("fails").ended(within=30)[0] == 3
+    assert launch("stops").ended(within=30)[0] == 0
 
 
 def test_server_that_stops_while_it_serves_is_status_1(launch: Any) -> None:
     """vLLM's server exits with status 0 if its engine is killed."""
-    status, written = launch("serves", "stops").ended(within=5)
+    status, written = launch("serves", "stops").ended(within=30)
     assert (status, written.splitlines()[-1]) == (1, ENGINE_ENDED)
 
 
 def test_command_that_ends_by_itself_is_status_0(launch: Any) -> None:
     """batch.py starts a server, and ends after the last row."""
-    status, written = launch("serves", "finishes").ended(within=5)
+    status, written = launch("serves", "finishes").ended(within=30)
     assert (status, ENGINE_ENDED in written) == (0, False)
 
 
@@ -141,7 +141,7 @@ def test_command_that_ends_by_itself_is_status_0(launch: Any) -> None:
 def test_signal_before_serving_ends_the_server_at_once(launch: Any, number: signal.Signals, line: str) -> None:
     launcher = launch()
     launcher.process.send_signal(number)
-    assert launcher.ended(within=5) == (128 + number, line)
+    assert launcher.ended(within=30) == (128 + number, line)
 
 
 def test_first_signal_is_passed_on_and_second_one_kills(launch: Any) -> None:
@@ -152,7 +152,7 @@ def test_first_signal_is_passed_on_and_second_one_kills(launch: Any) -> None:
     time.sleep(SAME_SIGNAL_SECONDS + 0.2)
     assert launcher.process.poll() is None
     launcher.process.terminate()
-    assert launcher.ended(within=5) == (128 + signal.SIGTERM, f"signal {signal.SIGINT.value}\n")
+    assert launcher.ended(within=30) == (128 + signal.SIGTERM, f"signal {signal.SIGINT.value}\n")
 
 
 @pytest.mark.integration
@@ -160,7 +160,7 @@ def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
     launcher = launch("serves", "leaves")
     began = time.monotonic()
     launcher.process.terminate()
-    assert launcher.ended(within=CLEAN_UP_SECONDS + 5) == (0, f"signal {signal.SIGTERM.value}\n")
+    assert launcher.ended(within=CLEAN_UP_SECONDS + 30) == (0, f"signal {signal.SIGTERM.value}\n")
     assert time.monotonic() - began >= CLEAN_UP_SECONDS
 
 

@@ -366,9 +366,8 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
     more, whole, stopped = ("--save_strategy", "no", "--max_steps", 30), tmp_path / "whole", tmp_path / "stopped"
     train_here(*options(tiny_checkpoint, small_corpus, whole, *more))
     given = options(tiny_checkpoint, small_corpus, stopped, *more)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        status, errors = stop_by_signal("pretrain/train.py", *given, after=str(small_corpus), number=number)
-        assert status == 128 + number and f"stopped by {number.name} before the first step, without a" in errors
+    status, errors = stop_by_signal("pretrain/train.py", *given, after=str(small_corpus), number=signal.SIGHUP)
+    assert status == 129 and "stopped by SIGHUP before the first step, without a" in errors
     status, errors = stop_by_signal("pretrain/train.py", *given, "--dataloader_num_workers", 2, group=True)
     assert status == 143 and "Traceback" not in errors, errors
     assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)
