@@ -199,10 +199,9 @@ def steps_within(bench: Benchmark, system: str) -> int:
     folder = bench.folder / f"{system}-timing"
     folder.mkdir(exist_ok=True)
     output = folder / "result"
-    run_into(
-        folder / "tuning.log", output, "finetune/finetune.py",
-        tuning_options(bench, system, output, max_steps=TIMED_STEPS, logging_steps=1),
-    )  # fmt: skip
+    tuning = tuning_options(bench, system, output, max_steps=TIMED_STEPS)
+    # The last of equal options is used, also if --logging_steps was given after --.
+    run_into(folder / "tuning.log", output, "finetune/finetune.py", [*tuning, "--logging_steps=1"])
     options = option_words(train_log=output / "train_log.jsonl", seconds=round(60 * bench.minutes))
     return int(run_once(folder / "steps.log", "examples/make_demo.py", ["steps", *options]))
 

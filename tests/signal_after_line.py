@@ -1,8 +1,9 @@
-"""Run a script that sends itself a signal directly after it prints a line, however slow or fast the machine is.
+"""Run a script, and send its process a signal directly after it prints a line, however slow or fast the machine is.
 
     python tests/signal_after_line.py LINE_START NUMBER script.py OPTION…
 
-The first line that begins with LINE_START sends the signal; a negative NUMBER: to the process group.
+The signal NUMBER is sent after the first printed text that begins with LINE_START. If NUMBER is negative, the signal
+-NUMBER is sent to the process group.
 """
 
 import os

@@ -44,7 +44,7 @@ def test_template_syntax_in_an_alpaca_file_is_text(tmp_path: Path, tokenizer: To
             from_alpaca(content, tmp_path)
 
 
-def test_unreadable_template_file_is_refused_with_one_line(tmp_path: Path) -> None:
+def test_missing_or_undecodable_template_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jinja does not exist; --template_path takes"):
         read_template(tmp_path / "none.jinja", "--template_path")
     (tmp_path / "old.jinja").write_bytes(b"\xff")
@@ -118,7 +118,7 @@ def test_template_whose_name_is_not_a_file_name_is_refused(tmp_path: Path, name:
         assert f": {name[:80]!r} cannot" in str(raised.value)
 
 
-def test_templates_without_a_main_one_are_named_with_the_command_that_uses_one(tmp_path: Path) -> None:
+def test_warning_without_a_main_template_lists_the_other_templates_and_the_command(tmp_path: Path) -> None:
     option, file = "--template_path finetune/templates/alpaca.jinja", tmp_path / "chat_template.json"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": LISTED[:1]}))
     assert folder_template(tmp_path) is None

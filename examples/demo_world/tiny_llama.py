@@ -61,7 +61,7 @@ def check_settings(sizes: dict[str, Any], initializer_range: float) -> None:
     if sizes["hidden_size"] % (2 * sizes["num_attention_heads"]):  # RoPE rotates pairs of elements of a head
         size, multiple = sizes["hidden_size"], 2 * sizes["num_attention_heads"]
         raise ValueError(
-            f"--hidden_size {size} is not an even multiple of --num_attention_heads; give a multiple of {multiple}"
+            f"--hidden_size {size} is not a multiple of twice --num_attention_heads; give a multiple of {multiple}"
         )
     if not 0 <= initializer_range <= 1:
         raise ValueError(f"--initializer_range {initializer_range} is not between 0 and 1; LLaMA has 0.02")

@@ -5,6 +5,11 @@ from typing import Any, NamedTuple
 from chat_prompts.prompt_encoding import PromptEncoder
 
 SLICE_TOKENS = 16  # generated before finished answers leave the batch
+# transformers takes unset values from the checkpoint's generation_config.json, which may have a penalty.
+GREEDY = {
+    "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0,
+    "min_new_tokens": 0,
+}  # fmt: skip
 
 
 class GeneratedAnswer(NamedTuple):
@@ -17,7 +22,7 @@ class GeneratedAnswer(NamedTuple):
 def generate_answers(
     model: Any, encoder: PromptEncoder, prompts: list[list[int]], batch_size: int, max_new_tokens: int
 ) -> list[GeneratedAnswer]:
-    """Return the greedy answer to each prompt, up to EOS or the end-of-turn token of the template.
+    """Return the greedy answer to each prompt, up to EOS, the end-of-turn token of the template, or another end token.
 
     prompts: token ids of each. Prompts of similar length are in one batch, the longest first, so that a lack of memory
     shows in the first batch. The attention mask is computed from the lengths, so any id can be the pad id. An answer
@@ -34,7 +39,7 @@ def generate_answers(
     eos = model.generation_config.eos_token_id
     ends = {*encoder.stop_ids, *(eos if isinstance(eos, list | tuple) else [eos])} - {None}
     settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends),
+        **GREEDY, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends),
         bos_token_id=encoder.tokenizer.bos_token_id,
     )  # fmt: skip
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
@@ -59,11 +64,11 @@ def generate_answers(
 
 
 def generate_batch(model: Any, ids: Any, mask: Any, settings: Any) -> list[list[int]]:
-    """Return the new token ids of each row of a left-padded batch, up to an end token or settings.max_new_tokens.
+    """Return at most settings.max_new_tokens new token ids of each row of a left-padded batch.
 
-    ids, mask: (rows, tokens) int64. Finished rows leave the batch every SLICE_TOKENS tokens; transformers' `generate`
-    alone continues all rows until the longest is finished. Under ZeRO-3, where all ranks must call the model equally
-    often, they stay. After the first end token, a row may have padding.
+    ids, mask: (rows, tokens) int64. A result may have padding after its first end token. Finished rows leave the batch
+    every SLICE_TOKENS tokens; one call of transformers' `generate` would continue all rows until the longest is
+    finished. Under ZeRO-3, all ranks must call the model equally often, so there is one call.
     """
     import torch
     from transformers.integrations import is_deepspeed_zero3_enabled

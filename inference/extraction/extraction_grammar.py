@@ -1,8 +1,9 @@
 """Build the grammar of an answer, so that constrained decoding gives valid JSON with the schema's types only.
 
-The grammar is EBNF for xgrammar and admits exactly the strings that json.dumps(answer, ensure_ascii=False) writes,
-spaces included. A JSON schema would also admit other white space, which the model was not tuned on, and a model can
-write white space until it reaches the token limit. The names of the answer can be limited to names in a text, so that
+The grammar is EBNF for xgrammar and admits answers as json.dumps(answer, ensure_ascii=False) writes them, spaces
+included; where empty types are omitted, a type may be repeated. xgrammar's grammar of a JSON schema also admits other
+white space by default, which the model was not tuned on, and a model can write white space until it reaches the token
+limit. The names of the answer can be limited to names in a text, so that
 the model can neither misspell nor invent them.
 
 xgrammar caches a compiled grammar by its text, so a schema must always give the same text. The form of a rule affects
@@ -22,7 +23,7 @@ ANY_NAME = r"""string ::= "\"" char+ "\""
 char ::= [^"\\\x00-\x1f] | "\\" ["\\bfnrt] | "\\u000" [0-7be-f] | "\\u001" [0-9a-f]
 """
 
-MAX_SYMBOLS = 2048  # of a text whose names are rules; they compile in 0.2 s, see benchmarks/RESULTS.md
+MAX_SYMBOLS = 2048  # of the longest text to which names are limited; its grammar compiles in 0.2 s
 Rules = dict[str, str]  # body -> name; equal bodies share a rule, so the compile time is linear in the schema's size
 
 
@@ -58,10 +59,11 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
 
 
 def name_rules(text: str, may_be_absent: bool) -> str:
-    """Return the rule `string` for names in a text, "" if the text has no symbol or more than MAX_SYMBOLS.
+    """Return the rules `string` and `part0`, `part1`, … for names in a text.
 
+    Returns "" if the text has no symbol or more than MAX_SYMBOLS.
     A name begins and ends with a word or another character that is not white space. White space in a name may also be
-    written as one space. may_be_absent: also admit the word for a missing trigger or argument.
+    written as one space. may_be_absent: also admit "NAN", which stands for a missing trigger or argument.
     """
     symbols = text_symbols(text)
     if not 0 < len(symbols) <= MAX_SYMBOLS:

@@ -1,4 +1,4 @@
-"""The automaton of all names in a text: parts of the text that begin and end at word boundaries."""
+"""Split a text into symbols, and build the automaton of its parts, which are the candidates for names."""
 
 import regex
 
@@ -10,19 +10,21 @@ SYMBOL = regex.compile(rf"(?V1){LETTER}++|\s++|.", regex.DOTALL)
 def text_symbols(text: str) -> list[str]:
     """Return the words, other characters and runs of white space of a text, without white space at both ends.
 
-    In scripts without spaces, each character is a symbol.
+    In Chinese, Japanese, Korean, Thai, Lao, Burmese and Khmer, each character is a symbol.
     """
     return SYMBOL.findall(text.strip())
 
 
 def parts_automaton(symbols: list[str]) -> list[dict[str, int]]:
-    """Return the edges (symbol -> state) of each state of the smallest automaton of all parts of a sequence.
+    """Return the edges (symbol -> state) of each state of the suffix automaton of a sequence.
 
-    State 0 is the start. A sequence of n symbols gives less than 2n states and 3n edges. Source: Blumer et al. 1985,
-    The smallest automaton recognizing the subwords of a text; the construction is linear in n.
+    The paths from state 0 are the parts of the sequence (contiguous subsequences), each once. The automaton of n
+    symbols has at most 2n states and 3n edges, and its construction is linear in n. Source: Blumer et al. 1985, The
+    smallest automaton recognizing the subwords of a text.
     """
     edges: list[dict[str, int]] = [{}]
-    # lengths: of the longest part that leads to a state. links: the state of its longest suffix with more occurrences.
+    # lengths[state]: symbols of the longest part that leads to the state. links[state]: the state of the longest suffix
+    # of this part that leads to another state; -1 for the start.
     lengths, links, last = [0], [-1], 0
     for symbol in symbols:
         new, state = len(edges), last

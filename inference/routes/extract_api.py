@@ -32,6 +32,8 @@ from routes.request_body import Text
 from routes.response_envelope import envelope_route, openapi_responses
 from routes.served_models import ServedModel, complete, run_when_admitted
 
+# A repetition penalty of the checkpoint's generation_config.json would count the names in the prompt as repetitions.
+GREEDY = {"temperature": 0, "repetition_penalty": 1}
 MAX_ANSWER_TOKENS = 1024  # per window; longer answers are mostly repetitions
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
 WINDOW_SHARE = 1 / 3  # maximum share that a window may take of the tokens left after the instruction
@@ -155,9 +157,8 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
         names = window if request.names_from_text else ""
         arguments = prompt.form, types, model.encoder.answer_prefix, names
         grammar = await run_in_thread_if_long(len(window), answer_grammar, *arguments)
-        options = {
-            "structured_outputs": {"grammar": grammar}, "temperature": 0,
-            "max_tokens": min(limit, model.context - len(ids)),
+        options = GREEDY | {
+            "structured_outputs": {"grammar": grammar}, "max_tokens": min(limit, model.context - len(ids)),
         }  # fmt: skip
         async with window_places:
             completion = await run_when_admitted(lambda: complete(raw_request, model, ids, **options))

@@ -73,6 +73,18 @@ def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
     assert generate_answers(model, PromptEncoder(tokenizer), prompts, 2, at)[0] == (cut[0].text, "length")
 
 
+def test_settings_of_the_checkpoint_do_not_change_greedy_answers(tiny_checkpoint: Path) -> None:
+    """transformers takes values that are not given from the checkpoint's generation_config.json."""
+    model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
+    encoder = PromptEncoder(tokenizer)
+    prompts = encoder.batch_prompt_ids([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
+    answers = generate_answers(model, encoder, prompts, 2, 20)
+    model.generation_config.update(
+        repetition_penalty=5.0, num_beams=3, no_repeat_ngram_size=2, min_new_tokens=18, temperature=0.3, do_sample=True
+    )
+    assert generate_answers(model, encoder, prompts, 2, 20) == answers
+
+
 @pytest.mark.integration
 def test_adapter_changes_the_answers_and_sets_the_template(
     tmp_path: Path, tiny_checkpoint: Path, adapter: Path, rows_file: Path, run_script: RunScript

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from routes.extract_api import ExtractQueue
+from routes.extract_api import GREEDY, ExtractQueue
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import QueueOverflowError
 
 TEXTS = {
@@ -48,6 +49,14 @@ def test_full_queue_refuses_a_request_until_another_has_ended() -> None:
         with queue.admitted(engine):
             assert queue.requests == 2
     assert queue.requests == 0
+
+
+def test_settings_of_the_checkpoint_do_not_change_greedy_decoding() -> None:
+    """vLLM takes values that a request does not have from the checkpoint's generation_config.json."""
+    request = CompletionRequest(prompt=[1], **GREEDY)
+    checkpoint = {"temperature": 0.7, "repetition_penalty": 1.1, "top_p": 0.8, "top_k": 20}
+    used = request.to_sampling_params(10, checkpoint)
+    assert (used.temperature, used.repetition_penalty, used.top_p, used.top_k) == (0, 1, 1, 0)
 
 
 @pytest.mark.parametrize("task", SCHEMAS)

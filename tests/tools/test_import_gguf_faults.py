@@ -38,7 +38,7 @@ def test_import_refuses_values_that_the_dtype_cannot_represent(
     assert not (file.parent / "imported").exists()
 
 
-def test_import_refuses_an_infinite_scale_in_one_line(make: Make, recwarn: pytest.WarningsRecorder) -> None:
+def test_import_refuses_an_infinite_scale_without_a_warning(make: Make, recwarn: pytest.WarningsRecorder) -> None:
     file = exported(make(initializer_range=0.05), "q8_0")
     tensor = gguf_header.read_gguf(file).tensors["blk.1.ffn_up.weight"]
     content = bytearray(file.read_bytes())
@@ -51,7 +51,7 @@ def test_import_refuses_an_infinite_scale_in_one_line(make: Make, recwarn: pytes
 
 
 FLOAT64_ONLY = Typed(1e300, gguf.GGUFValueType.FLOAT64)  # above the range of float32
-LONG = Typed(1 << 31, gguf.GGUFValueType.UINT32)
+ABOVE_INT32 = Typed(1 << 31, gguf.GGUFValueType.UINT32)
 METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"general__architecture": "mamba"}, "architecture 'mamba' is not supported; supported are llama"),
     "split": ({"split__count": 3}, "is one of 3 files of a split model; merge them"),
@@ -65,21 +65,25 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "text for a number": ({"llama__block_count": "two"}, "llama.block_count is two, not a positive integer"),
     "more layers": ({"llama__block_count": 3}, "tensor blk.2.attn_norm.weight is missing"),
     "text as window": ({"llama__attention__sliding_window": "x"}, "attention.sliding_window = x is not supported"),
-    "table as key": ({"llama__rope__dimension_sections": [1, 2]}, "rope.dimension_sections = [1 2] is not supported"),
-    "table as type": ({"llama__rope__scaling__type": [1, 2]}, "rope.scaling.type '[1 2]' is not supported"),
+    "array of another key": (
+        {"llama__rope__dimension_sections": [1, 2]}, "rope.dimension_sections = [1 2] is not supported",
+    ),
+    "array as type": ({"llama__rope__scaling__type": [1, 2]}, "rope.scaling.type '[1 2]' is not supported"),
     "huge": ({"llama__block_count": 2**31 - 1}, "llama.block_count is 2,147,483,647, but there are fewer tensors"),
     "fewer layers": ({"llama__block_count": 1}, "tensor blk.1.attn_norm.weight does not belong"),
     "width": ({"llama__feed_forward_length": 64}, "has the shape [96, 64], but the metadata require [64, 64]"),
     "epsilon": ({"llama__attention__layer_norm_rms_epsilon": -1.0}, "is -1.0, not a positive float32"),
     "tokenizer": ({"tokenizer__ggml__model": "t5"}, "tokenizer 't5' is not supported"),
-    "table as tokenizer": ({"tokenizer__ggml__model": [1, 2]}, "tokenizer '[1 2]' is not supported"),
-    "table as switch": ({"tokenizer__ggml__add_bos_token": [1, 2]}, "add_bos_token is [1 2], not true or false"),
+    "array as tokenizer": ({"tokenizer__ggml__model": [1, 2]}, "tokenizer '[1 2]' is not supported"),
+    "array as add_bos_token": ({"tokenizer__ggml__add_bos_token": [1, 2]}, "add_bos_token is [1 2], not true or false"),
     "pre-tokenizer": (
         {"tokenizer__ggml__model": "gpt2", "tokenizer__ggml__pre": "dbrx"}, "pre-tokenizer 'dbrx' is not supported"
     ),
     "fewer tokens": ({"tokenizer__ggml__tokens": ["a", "b"]}, "are not tables of 800 tokens"),
     "bos": ({"tokenizer__ggml__bos_token_id": 800}, "bos_token_id is 800, not the id of a token"),
-    "range": ({"llama__context_length": LONG}, "context_length is 2147483648, not a positive integer up to 2,147,"),
+    "range": (
+        {"llama__context_length": ABOVE_INT32}, "context_length is 2147483648, not a positive integer up to 2,147,",
+    ),
     "float range": ({"llama__rope__freq_base": FLOAT64_ONLY}, "llama.rope.freq_base is 1e.300, not a positive float32"),
     "factor of 0": (
         {"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 0.0}, "factor is 0.0, not a positive"
@@ -88,7 +92,7 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "float types": ({"tokenizer__ggml__token_type": [1.5] * 800}, "token_type has a value other than 1 to 6"),
     "bool types": ({"tokenizer__ggml__token_type": [True] * 800}, "token_type has a value other than 1 to 6"),
     "integer scores": ({"tokenizer__ggml__scores": [1] * 800}, "has no scores for its tokens"),
-    "table as prefix": ({"tokenizer__ggml__add_space_prefix": [1, 2]}, "add_space_prefix is [1 2], not true or false"),
+    "array as prefix": ({"tokenizer__ggml__add_space_prefix": [1, 2]}, "add_space_prefix is [1 2], not true or false"),
     "text as prefix": ({"tokenizer__ggml__add_space_prefix": "no"}, "add_space_prefix is no, not true or false"),
     "template": ({"tokenizer__chat_template": [1, 2]}, "tokenizer.chat_template is [1 2], not text"),
     "alignment": ({"general__alignment": 48}, "general.alignment is 48, not a power of two"),
@@ -128,7 +132,10 @@ def test_import_refuses_files_without_a_supported_header(
 
 
 def test_damaged_header_is_read_or_raises_a_value_error(make: Make, tmp_path: Path) -> None:
-    """The header has random bytes, and the file may be cut off; tensors of a readable header are inside the file."""
+    """Bytes of the header are changed at random, and the file may be cut off.
+
+    If the header can still be read, all of its tensors are inside the file.
+    """
     file = exported(make(), "f16")
     content, draw = file.read_bytes(), random.Random(3)
     start = min(tensor.offset for tensor in gguf_header.read_gguf(file).tensors.values())

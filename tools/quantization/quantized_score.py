@@ -48,6 +48,8 @@ def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExa
     longest = max(len(example.answer) for example in examples)
     settings = GenerationConfig(
         do_sample=False,
+        num_beams=1,  # transformers takes unset values from the checkpoint's generation_config.json
+        repetition_penalty=1.0,
         max_new_tokens=longest + longest // 2 + 16,
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
