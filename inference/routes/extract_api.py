@@ -33,7 +33,7 @@ from routes.response_envelope import envelope_route, openapi_responses
 from routes.served_models import ServedModel, complete, run_when_admitted
 
 # A repetition penalty of the checkpoint's generation_config.json would count the names in the prompt as repetitions.
-GREEDY = {"temperature": 0, "repetition_penalty": 1}
+GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1}
 MAX_ANSWER_TOKENS = 1024  # per window; longer answers are mostly repetitions
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
 WINDOW_SHARE = 1 / 3  # maximum share that a window may take of the tokens left after the instruction
