@@ -32,8 +32,12 @@ from routes.request_body import Text
 from routes.response_envelope import envelope_route, openapi_responses
 from routes.served_models import ServedModel, complete, run_when_admitted
 
-# A repetition penalty of the checkpoint's generation_config.json would count the names in the prompt as repetitions.
-GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1}
+# Greedy decoding. A repetition penalty in the checkpoint's generation_config.json would count names in the prompt as
+# repetitions. An answer that repeats 4 to 64 tokens four times would repeat them until max_tokens, so it is ended.
+DECODING: dict[str, Any] = {
+    "temperature": 0, "repetition_penalty": 1,
+    "repetition_detection": {"min_pattern_size": 4, "max_pattern_size": 64, "min_count": 4},
+}  # fmt: skip
 MAX_ANSWER_TOKENS = 1024  # per window; longer answers are mostly repetitions
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
 WINDOW_SHARE = 1 / 3  # maximum share that a window may take of the tokens left after the instruction
@@ -85,7 +89,10 @@ class ExtractAnswer(BaseModel):
     events: list[dict[str, Any]] | None = Field(
         default=None, description='ee: {"type", "trigger": NAME or null, "arguments": [{"role", …NAME}]}'
     )
-    complete: bool = Field(default=False, description="false: an error, or an answer that was cut by its token limit")
+    complete: bool = Field(
+        default=False,
+        description="false: an error, or an answer that was cut by its token limit or because it repeats itself",
+    )
     windows: int = Field(default=0, description="pieces that the text was split into")
     num_output_tokens_cf: int = Field(default=0, description="tokens generated for all windows")
     error: str | None = Field(default=None, description="one line")
@@ -157,7 +164,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
         names = window if request.names_from_text else ""
         arguments = prompt.form, types, model.encoder.answer_prefix, names
         grammar = await run_in_thread_if_long(len(window), answer_grammar, *arguments)
-        options = GREEDY | {
+        options = DECODING | {
             "structured_outputs": {"grammar": grammar}, "max_tokens": min(limit, model.context - len(ids)),
         }  # fmt: skip
         async with window_places:

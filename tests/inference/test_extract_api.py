@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from routes.extract_api import GREEDY, ExtractQueue
+from routes.extract_api import DECODING, ExtractQueue
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import QueueOverflowError
 
@@ -53,7 +53,7 @@ def test_full_queue_refuses_a_request_until_another_has_ended() -> None:
 
 def test_settings_of_the_checkpoint_do_not_change_greedy_decoding() -> None:
     """vLLM takes values that a request does not have from the checkpoint's generation_config.json."""
-    request = CompletionRequest(prompt=[1], **GREEDY)
+    request = CompletionRequest(prompt=[1], **DECODING)
     checkpoint = {"temperature": 0.7, "repetition_penalty": 1.1, "top_p": 0.8, "top_k": 20}
     used = request.to_sampling_params(10, checkpoint)
     assert (used.temperature, used.repetition_penalty, used.top_p, used.top_k) == (0, 1, 1, 0)
