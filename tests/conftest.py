@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -37,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Expensive fixtures. Tests that share one of them run sequentially in one process, before all other tests. The files
-# with integration tests follow.
+# with integration tests follow, then the other files, those with most tests first, so that the processes end together.
 SHARED = ("short_quickstart", "server", "checkpoints")
 # Fixtures that start a server, DeepSpeed ranks or a browser; tests that use one are integration tests.
 STARTS_PROCESSES = ("extensions", "start_server", "browser", "short_quickstart", "checkpoints")
@@ -57,8 +58,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.integration)
         if item.get_closest_marker("integration"):
             slowest_first.setdefault(groups[item])
-    order = {name: number for number, name in enumerate(slowest_first)}
-    items.sort(key=lambda item: order.get(groups[item], len(order)))
+    tests = Counter(groups.values())
+    order = [*slowest_first, *sorted(tests.keys() - slowest_first.keys(), key=lambda name: (-tests[name], name))]
+    number = {name: at for at, name in enumerate(order)}
+    items.sort(key=lambda item: number[groups[item]])
     if config.getoption("--fast"):
         items[:] = [item for item in items if not {"slow", "integration"} & {mark.name for mark in item.iter_markers()}]
     yield
