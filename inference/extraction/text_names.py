@@ -4,11 +4,11 @@ import regex
 
 from extraction.extraction_results import LETTER
 
-SYMBOL = regex.compile(rf"(?V1){LETTER}++|\s++|.", regex.DOTALL)
+SYMBOL = regex.compile(rf"(?V1)\p{{N}}++|[{LETTER}--\p{{N}}]++|\s++|.", regex.DOTALL)
 
 
 def text_symbols(text: str) -> list[str]:
-    """Return the words, other characters and runs of white space of a text, without white space at both ends.
+    """Return the words, numbers, other characters and runs of white space of a text, without white space at both ends.
 
     In Chinese, Japanese, Korean, Thai, Lao, Burmese and Khmer, each character is a symbol.
     """

@@ -28,6 +28,17 @@ def answer(name: str) -> str:
 SYMBOLS = st.sampled_from(["Ann", "Lee", "U", ".", " ", "\n\n", '"', "\\", "山", "水", "e\u0301", "🤖"])
 
 
+@pytest.mark.parametrize(
+    ("text", "symbols"),
+    [
+        (" 收购SQM23.77%股权\n", "收|购|SQM|23|.|77|%|股|权"),
+        ("Ann  Lee's e\u0301t\u00e9, 서울", "Ann|  |Lee|'|s| |e\u0301t\u00e9|,| |서|울"),
+    ],
+)
+def test_text_is_split_into_words_numbers_and_other_characters(text: str, symbols: str) -> None:
+    assert text_symbols(text) == symbols.split("|")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SYMBOLS, max_size=12))
 def test_automaton_accepts_exactly_the_parts_of_a_sequence(symbols: list[str]) -> None:
