@@ -23,7 +23,8 @@ ANY_NAME = r"""string ::= "\"" char+ "\""
 char ::= [^"\\\x00-\x1f] | "\\" ["\\bfnrt] | "\\u000" [0-7be-f] | "\\u001" [0-9a-f]
 """
 
-MAX_SYMBOLS = 2048  # of the longest text to which names are limited; its grammar compiles in 0.2 s
+# Of the longest text to which names are limited; its grammar compiles in 0.3 s.
+MAX_SYMBOLS, MAX_CHARACTERS = 2048, 16_384
 Rules = dict[str, str]  # body -> name; equal bodies share a rule, so the compile time is linear in the schema's size
 
 
@@ -36,7 +37,7 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
     """Return the EBNF grammar of answers of this form for these types.
 
     prefix: white space that the chat template writes before an answer in tuning; generated answers start with it.
-    text: if it has between 1 and MAX_SYMBOLS symbols, the answer's names are parts of it (see `name_rules`).
+    text: the answer's names are parts of it, if it is neither empty nor too long (see `name_rules`).
     """
     rules: Rules = {}
     opening = literal(prefix + "{")
@@ -61,11 +62,11 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
 def name_rules(text: str, may_be_absent: bool) -> str:
     """Return the rules `string` and `part0`, `part1`, … for names in a text.
 
-    Returns "" if the text has no symbol or more than MAX_SYMBOLS.
+    Returns "" if the text has no symbol, or more than MAX_SYMBOLS or MAX_CHARACTERS.
     A name begins and ends with a word or another character that is not white space. White space in a name may also be
     written as one space. may_be_absent: also admit "NAN", which stands for a missing trigger or argument.
     """
-    symbols = text_symbols(text)
+    symbols = text_symbols(text) if len(text) <= MAX_CHARACTERS else []
     if not 0 < len(symbols) <= MAX_SYMBOLS:
         return ""
     edges = parts_automaton(symbols)

@@ -4,7 +4,7 @@ import regex
 
 from extraction.extraction_results import LETTER
 
-SYMBOL = regex.compile(rf"(?V1)\p{{N}}++|[{LETTER}--\p{{N}}]++|\s++|.", regex.DOTALL)
+SYMBOL = regex.compile(rf"(?V1)\p{{N}}++|[{LETTER}--\p{{N}}]++|[\s\x1c-\x1f]++|.", regex.DOTALL)
 
 
 def text_symbols(text: str) -> list[str]:

@@ -8,14 +8,14 @@ from typing import Any
 import ie_run
 import pytest
 import torch
-from answer_generation.batched_generation import generate_answers
+from answer_generation.batched_generation import generate_answers, generate_batch
 from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import RunScript
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, prompt_messages
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 ANSWER_KEYS = ("prediction", "finish_reason")
 
@@ -79,10 +79,41 @@ def test_settings_of_the_checkpoint_do_not_change_greedy_answers(tiny_checkpoint
     encoder = PromptEncoder(tokenizer)
     prompts = encoder.batch_prompt_ids([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
     answers = generate_answers(model, encoder, prompts, 2, 20)
-    model.generation_config.update(
-        repetition_penalty=5.0, num_beams=3, no_repeat_ngram_size=2, min_new_tokens=18, temperature=0.3, do_sample=True
-    )
+    own = {
+        "repetition_penalty": 5.0, "num_beams": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 18, "temperature": 0.3,
+        "do_sample": True, "use_cache": False, "cache_implementation": "static", "forced_eos_token_id": 9,
+        "begin_suppress_tokens": list(range(3, 400)),
+    }  # fmt: skip
+    model.generation_config.update(**own)
     assert generate_answers(model, encoder, prompts, 2, 20) == answers
+    assert {name: getattr(model.generation_config, name) for name in own} == own
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3_next", "lfm2", "mamba"])
+def test_removing_finished_rows_does_not_change_the_others(kind: str) -> None:
+    """Caches of state-space and linear-attention layers cannot be split."""
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+    other: dict[str, dict[str, object]] = {
+        "gemma2": {"sliding_window": 6}, "mamba": {"state_size": 4},
+        "qwen3_next": {
+            "num_experts": 2, "num_experts_per_tok": 1, "linear_num_value_heads": 2, "linear_num_key_heads": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        "lfm2": {"layer_types": ["conv", "full_attention"]},
+    }  # fmt: skip
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=1, intermediate_size=48, **other.get(kind, {}))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    lengths = [9, 8, 8, 5, 3, 1]
+    ids = torch.stack([torch.nn.functional.pad(torch.randint(2, 60, (n,)), (9 - n, 0), value=1) for n in lengths])
+    mask = torch.stack([torch.nn.functional.pad(torch.ones(n, dtype=torch.int64), (9 - n, 0)) for n in lengths])
+    free = GenerationConfig(do_sample=False, max_new_tokens=40, eos_token_id=[60], pad_token_id=1)
+    answers = model.generate(input_ids=ids, attention_mask=mask, generation_config=free)[:, 9:].tolist()
+    ends = [answers[2][4], answers[0][20]]
+    settings = GenerationConfig(do_sample=False, max_new_tokens=40, eos_token_id=ends, pad_token_id=1)
+    for row, answer in zip(generate_batch(model, ids, mask, settings), answers, strict=True):
+        length = next((at for at, token in enumerate(answer) if token in ends), 39) + 1
+        assert row[:length] == answer[:length]
 
 
 @pytest.mark.integration

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from extraction.extraction_form import answer_form
-from extraction.extraction_grammar import MAX_SYMBOLS, answer_grammar
+from extraction.extraction_grammar import MAX_CHARACTERS, MAX_SYMBOLS, answer_grammar
 from extraction.extraction_schema import check_schema
 from extraction.text_names import parts_automaton, text_symbols
 from grammar_judge import Judge
@@ -25,7 +25,7 @@ def answer(name: str) -> str:
     return json.dumps({"person": [name]}, ensure_ascii=False)
 
 
-SYMBOLS = st.sampled_from(["Ann", "Lee", "U", ".", " ", "\n\n", '"', "\\", "山", "水", "e\u0301", "🤖"])
+SYMBOLS = st.sampled_from(["Ann", "Lee", "U", ".", " ", "\n\n", " \x1f", '"', "\\", "山", "水", "e\u0301", "🤖"])
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_grammar_admits_exactly_the_names_in_the_text(judge: Judge) -> None:
 
 def test_names_are_not_limited_without_text_and_may_be_absent_in_events(judge: Judge) -> None:
     ner, ee = check_schema("ner", ["person"]), check_schema("ee", {"born": ["place"]})
-    for text in ("", " \n", "人" * (MAX_SYMBOLS + 1)):
+    for text in ("", " \n", "人" * (MAX_SYMBOLS + 1), "n" * (MAX_CHARACTERS + 1)):
         assert judge.accepts(answer_grammar(NER, ner, text=text), '{"person": ["Bo"]}')
     event = '{"born": [{"trigger": "%s", "arguments": {"place": "%s"}}]}'
     grammar = answer_grammar(answer_form("ee", {"instruction": "{schema}"}), ee, text="Ann was born in Oslo.")
@@ -99,9 +99,16 @@ def test_grammar_admits_all_names_of_real_annotations(judge: Judge, shared_data:
         assert judge.accepts_tokens(grammar, json.dumps({"person": names}, ensure_ascii=False))
 
 
-@pytest.mark.parametrize("text", ["人水" * (MAX_SYMBOLS // 2), "".join(map(chr, range(0x4E00, 0x4E00 + MAX_SYMBOLS)))])
+LONGEST = {
+    "repetitions": "人水" * (MAX_SYMBOLS // 2),
+    "choices": "".join(map(chr, range(0x4E00, 0x4E00 + MAX_SYMBOLS))),
+    "common beginnings": " ".join("_" * length for length in range(1, 180)),
+}
+
+
+@pytest.mark.parametrize("text", LONGEST.values(), ids=LONGEST)
 def test_grammar_of_the_longest_text_compiles_in_a_second(judge: Judge, text: str) -> None:
-    """A text of two characters has the longest repetitions, one of different characters the most choices."""
+    assert len(text) <= MAX_CHARACTERS
     began = time.process_time()
     judge.matcher(answer_grammar(NER, check_schema("ner", ["person"]), text=text))
     assert time.process_time() - began < 1
