@@ -3,7 +3,7 @@
 A data set is prepared in one folder, with a file for each task (ner or re) and purpose, such as ner-test.jsonl:
 
     train      training sentences that are not in the test set, types in the order of ner-types.json
-    augmented  training sentences, each in ORDER_AUGMENTATION random orders of the types
+    augmented  training sentences, each in ORDERS (or TARGET_ORDERS, OTHER_ORDERS) random orders of the types
     test       test sentences; requests: the same as requests of /extract
     orders     at most ORDER_SENTENCES of the test sentences, each in --orders random orders of the types
 """
@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 from measurements import DATA, REPOSITORY, read_jsonl
 
-ORDER_AUGMENTATION = 4  # examples for each training sentence, as in the first lines of ie_build.py
+ORDERS = 4  # examples for each training sentence, as in the first lines of ie_build.py
+# With other domains: so that the 100 sentences of the target give almost half of the examples.
+TARGET_ORDERS, OTHER_ORDERS = 16, 2
 ORDER_SENTENCES = 100  # test sentences that are asked in several orders
 ORDER_SEED = 1  # of the orders of the test set; the training set has 0
 SHOTS = 3
@@ -123,11 +125,13 @@ def prepare(name: str, folder: Path, limit: int, orders: int) -> list[Path]:
         tested |= {row["input"] for row in read_jsonl(folder / f"{task}-all-test.jsonl")}
         removed = remove_sentences(train_rows, folder / f"{task}-train.jsonl", tested)
         print(f"{name} {task}: {removed} training sentences that are in the test set are removed", flush=True)
-        training.append(build_augmented(folder, task, tested, annotations=train, types=types, **shared))
+        orders_each = TARGET_ORDERS if data.domains else ORDERS
+        training.append(build_augmented(folder, task, tested, orders_each, annotations=train, types=types, **shared))
     for domain in data.domains:
         both = [f"crossner/{domain}/{part}.json" for part in ("train", "test")]
         annotations = annotation_file(both, folder / f"{domain}-annotations.jsonl")
-        training.append(build_augmented(folder, domain, tested, annotations=annotations, language=data.language))
+        options = {"annotations": annotations, "language": data.language}
+        training.append(build_augmented(folder, domain, tested, OTHER_ORDERS, **options))
     return training
 
 
@@ -143,10 +147,13 @@ def build_test_set(folder: Path, name: str, limit: int, orders: int, **options: 
         sample_rows(ordered, folder / f"{name}-orders.jsonl", most, orders)
 
 
-def build_augmented(folder: Path, name: str, tested: set[str], **options: object) -> Path:
-    """Write and return a training file with the types in random orders; tested: sentences that are removed."""
+def build_augmented(folder: Path, name: str, tested: set[str], orders: int, **options: object) -> Path:
+    """Write and return a training file with each sentence in random orders of the types.
+
+    tested: sentences that are removed. options: of ie_build.py.
+    """
     whole, output = folder / f"{name}-all-augmented.jsonl", folder / f"{name}-augmented.jsonl"
-    build(whole, order_augmentation=ORDER_AUGMENTATION, **options)
+    build(whole, order_augmentation=orders, **options)
     remove_sentences(whole, output, tested)
     return output
 
