@@ -115,7 +115,8 @@ class TrainingJob:
         until = time.monotonic() + 300
         while text not in self.text():
             assert time.monotonic() < until, self.text()
-            assert self.slurm.fields(self.job)["JobState"] in ("PENDING", "RUNNING", "SIGNALING", "COMPLETING"), self.text()
+            state = self.slurm.fields(self.job)["JobState"]
+            assert state in ("PENDING", "RUNNING", "SIGNALING", "COMPLETING"), self.text()
             time.sleep(0.2)
 
     def wait_for_restart(self, restarts: int) -> int:
