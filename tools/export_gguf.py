@@ -3,10 +3,10 @@
     python tools/export_gguf.py --model_path merged --output_file merged-q8_0.gguf --type q8_0
     python tools/export_gguf.py --model_path merged --output_file merged-q4_k_m.gguf --type q4_k_m
 
-Types: f32, f16, bf16, q8_0, q4_1 (5 bits per weight), q4_0 (4.5 bits, larger errors), and q4_k_m through llama.cpp's
-own quantiser. Vectors stay float32. A matrix whose row length is not a multiple of 32 is stored as f16, with a notice.
-q4_0 and q4_1 store the output matrix (the embedding if they are tied) as q8_0; llama.cpp itself uses q6_k for it.
-Memory use does not depend on the model's size. Needs the package gguf.
+Types: f32, f16, bf16, q8_0, q4_0, and q4_k_m through llama.cpp's own quantiser. Vectors stay float32. A matrix whose
+row length is not a multiple of 32 is stored as f16, with a notice. q4_0 stores the output matrix (the embedding if they
+are tied) as q8_0; llama.cpp itself uses q6_k for it. Memory use does not depend on the model's size. Needs the package
+gguf.
 """
 
 from command_line.fire_commands import run
@@ -32,7 +32,7 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     Args:
         model_path: a checkpoint folder with its tokenizer; merge an adapter first (tools/weight_diff.py merge).
         output_file: a new file ending in .gguf.
-        type: f32, f16, bf16, q8_0, q4_1, q4_0 or q4_k_m.
+        type: f32, f16, bf16, q8_0, q4_0 or q4_k_m.
     """
     from gguf_files import gguf_writer
     from gguf_files.gguf_model import read_model

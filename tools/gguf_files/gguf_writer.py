@@ -21,12 +21,10 @@ from checkpoint_io.tensors import CHUNK, Spec, Tensor, progress
 from gguf_files.gguf_model import GgufModel
 from gguf_files.gguf_vocabulary import GgufVocabulary
 
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # general.file_type
-BLOCK_SIZES = {"Q8_0": 32, "Q4_0": 32, "Q4_1": 32}  # the row length of a quantised type must be a multiple of this
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # general.file_type
+BLOCK_SIZES = {"Q8_0": 32, "Q4_0": 32}  # the row length of a quantised type must be a multiple of this
 # Largest magnitude that each type can represent; the scales of quantised types are float16.
-LARGEST = {
-    "F32": 3.4028235e38, "F16": 65504.0, "BF16": 3.38e38, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0, "Q4_1": 65504.0,
-}  # fmt: skip
+LARGEST = {"F32": 3.4028235e38, "F16": 65504.0, "BF16": 3.38e38, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 ALIGNMENT = 32  # bytes, GGUF's default
 INSTALL_QUANTISER = (
     "q4_k_m needs llama.cpp's quantiser; install it (it compiles for minutes): python -m pip install llama-cpp-python"
@@ -55,7 +53,7 @@ def choose_types(model: GgufModel, file_type: str) -> list[GgufTensor]:
     chosen = []
     for name, tensor in model.tensors.items():
         kind, columns = file_type.upper(), tensor.shape[-1]
-        if file_type in ("q4_0", "q4_1") and name == ("token_embd.weight" if model.tied else "output.weight"):
+        if file_type == "q4_0" and name == ("token_embd.weight" if model.tied else "output.weight"):
             kind = "Q8_0"
         if len(tensor.shape) == 1:
             kind = "F32"
