@@ -84,6 +84,7 @@ def test_test_sentences_are_removed_from_training_files(tmp_path: Path) -> None:
     assert read_jsonl(target) == [rows[1]]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["conll04", "weibo", "crossner-music"])
 def test_prepared_data_and_the_score_of_the_dictionary(name: str, shared_data: Path, tmp_path: Path) -> None:
     del shared_data  # only for its skip

@@ -135,6 +135,7 @@ def test_poor_and_repeated_text_is_dropped_and_verse_is_kept(tmp_path: Path, run
     assert len(kept(tmp_path / "all")) == 8
 
 
+@pytest.mark.integration
 def test_word_lists_drop_offers_and_keep_a_mention(tmp_path: Path, run_script: RunScript) -> None:
     spam = "本公司代开发票，代办文凭，刻章办证，价格优惠，电话联系，代开发票请找我们。"
     ham = f"{chinese(7)}警方提醒，网上的代开发票广告是骗局。"

@@ -21,6 +21,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.integration
 def test_second_cleaning_of_one_folder_is_refused_and_the_first_one_finishes(
     tmp_path: Path, run_script: RunScript
 ) -> None:

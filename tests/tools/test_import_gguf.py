@@ -71,6 +71,7 @@ def test_export_of_import_is_the_same_file_content(make: Make, kind: str, tmp_pa
         assert np.array_equal(tensor.data, second[name].data), name
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", [kind for kind in gguf_header.TENSOR_TYPES if kind[0] in "QI"])
 def test_import_converts_every_quantised_type(make: Make, tmp_path: Path, kind: str) -> None:
     file = exported(make(hidden_size=256, intermediate_size=512))

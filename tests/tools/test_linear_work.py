@@ -71,6 +71,7 @@ def check_linear(counts: dict[str, list[int]]) -> None:
         assert most - more < 2.3 * (more - few) + 500, f"{name}: {few}, {more} and {most} calls"
 
 
+@pytest.mark.integration
 def test_work_grows_linearly_with_the_number_of_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
     counts: dict[str, list[int]] = {}
     for number in (8, 32, 64, 128):  # the first one imports the libraries
@@ -108,6 +109,7 @@ def test_gguf_export_grows_linearly_with_the_number_of_tensors(tiny_tokenizer: P
     check_linear(counts)
 
 
+@pytest.mark.integration
 def test_quantisation_grows_linearly_with_the_number_of_tensors(
     tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
