@@ -74,7 +74,7 @@ def test_adapter_loads_with_equal_logits_everywhere(tiny_checkpoint: Path, tmp_p
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 def test_adapter_on_tied_matrix_changes_one_use_of_it(tied_checkpoint: Path, tmp_path: Path, target: str) -> None:
-    """Adding the delta to the tied matrix would also change its other use; ie_run.py avoids that, merging unties."""
+    """Adding the delta to the tied matrix would also change its other use; ie_run.py and merging avoid that."""
     adapter = make_adapter(tied_checkpoint, tmp_path / "adapter", target_modules=["q_proj", target])
     check_same_logits(tied_checkpoint, adapter)
     paths = ("--path_zhixi", tied_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
@@ -92,7 +92,7 @@ def test_adapter_saved_with_copies_of_base_matrices_loads(tiny_checkpoint: Path,
     check_same_logits(tiny_checkpoint, adapter)
 
 
-def test_adapter_with_more_pieces_than_its_base_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_adapter_that_adds_a_token_to_its_base_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", **ADAPTERS["modules to save"])
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.add_tokens(["<new>"])
@@ -138,7 +138,7 @@ def test_adapter_of_first_peft_versions_loads(tiny_checkpoint: Path, tmp_path: P
     assert torch.equal(logits_by_peft(tiny_checkpoint, old), logits_by_peft(tiny_checkpoint, new))
 
 
-def test_adapter_saved_under_names_in_memory_loads_and_vllm_refuses_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_adapter_saved_as_plain_state_dict_loads_but_vllm_refuses_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A state dict of PEFT's model that was saved as it is: lora_A.default.weight, modules_to_save.default.weight."""
     saved = make_adapter(tiny_checkpoint, tmp_path / "saved", **ADAPTERS["modules to save"])
     dump = shutil.copytree(saved, tmp_path / "dump")
@@ -207,7 +207,7 @@ FAULTS: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
         [r"layers.[01].*q_proj", "model.layers.0.self_attn.q_proj", "v_proj"],
     ],
 )
-def test_entry_of_a_module_is_the_one_that_peft_finds(patterns: list[str]) -> None:
+def test_rank_pattern_entry_of_a_module_is_the_one_that_peft_finds(patterns: list[str]) -> None:
     from peft.utils.other import get_pattern_key
 
     table = {pattern: position for position, pattern in enumerate(patterns)}
@@ -357,7 +357,9 @@ def test_weights_in_bin_run_no_code(tiny_checkpoint: Path, adapter: Path, tmp_pa
     assert not (tmp_path / "created").exists()
 
 
-def test_setting_that_peft_cannot_use_is_one_line(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+def test_setting_that_peft_cannot_use_is_refused_in_one_line(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
     """PEFT raises AttributeError for it."""
     spoilt = shutil.copytree(adapter, tmp_path / "adapter")
     config = json.loads((spoilt / "adapter_config.json").read_text())

@@ -79,9 +79,9 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         "x:3 is not JSON (Expecting value at 'oops'); correct it",
     ),
     "comma_between_lists": (LIST + "],\n" + LIST + "]", "x:1 is not JSON (Expecting value at ','); correct it"),
-    "truncated_list": (LIST, "x:1, row 2 is not JSON (',' or the list's end is missing before it); correct it"),
+    "truncated_list": (LIST, "x:1, row 2 is not JSON (',' or ']' is missing before this row); correct it"),
     "comma_before_list_end": (LIST + "\n,]", "x:2, row 2 is not JSON (Expecting value at ']'); correct it"),
-    "missing_comma": (LIST + "{}]", "x:1, row 2 is not JSON (',' or the list's end is missing before it); correct it"),
+    "missing_comma": (LIST + "{}]", "x:1, row 2 is not JSON (',' or ']' is missing before this row); correct it"),
     "truncated_item": (LIST + ',\n{"a": ', "x:2, row 2 is not JSON (Expecting value at the end); correct it"),
     "not_an_object": (JSONL + "7\n", "x:2 is not a JSON object; a row must be one"),
     "item_not_an_object": (LIST + ", []]", "x:1, row 2 is not a JSON object; a row must be one"),
@@ -324,7 +324,7 @@ def test_parquet_is_read_like_json(tmp_path: Path) -> None:
 def test_a_damaged_archive_is_refused_with_its_line(tmp_path: Path) -> None:
     for ending, packed in (("gz", gzip.compress(text(A, B).encode())), ("zst", zstd(text(A, B).encode()))):
         (path := tmp_path / f"x.jsonl.{ending}").write_bytes(packed[:-12])
-        with pytest.raises(ValueError, match=rf"x\.jsonl\.{ending}:\d+ is damaged after this line"):
+        with pytest.raises(ValueError, match=rf"x\.jsonl\.{ending} is damaged after line \d+"):
             list(iterate_rows(path))
 
 

@@ -1,7 +1,7 @@
 """Parse the JSON values of a text file one at a time: objects on one line or several, and the items of lists.
 
-A window of whole lines moves over the file. If a value does not end in the window, the window at least doubles and the
-value is parsed again, so time is linear in the file size and memory in the size of the longest line or value.
+A window of whole lines moves over the file. If a value does not end in the window, its unparsed rest at least doubles
+and the value is parsed again, so time is linear in the file size and memory in the size of the longest line or value.
 """
 
 import codecs
@@ -80,7 +80,7 @@ class TextWindow:
         return bool(self.text)
 
     def grow(self) -> bool:
-        """Append lines, at least as many characters as the window has left.
+        """Append lines with at least as many characters as the unparsed rest of the window has.
 
         Returns False at the end of the file, and if `one_row_per_line` is true.
         """
@@ -90,7 +90,10 @@ class TextWindow:
         return bool(more)
 
     def _read(self, size: int) -> str:
-        """Return the next line, or lines of about `size` characters; raises ValueError if they are damaged."""
+        """Return the next line if `size` is 0, else lines of about `size` characters in total.
+
+        Raises ValueError if they are damaged.
+        """
         try:
             self.lines = self.lines or text_file(self.file, self.path)
             return "".join(self.lines.readlines(size)) if size else self.lines.readline()
@@ -101,7 +104,7 @@ class TextWindow:
         except READ_ERRORS as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"{self.path}:{self.line} is damaged after this line ({reason}); download or copy it again"
+                f"{self.path} is damaged after line {self.line} ({reason}); download or copy it again"
             ) from None
 
     def skip(self, pattern: re.Pattern[str]) -> str:
@@ -173,7 +176,7 @@ class TextWindow:
                 self.advance(self.at + 1)
                 self.skip(WHITESPACE)
         if separator != "]":
-            raise InvalidJsonError("is not JSON (',' or the list's end is missing before it); correct it")
+            raise InvalidJsonError("is not JSON (',' or ']' is missing before this row); correct it")
         self.advance(self.at + 1)
 
 

@@ -2,7 +2,8 @@
 
 launch_vllm.py adds GuardMiddleware to `--middleware` as the outermost middleware of each API process; the middleware
 reads its settings from the server's arguments. vLLM's own key check covers /v1 and a few other routes; this one covers
-every route. Refusals have the same CORS headers as vLLM's responses, so that a page of an allowed origin can read them.
+every route but /health. Refusals have the same CORS headers as vLLM's responses, so that a page of an allowed origin
+can read them.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
-        self.max_sequences = 0  # of one request in the engine at the same time; set at startup
+        self.max_sequences = 0  # most sequences of one request in the engine at the same time; set at startup
         self.shutdown = GracefulShutdown()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +111,7 @@ class GuardMiddleware:
 
         async def receive_event() -> Message:
             message = await receive()
-            # A shutdown without draining follows a failure of the engine.
+            # Without draining, the shutdown has another cause: the engine failed, and requests are not answered.
             if message["type"] == "lifespan.shutdown" and self.shutdown.draining:
                 self.shutdown.report_all_answered()
             return message
@@ -135,7 +136,7 @@ class GuardSettings:
         )
 
     def check_request(self, scope: Scope) -> Sequence[str]:
-        """Return the client's names, to which the request's tokens are charged; empty if no rate limit applies to it.
+        """Return the names (key, address) to which the request's tokens are charged; empty if no rate limit applies.
 
         Raises RefusedError if the request is not admitted.
         """

@@ -2,7 +2,7 @@
 
     <prefix>.rows-4096/           sequences of at most 4096 tokens; other settings are appended to the name
         samples.npy               (samples,) int64, sample indices in the order of the sequences
-        starts.npy                (sequences + 1,) int64, the start of each sequence in samples.npy, then its length
+        starts.npy                (sequences + 1,) int64, the start of each sequence in samples.npy, last its length
         rows.json                 settings, corpus hashes, and the training and held-out sequences of each source
 
 Packing is best-fit decreasing: samples are placed longest first, each into the fullest sequence with enough free space

@@ -57,7 +57,7 @@ def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
         if json.loads(run.read_text(encoding="utf-8")) == record:
             return
     resume_journal.empty_folder(folder)
-    for name in ("hashes", "exact", "signatures", "matches", "clusters", "logs"):
+    for name in ("logs", "hashes", "exact", "signatures", "matches", "clusters"):  # logs first: check_partial_folder
         (folder / name).mkdir()
     run.write_text(json.dumps(record), encoding="utf-8")
 
@@ -72,7 +72,7 @@ def check_output_folder(target: Path, overwrite: bool) -> None:
 
 
 def check_partial_folder(folder: Path) -> None:
-    """Raise ValueError if the folder of intermediate files has files, but none that a cleaning run writes first."""
+    """Raise ValueError if the folder of intermediate files has entries, but none that a cleaning run creates first."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if names - {resume_journal.JOURNAL} and not names & {"run.json", "logs"}:
         raise ValueError(f"{folder} was not written by clean.py, which needs a folder of this name; rename that folder")

@@ -14,7 +14,8 @@ LOOKALIKES = {
 class PhraseFinder:
     """Finds phrases in folded text (text_folding.py), with a pattern that is a tree of their common beginnings.
 
-    whole_words: phrases match whole words, also in the plural, joined or with a hyphen; otherwise anywhere.
+    The words of a phrase may also be joined or hyphenated. whole_words: phrases match only whole words, also with a
+    final s; if false, they match anywhere.
     """
 
     def __init__(self, phrases: Iterable[str], whole_words: bool) -> None:
@@ -37,7 +38,7 @@ class PhraseFinder:
 
 
 def _is_spelling(text: str) -> bool:
-    """Whether at least half of the characters are letters; of up to three characters, all: `$30` is not "seo"."""
+    """Return whether at least half of the characters are letters, of up to three characters all: `530` is not "seo"."""
     letters = sum(map(str.isalpha, text))
     return letters == len(text) or letters * 2 >= len(text) > 3
 
@@ -45,7 +46,7 @@ def _is_spelling(text: str) -> bool:
 def _pattern(tree: dict[str, Any], first: bool = True) -> str:
     """Return the pattern of a tree: character -> subtree, "" where a phrase ends. It prefers longer phrases.
 
-    first: the tree begins with the first characters of phrases. These match no lookalikes, since `re` finds a fixed
+    first: the tree begins with the first characters of phrases. These are matched as they are, since `re` finds a fixed
     character fast.
     """
     found = [
