@@ -1,5 +1,6 @@
 """Fixtures for all tests: the repository, the real data if present, a tiny checkpoint that is made in seconds."""
 
+import itertools
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,18 @@ def run_script() -> RunScript:
     return run
 
 
+# Ports of this test process. Those from 32768 on can be taken by any outgoing connection before a test uses them.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = (12_000 + 1000 * (WORKER % 20) + (os.getpid() + number) % 1000 for number in itertools.count())
+
+
 def free_port() -> int:
-    """Return a free port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a free port of 127.0.0.1, another one at each call."""
+    for _ in range(1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := next(PORTS)))
+            return port
+    raise OSError("no port is free")
 
 
 def small_texts(count: int = 400) -> list[str]:
