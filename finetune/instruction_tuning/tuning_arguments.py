@@ -52,7 +52,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
         self._check_method()
         if self.logging_nan_inf_filter:
             raise ValueError(
-                "--logging_nan_inf_filter has no effect here, since a loss that is not finite ends the run; remove it"
+                "--logging_nan_inf_filter has no effect here, as a loss that is not finite ends the run; remove it"
             )
         ranks = launched_ranks()
         self.gradient_accumulation_steps = accumulation_steps(
