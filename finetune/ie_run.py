@@ -8,7 +8,7 @@ if the model ended the answer, "length" if the limit of tokens or the end of the
 the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in tuning; without a template,
 a prompt is the instruction and the input, separated by a blank line.
 
-Where vLLM is installed, inference/batch.py answers a file in about half the time; this command needs only transformers.
+Where vLLM is installed, inference/batch.py answers a long file faster; this command needs only transformers.
 """
 
 from command_line.fire_commands import run

@@ -366,3 +366,15 @@ def test_quantize_refuses_missing_data_and_missing_template(model: Path, tiny_ch
     assert (len(data.calibration), len(data.held_out)) == (4, 4)
     assert data.report == ["calibrated on 4 of 5 rows", "measured on 4 of 5 held-out rows"]
     assert not quantization_inputs.read_data(model, False, options).report
+
+
+def test_settings_of_the_checkpoint_do_not_change_greedy_answers(tiny_checkpoint: Path) -> None:
+    """transformers takes values that are not given from the checkpoint's generation_config.json."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    examples = [quantization_inputs.CalibrationExample([1, 20 + n, 30], [40, 2], "x") for n in range(3)]
+    answers = quantized_score.greedy_answers(model, tokenizer, examples)
+    own = {"repetition_penalty": 5.0, "num_beams": 3, "no_repeat_ngram_size": 2, "forced_eos_token_id": 9}
+    model.generation_config.update(**own)
+    assert quantized_score.greedy_answers(model, tokenizer, examples) == answers
+    assert {name: getattr(model.generation_config, name) for name in own} == own

@@ -48,12 +48,12 @@ def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExa
     longest = max(len(example.answer) for example in examples)
     settings = GenerationConfig(
         do_sample=False,
-        num_beams=1,  # transformers takes unset values from the checkpoint's generation_config.json
-        repetition_penalty=1.0,
         max_new_tokens=longest + longest // 2 + 16,
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
+    # transformers takes values that it is not given, such as a penalty or beams, from the checkpoint's own settings.
+    kept, model.generation_config = model.generation_config, settings
     texts = [""] * len(examples)
     order = sorted(range(len(examples)), key=lambda index: -len(examples[index].prompt))
     starts = range(0, len(order), BATCH)
@@ -65,6 +65,7 @@ def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExa
         for index, ids in zip(chosen, output[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
             length = next((position for position, token in enumerate(ids) if token in ends), len(ids))
             texts[index] = tokenizer.decode(ids[:length], skip_special_tokens=True)
+    model.generation_config = kept
     return texts
 
 
