@@ -109,6 +109,11 @@ def few_bytes() -> Iterator[WorstBody]:
     yield body("/extract", "500 types of 200 characters", task="ner", schema=types, text=text)
     roles = {name: ["agent", "place"] for name in types[:160]}
     yield body("/extract", "160 events of two roles", task="ee", schema=roles, text=text)
+    # The largest grammars of names: different characters, and words that are beginnings of one another.
+    characters = "".join(map(chr, range(0x4E00, 0x9FFF))) * 65
+    yield body("/extract", "20,000 different characters", task="ner", schema=["a"], text=characters, window_tokens=9999)
+    beginnings = " ".join("_" * length for length in range(1, 180)) * 100
+    yield body("/extract", "`_ __ ___ …`", task="ner", schema=["a"], text=beginnings, window_tokens=9999)
     words = "a " * 400
     beams = {"num_beams": 100, "max_new_tokens": 200}
     yield body("/generate", "100 beams", instruction=words, parameters=beams)
