@@ -3,8 +3,8 @@
 The grammar is EBNF for xgrammar and admits answers as json.dumps(answer, ensure_ascii=False) writes them, spaces
 included; where empty types are omitted, a type may be repeated. xgrammar's grammar of a JSON schema also admits other
 white space by default, which the model was not tuned on, and a model can write white space until it reaches the token
-limit. The names of the answer can be limited to names in a text, so that
-the model can neither misspell nor invent them.
+limit. The names of the answer can be limited to names in a text, so that the model can neither misspell nor invent
+them.
 
 xgrammar caches a compiled grammar by its text, so a schema must always give the same text. The form of a rule affects
 speed: with a group among the alternatives of `char`, the mask of one token takes 5 ms instead of 10 us (LLaMA-2's
@@ -34,10 +34,14 @@ def add_rule(rules: Rules, stem: str, body: str) -> str:
 
 
 def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "", text: str = "") -> str:
-    """Return the EBNF grammar of answers of this form for these types.
+    """Return the EBNF grammar of answers of this form for these types: `answer_rules`, then `name_rules`."""
+    return answer_rules(form, types, prefix) + name_rules(form, text)
+
+
+def answer_rules(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "") -> str:
+    """Return the rules of a grammar of answers, without those of its names, which do not depend on the types.
 
     prefix: white space that the chat template writes before an answer in tuning; generated answers start with it.
-    text: the answer's names are parts of it, if it is neither empty nor too long (see `name_rules`).
     """
     rules: Rules = {}
     opening = literal(prefix + "{")
@@ -55,23 +59,22 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
         pair = add_rule(rules, "pair", " | ".join(alternatives))
         root = f'{opening} ({pair} (", " {pair})*)? "}}"'
     lines = (f"{name} ::= {body}\n" for body, name in rules.items())
-    names = name_rules(text, any(slot.by_role for slot in form.item)) or ANY_NAME
-    return f"root ::= {root}\n{''.join(lines)}{names}"
+    return f"root ::= {root}\n{''.join(lines)}"
 
 
-def name_rules(text: str, may_be_absent: bool) -> str:
+def name_rules(form: AnswerForm, text: str) -> str:
     """Return the rules `string` and `part0`, `part1`, … for names in a text.
 
-    Returns "" if the text has no symbol, or more than MAX_SYMBOLS or MAX_CHARACTERS.
-    A name begins and ends with a word or another character that is not white space. White space in a name may also be
-    written as one space. may_be_absent: also admit "NAN", which stands for a missing trigger or argument.
+    Names are not limited if the text has no symbol, or more than MAX_SYMBOLS or MAX_CHARACTERS. A name begins and ends
+    with a word or another character that is not white space. White space in a name may also be written as one space.
+    Forms with roles also admit "NAN", which stands for a missing trigger or argument.
     """
     symbols = text_symbols(text) if len(text) <= MAX_CHARACTERS else []
     if not 0 < len(symbols) <= MAX_SYMBOLS:
-        return ""
+        return ANY_NAME
     edges = parts_automaton(symbols)
     after_space = {target for choices in edges for symbol, target in choices.items() if symbol.isspace()}
-    absent = f" | {literal(json_string(NO_VALUE[-1]))}" if may_be_absent else ""
+    absent = f" | {literal(json_string(NO_VALUE[-1]))}" if any(slot.by_role for slot in form.item) else ""
     lines = [f'string ::= "\\"" part0 "\\""{absent}\n']
     for state, choices in enumerate(edges):
         parts = ['""'] if state and state not in after_space else []

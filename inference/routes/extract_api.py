@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from chat_prompts.prompt_encoding import instruction_messages
 from extraction.extraction_form import extraction_prompt
-from extraction.extraction_grammar import answer_grammar
+from extraction.extraction_grammar import answer_rules, name_rules
 from extraction.extraction_results import Span, merge_answers, parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
 from extraction.text_windows import CONCURRENT_WINDOWS, split_into_windows
@@ -154,6 +154,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
     types = check_schema(task, request.schema_)
     prompt = extraction_prompt(task, types, text, request.language or "auto", model.extraction)
     spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
+    rules = answer_rules(prompt.form, types, model.encoder.answer_prefix)
     skips_trial.set(True)  # the limits of schema and window also limit the grammar
     limit = request.max_tokens or MAX_ANSWER_TOKENS
 
@@ -162,8 +163,7 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
         window = text[slice(*span)]
         ids = await model.encode_async(instruction_messages(prompt.instruction, window))
         names = window if request.names_from_text else ""
-        arguments = prompt.form, types, model.encoder.answer_prefix, names
-        grammar = await run_in_thread_if_long(len(window), answer_grammar, *arguments)
+        grammar = rules + await run_in_thread_if_long(len(window), name_rules, prompt.form, names)
         options = DECODING | {
             "structured_outputs": {"grammar": grammar}, "max_tokens": min(limit, model.context - len(ids)),
         }  # fmt: skip
