@@ -73,8 +73,10 @@ def test_adapter_loads_with_equal_logits_everywhere(tiny_checkpoint: Path, tmp_p
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
-def test_adapter_on_tied_matrix_changes_one_use_of_it(tied_checkpoint: Path, tmp_path: Path, target: str) -> None:
-    """Adding the delta to the tied matrix would also change its other use; ie_run.py and merging avoid that."""
+def test_adapter_on_tied_matrix_changes_only_one_use_of_the_matrix(
+    tied_checkpoint: Path, tmp_path: Path, target: str
+) -> None:
+    """Adding the delta to the tied matrix would also change the other use, so ie_run.py and merging do not do it."""
     adapter = make_adapter(tied_checkpoint, tmp_path / "adapter", target_modules=["q_proj", target])
     check_same_logits(tied_checkpoint, adapter)
     paths = ("--path_zhixi", tied_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
@@ -139,7 +141,7 @@ def test_adapter_of_first_peft_versions_loads(tiny_checkpoint: Path, tmp_path: P
 
 
 def test_adapter_saved_as_plain_state_dict_loads_but_vllm_refuses_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A state dict of PEFT's model that was saved as it is: lora_A.default.weight, modules_to_save.default.weight."""
+    """torch.save of PEFT's state dict: names such as lora_A.default.weight and modules_to_save.default.weight."""
     saved = make_adapter(tiny_checkpoint, tmp_path / "saved", **ADAPTERS["modules to save"])
     dump = shutil.copytree(saved, tmp_path / "dump")
     (dump / "adapter_model.safetensors").unlink()
@@ -230,11 +232,11 @@ def test_rank_pattern_entry_of_a_module_is_the_one_that_peft_finds(patterns: lis
         ({"target_modules": 7}, "target_modules=7, but needs a list of names or a regular expression"),
         ({"target_modules": ["q_proj", 7]}, "target_modules=['q_proj', 7], but needs a list of names"),
         ({"target_modules": "q_proj("}, "target_modules='q_proj(', but needs a list of names"),
-        ({"rank_pattern": ["q_proj"]}, "rank_pattern=['q_proj'], but needs an object of positive integers"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern=['q_proj'], but needs an object of positive integers with names"),
         ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern={'q_proj': '4'}, but needs an object of positive integers"),
-        ({"alpha_pattern": {"(": 4}}, "alpha_pattern={'(': 4}, but needs an object of numbers"),
+        ({"alpha_pattern": {"(": 4}}, "alpha_pattern={'(': 4}, but needs an object of numbers with names or regular"),
         ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head', but needs a list of names"),
-        ({"layers_to_transform": ["1"]}, "layers_to_transform=['1'], but needs a list of layer numbers"),
+        ({"layers_to_transform": ["1"]}, "layers_to_transform=['1'], but needs a layer number or a list"),
         ({"use_dora": "no"}, "use_dora='no', but needs true or false"),
     ],
 )
@@ -342,7 +344,9 @@ def test_adapter_of_another_vocabulary_of_the_same_size_is_refused_everywhere(
     )
 
 
-def test_weights_in_bin_run_no_code(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+def test_bin_weights_that_contain_code_are_refused_without_running_it(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
     """A pickle that would create a file is an error, and the file is not created."""
 
     class Creates:
@@ -360,7 +364,7 @@ def test_weights_in_bin_run_no_code(tiny_checkpoint: Path, adapter: Path, tmp_pa
 def test_setting_that_peft_cannot_use_is_refused_in_one_line(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    """PEFT raises AttributeError for it."""
+    """PEFT raises AttributeError for this value of monteclora_config."""
     spoilt = shutil.copytree(adapter, tmp_path / "adapter")
     config = json.loads((spoilt / "adapter_config.json").read_text())
     (spoilt / "adapter_config.json").write_text(json.dumps(config | {"monteclora_config": 7}))

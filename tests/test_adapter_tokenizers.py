@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, str, str, str]] = {
 
 
 def write_tokenizer(folder: Path, source: Path, names: str, place: str, template: str) -> None:
-    """Put tokenizer files (names, or all) and a template (place: see CASES) into a folder instead of its own."""
+    """Replace a folder's tokenizer files (names: file names, or all) and its template (place: as in CASES)."""
     for file in [*folder.glob("tokenizer*"), *folder.glob("chat_template.jinja")]:
         file.unlink()
     for file in source.glob("tokenizer*"):

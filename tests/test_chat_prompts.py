@@ -74,7 +74,7 @@ def test_templates_render_byte_for_byte_like_the_published_format(
 
 
 def test_llama_2_template_renders_like_metas_format(tokenizer: Tokenizer) -> None:
-    """White space around the answer belongs to it; each turn begins with BOS; the first has the system message."""
+    """An answer includes the white space around it; each turn begins with BOS; the first has the system message."""
     tokenizer.chat_template = load_template("llama-2")
     talk = [
         {"role": "system", "content": "Be brief."}, user("Who?", "Ann."), answer("Ann"), user("And?"), answer("Bo"),
@@ -203,7 +203,8 @@ def test_text_with_every_noncharacter_is_encoded_like_any_other(tokenizer: Token
     ids = encoder.prompt_ids(instruction_messages(text, text))
     assert tokenizer.decode(ids).count(text) == 2
     assert tokenizer.eos_token_id not in ids
-    assert encoder.prompt_ids([user(text), answer(text), user(text)])[: len(encoder.prompt_ids([user(text)]))]
+    first = encoder.prompt_ids([user(text)])
+    assert encoder.prompt_ids([user(text), answer(text), user(text)])[: len(first)] == first
 
 
 def test_half_a_surrogate_pair_is_refused_with_one_line(tokenizer: Tokenizer) -> None:
@@ -215,8 +216,8 @@ def test_half_a_surrogate_pair_is_refused_with_one_line(tokenizer: Tokenizer) ->
             work("a\ud800b")
 
 
-def test_markers_of_a_template_that_are_ordinary_text_do_not_matter(tokenizer: Tokenizer) -> None:
-    """With Zephyr's template, rendering succeeds and answers end in EOS."""
+def test_answers_end_in_eos_if_the_markers_of_a_template_are_ordinary_text(tokenizer: Tokenizer) -> None:
+    """The markers of Zephyr's template are not special tokens."""
     tokenizer.chat_template = PUBLISHED["zephyr"]
     [turns] = PromptEncoder(tokenizer).turns([[user("a"), answer("b")]])
     assert turns[-1].end == [tokenizer.eos_token_id]
@@ -248,7 +249,7 @@ def test_an_input_of_another_role_is_refused(tokenizer: Tokenizer) -> None:
         PromptEncoder(tokenizer).prompt_ids([user("a"), answer("b") | {"input": "c"}, user("d")])
 
 
-def test_without_a_template_the_text_follows_bos(tokenizer: Tokenizer) -> None:
+def test_prompt_without_a_template_is_the_text_after_bos(tokenizer: Tokenizer) -> None:
     """Contents and inputs are joined by blank lines, for one message and for several."""
     tokenizer.chat_template = None
     encoder, bos = PromptEncoder(tokenizer), [tokenizer.bos_token_id]
@@ -316,7 +317,7 @@ def test_only_the_last_answer_ends_in_eos_where_the_template_has_no_end_of_turn(
 def test_only_the_last_answer_ends_in_eos_where_the_next_question_ends_the_others(
     tokenizer: Tokenizer, is_control: bool
 ) -> None:
-    """GLM-4's kind writes no token after an answer, and <|user|> before a question."""
+    """Like GLM-4's, the template writes no token after an answer, but <|user|> before a question."""
     template = (
         "{{ bos_token }}{% for item in messages %}{{ '<|' + item.role + '|>\n' + item.content }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -338,7 +339,7 @@ def test_only_the_last_answer_ends_in_eos_where_the_next_question_ends_the_other
 
 def test_token_that_the_tokenizer_lacks_is_named_with_a_remedy(tokenizer: Tokenizer) -> None:
     tokenizer.bos_token = None
-    message = r"cannot render these messages: it writes bos_token, which the tokenizer does not have; use another temp"
+    message = r"these messages: the template writes bos_token, which the tokenizer does not have; use another temp"
     with pytest.raises(ValueError, match=message):
         PromptEncoder(tokenizer, load_template("llama-2")).prompt_ids(instruction_messages("a"))
 
@@ -366,7 +367,7 @@ def test_time_is_linear_in_the_number_of_turns(tokenizer: Tokenizer) -> None:
 
 
 def test_threads_encode_independently_of_each_other(tokenizer: Tokenizer) -> None:
-    """Other threads use the same tokenizer with special tokens enabled, a setting of the shared backend."""
+    """Meanwhile, other threads use the tokenizer with special tokens enabled, which is a setting of its backend."""
     encoder = PromptEncoder(tokenizer)
     texts = [f"{number} </s> " * 200 for number in range(40)]
     expected = [encoder.prompt_ids(instruction_messages(text)) for text in texts]

@@ -266,7 +266,7 @@ def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str])
 def test_argument_that_is_not_utf8_is_refused_before_the_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file name in another encoding: the byte 0xff is a lone surrogate in sys.argv."""
+    """In a file name of another encoding, the byte 0xff becomes a lone surrogate in sys.argv."""
     monkeypatch.setattr(sys, "argv", ["x.py", "--output", "\udcff.json"])
     assert exit_status(raised(AssertionError("the work began"))) == 2
     line = r"error: the argument '\udcff.json' is not UTF-8; rename the file, or set the terminal to UTF-8"
@@ -293,7 +293,7 @@ def test_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]
         assert capsys.readouterr().err == f"{line}\n"
 
 
-def test_strict_parser_takes_no_abbreviations_and_raises_one_line() -> None:
+def test_strict_parser_refuses_abbreviations_repeated_options_and_invalid_values() -> None:
     parser = StrictParser("a description")
     parser.add_argument("--samples", type=at_least(1))
     parser.add_argument("--names", nargs="+")
@@ -314,7 +314,7 @@ def test_strict_parser_takes_no_abbreviations_and_raises_one_line() -> None:
 
 
 @pytest.mark.parametrize("name", ["run#2", "2026_11_29", "o,1", "500", "None", "[a]", "{a}"])
-def test_tokenizer_is_written_to_the_folder_as_it_was_named(
+def test_tokenizer_is_written_to_a_folder_of_any_name(
     tiny_tokenizer: Path, run_script: RunScript, tmp_path: Path, name: str
 ) -> None:
     model, short = tiny_tokenizer / "tokenizer.model", tmp_path / "t.jsonl"
@@ -324,7 +324,7 @@ def test_tokenizer_is_written_to_the_folder_as_it_was_named(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "t.jsonl"])
 
 
-def test_compare_reads_both_folders_as_they_are_named(
+def test_compare_takes_folders_of_any_name_and_refuses_a_third_one(
     tiny_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     for name in ("base", "base#1"):
@@ -380,7 +380,7 @@ def test_revision_that_looks_like_a_number_is_not_converted_to_infinity(run_scri
         ("pretrain/preprocess.py", ["--mod", "read"], "the following arguments are required: --mode; see --help"),
     ],
 )  # fmt: skip
-def test_commands_answer_a_mistake_with_one_line(
+def test_commands_report_a_mistake_with_one_line(
     run_script: RunScript, tmp_path: Path, script: str, arguments: list[str], line: str
 ) -> None:
     done = run_script(script, *arguments, cwd=tmp_path, status=2)

@@ -21,12 +21,12 @@ from transformers import AutoTokenizer
 
 MakeFolder = Callable[..., Path]
 EMPTY = {"bos_token": "", "eos_token": "", "unk_token": ""}  # as the converters of early 2023 wrote them
-ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 @pytest.fixture
 def make_folder(tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeFolder:
-    """make_folder(names, **{file stem: JSON}): a folder with the named files of the tiny tokenizer and JSON files."""
+    """make_folder(names, **contents): a folder with these files of the tiny tokenizer, and contents (stem -> JSON)."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def make(names: str, **contents: Any) -> Path:
@@ -55,20 +55,20 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
         "tokenizer.model",
         {"tokenizer_config": EMPTY | {"tokenizer_class": "LLaMATokenizer"}, "special_tokens_map": {}},
     ),
-    "legacy class": ("tokenizer.model", {"tokenizer_config": ROLES | {"tokenizer_class": "LlamaTokenizer"}}),
-    "roles as objects": (
+    "legacy class": ("tokenizer.model", {"tokenizer_config": SPECIAL | {"tokenizer_class": "LlamaTokenizer"}}),
+    "special tokens as objects": (
         "tokenizer.model",
-        {"tokenizer_config": {role: {"__type": "AddedToken", "content": text} for role, text in ROLES.items()}},
+        {"tokenizer_config": {name: {"__type": "AddedToken", "content": text} for name, text in SPECIAL.items()}},
     ),
     "class with code elsewhere": (
-        "tokenizer.model", {"tokenizer_config": ROLES | {"tokenizer_class": "BaichuanTokenizer", "use_fast": False}},
+        "tokenizer.model", {"tokenizer_config": SPECIAL | {"tokenizer_class": "BaichuanTokenizer", "use_fast": False}},
     ),
-    "base class": ("tokenizer.model", {"tokenizer_config": ROLES | {"tokenizer_class": "PreTrainedTokenizer"}}),
+    "base class": ("tokenizer.model", {"tokenizer_config": SPECIAL | {"tokenizer_class": "PreTrainedTokenizer"}}),
     "class of a byte-level BPE": ("tokenizer.model", {"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}),
-    "fast class": ("tokenizer.json", {"tokenizer_config": ROLES | {"tokenizer_class": "LlamaTokenizerFast"}}),
-    "class of the model": ("tokenizer.json", {"tokenizer_config": ROLES, "config": {"model_type": "llama"}}),
+    "fast class": ("tokenizer.json", {"tokenizer_config": SPECIAL | {"tokenizer_class": "LlamaTokenizerFast"}}),
+    "class of the model": ("tokenizer.json", {"tokenizer_config": SPECIAL, "config": {"model_type": "llama"}}),
     "both files": (
-        "tokenizer.json tokenizer.model", {"tokenizer_config": ROLES | {"tokenizer_class": "LlamaTokenizer"}},
+        "tokenizer.json tokenizer.model", {"tokenizer_config": SPECIAL | {"tokenizer_class": "LlamaTokenizer"}},
     ),
 }  # fmt: skip
 
@@ -105,14 +105,14 @@ def test_unigram_model_without_tokenizer_json_is_refused_with_one_line(tmp_path:
             read(tmp_path)
 
 
-def test_added_tokens_roles_and_settings_are_kept(make_folder: MakeFolder, tiny_tokenizer: Path) -> None:
+def test_added_tokens_special_tokens_and_settings_are_kept(make_folder: MakeFolder, tiny_tokenizer: Path) -> None:
     folder = make_folder(
         "tokenizer.model",
         tokenizer_config={
             "tokenizer_class": "LlamaTokenizer", "model_max_length": 2048, "padding_side": "left",
             "chat_template": "{{ bos_token }}{{ messages[0]['content'] }}",
         },
-        special_tokens_map=ROLES | {"pad_token": {"content": "[PAD]"}, "additional_special_tokens": ["<|end|>"]},
+        special_tokens_map=SPECIAL | {"pad_token": {"content": "[PAD]"}, "additional_special_tokens": ["<|end|>"]},
         added_tokens={"<|end|>": 801, "[PAD]": 800},
     )  # fmt: skip
     tokenizer = check_ids(exact_tokenizer_folder(folder), tiny_tokenizer / "tokenizer.model")
@@ -151,17 +151,17 @@ def test_contradicting_tokenizer_files_are_refused(
     folder = make_folder("tokenizer.model", **contents)
     with pytest.raises(ValueError, match=message):
         exact_tokenizer_folder(folder)
-    assert not write_refused(folder)
+    assert not refused_write_changes(folder)
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_role_that_two_files_give_to_different_tokens_is_decided_as_transformers_does(
+def test_special_token_that_two_files_set_differently_is_read_as_in_transformers(
     make_folder: MakeFolder, listed: bool
 ) -> None:
     added = {"added_tokens_decoder": {"2": {"content": "</s>", "special": True}}} if listed else {}
     folder = make_folder(
         "tokenizer.json tokenizer.model",
-        tokenizer_config=ROLES | {"tokenizer_class": "LlamaTokenizer"} | added,
+        tokenizer_config=SPECIAL | {"tokenizer_class": "LlamaTokenizer"} | added,
         special_tokens_map={"eos_token": "<0x05>", "pad_token": {"content": "<unk>"}},
     )
     exact, expected = (AutoTokenizer.from_pretrained(path) for path in (exact_tokenizer_folder(folder), folder))
@@ -175,15 +175,15 @@ def test_bos_and_eos_of_any_spelling_are_added(make_folder: MakeFolder) -> None:
     folder = make_folder(
         "tokenizer.model",
         added_tokens={"x:7 $A": 800, "$B": 801},
-        tokenizer_config=ROLES | {"bos_token": "x:7 $A", "eos_token": "$B", "add_eos_token": True},
+        tokenizer_config=SPECIAL | {"bos_token": "x:7 $A", "eos_token": "$B", "add_eos_token": True},
     )
     tokenizer = AutoTokenizer.from_pretrained(exact_tokenizer_folder(folder))
     ids, other = (tokenizer(text, add_special_tokens=False).input_ids for text in ("ab", "c"))
     assert tokenizer("ab", "c").input_ids == [800, *ids, 801, 800, *other, 801]
 
 
-def write_refused(folder: Path) -> bool:
-    """Return whether a refused folder was changed."""
+def refused_write_changes(folder: Path) -> bool:
+    """Return whether write_exact_tokenizer changes a folder that it refuses."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError):
         write_exact_tokenizer(folder)
@@ -202,7 +202,7 @@ def test_tokenizer_json_of_another_model_is_refused(make_folder: MakeFolder, tin
         exact_tokenizer_folder(folder)
 
 
-def test_exact_generic_and_foreign_tokenizers_are_left_alone(
+def test_exact_and_byte_level_tokenizers_are_used_from_their_own_folders(
     make_folder: MakeFolder, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     assert exact_tokenizer_folder(tiny_tokenizer) == tiny_tokenizer
@@ -221,7 +221,7 @@ def test_untrusted_code_of_a_class_that_transformers_has_gets_the_ids_of_sentenc
 ) -> None:
     """transformers does not refuse such a folder, but reads it with its own LlamaTokenizer, inexactly."""
     code = {"tokenizer_class": "LlamaTokenizer", "auto_map": auto_map, "legacy": True}
-    folder = make_folder(name, tokenizer_config=ROLES | code, added_tokens={"<|end|>": 800})
+    folder = make_folder(name, tokenizer_config=SPECIAL | code, added_tokens={"<|end|>": 800})
     assert exact_tokenizer_folder(folder, trust_remote_code=True) == folder
     assert capsys.readouterr().err == ""
     exact = exact_tokenizer_folder(folder)
@@ -235,7 +235,7 @@ def test_untrusted_code_of_a_class_that_transformers_has_gets_the_ids_of_sentenc
     assert write_exact_tokenizer(folder)
     assert check_ids(folder, tiny_tokenizer / "tokenizer.model").convert_tokens_to_ids("<|end|>") == 800
     written = json.loads((folder / "tokenizer_config.json").read_text())
-    assert (written["auto_map"], written["legacy"]) == (auto_map, True)  # for those who trust the code
+    assert (written["auto_map"], written["legacy"]) == (auto_map, True)  # kept for --trust_remote_code
     assert (folder / "added_tokens.json").is_file()
 
 
@@ -249,7 +249,7 @@ def test_qwen_folder_with_a_tokenizer_made_from_sentencepiece_gets_its_ids(
     make_folder: MakeFolder, tiny_tokenizer: Path, kind: str, name: str | None, names: str
 ) -> None:
     """transformers would read its pieces as byte-level BPE."""
-    config = ROLES | ({"tokenizer_class": name} if name else {})
+    config = SPECIAL | ({"tokenizer_class": name} if name else {})
     folder = make_folder(names, tokenizer_config=config, config={"model_type": kind})
     tokenizer = check_ids(exact_tokenizer_folder(folder), tiny_tokenizer / "tokenizer.model")
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
@@ -293,7 +293,7 @@ def test_demos_accept_a_folder_with_tokenizer_model_alone(make_folder: MakeFolde
     ("field", "value", "reason"),
     [("unk_id", -1, "a special id has"), ("bos_id", 800, "a special id has"), ("", 0, "a piece is not UTF-8")],
 )
-def test_damaged_tokenizer_model_is_one_line(
+def test_damaged_tokenizer_model_is_refused_with_one_line(
     tiny_tokenizer: Path, tmp_path: Path, field: str, value: int, reason: str
 ) -> None:
     path = tmp_path / "tokenizer.model"

@@ -36,7 +36,7 @@ def zstd(data: bytes) -> bytes:
 
 READ: dict[str, str | bytes] = {
     "jsonl": text(A, B),
-    "escapes": text(A, B, ensure_ascii=False),
+    "without_escapes": text(A, B, ensure_ascii=False),
     "blank_lines": "\n" + text(A) + "\r\n \t\n" + text(B).rstrip(),
     "list": text([A, B]),
     "list_over_lines": " \n" + text([A, B], indent=2),
@@ -58,7 +58,9 @@ READ: dict[str, str | bytes] = {
 
 @pytest.mark.parametrize("block", [5, 64, 1 << 20])
 @pytest.mark.parametrize("name", READ)
-def test_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
+def test_rows_are_read_in_every_format_and_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
+) -> None:
     monkeypatch.setattr(json_stream, "BLOCK_CHARACTERS", block)
     content = READ[name]
     path = tmp_path / (f"x.jsonl.{name}" if name in ("gz", "zst") else "x.json")
@@ -174,7 +176,7 @@ def test_all_stages_read_the_same_rows(tmp_path: Path, name: str) -> None:
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
-def test_output_that_is_not_text_is_no_answer() -> None:
+def test_output_that_is_not_text_counts_as_a_missing_answer() -> None:
     row = {"instruction": "Name a city.", "output": [None]}
     assert row_error(row, answers=True) and not row_error(row, answers=False)
     assert messages_of(row)[-1] == {"role": "assistant", "content": ""}
@@ -183,10 +185,10 @@ def test_output_that_is_not_text_is_no_answer() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": []}, "are empty or begin with an answer"),
+        ({"messages": []}, "is empty, begins with an answer or"),
         ({"messages": "q"}, "are not a list of objects"),
-        ({"messages": [ANSWER, USER]}, "are empty or begin with an answer"),
-        ({"messages": [USER, ANSWER, ANSWER]}, "whose prompt does not end with a user message"),
+        ({"messages": [ANSWER, USER]}, "is empty, begins with an answer or"),
+        ({"messages": [USER, ANSWER, ANSWER]}, "does not end with a user message"),
         ({"messages": [{"role": "human", "content": "q"}]}, "whose role is not one of system, user, assistant"),
         ({"messages": [{"role": "user"}]}, "a message without text under 'content'"),
         ({"messages": [{**USER, "input": 1}]}, "whose input is not text"),
@@ -210,12 +212,12 @@ def test_output_that_is_not_text_is_no_answer() -> None:
         ({"instruction": None}, "has no text under 'instruction'"),
     ],
 )
-def test_bad_instruction_rows_are_refused(row: dict[str, Any], message: str) -> None:
+def test_invalid_instruction_rows_are_refused_with_the_reason(row: dict[str, Any], message: str) -> None:
     assert message in row_error(row, answers=False)
     assert row_error(row, answers=True)
 
 
-def test_system_and_history_of_a_row_are_read() -> None:
+def test_system_and_history_of_a_row_become_messages() -> None:
     row = {"instruction": "q", "input": "i", "output": "a", "system": "s", "history": [["q1", "a1"], ["q2", "a2"]]}
     assert row_error(row, answers=True) == ""
     asked = {"role": "user", "content": "q", "input": "i"}
@@ -235,7 +237,7 @@ def test_system_and_history_of_a_row_are_read() -> None:
     assert row_error({"messages": [USER], "output": "b"}, answers=False) == ""
 
 
-def test_answers_are_demanded_for_tuning_only() -> None:
+def test_answer_is_required_only_for_tuning() -> None:
     for row in ({"instruction": "q"}, {"messages": [USER]}, {"messages": [USER, ANSWER, USER]}):
         assert row_error(row, answers=False) == ""
         assert row_error(row, answers=True)
@@ -247,7 +249,7 @@ def test_answers_are_demanded_for_tuning_only() -> None:
 
 @pytest.mark.parametrize("indents", [(None, None, None), (1, 1, 1), (None, 1, None)])
 def test_rows_of_all_joined_lists_are_read(tmp_path: Path, indents: tuple[int | None, ...]) -> None:
-    """The lists of `cat a.json b.json c.json`, eight rows each, one after another with and without line ends."""
+    """Three lists of eight rows each, as `cat a.json b.json c.json` joins them, with and without line ends between."""
     rows = [{"instruction": f"q{number}", "output": "a"} for number in range(24)]
     lists = [json.dumps(rows[8 * part :][:8], indent=indent) for part, indent in enumerate(indents)]
     for separator in ("", "\n", " "):
@@ -288,8 +290,8 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
         assert str(error).startswith(str(path))
 
 
-def test_time_is_linear_and_memory_bounded_by_a_row(tmp_path: Path) -> None:
-    """A list on one line, multi-line objects, and truncated lines, up to 1 MB."""
+def test_reading_a_megabyte_takes_linear_time_and_less_than_three_megabytes(tmp_path: Path) -> None:
+    """The files are a list on one line, objects on several lines, and truncated lines."""
     row = {"instruction": "x" * 200, "output": "y"}
     listed, spread, cut = (tmp_path / name for name in ("list", "spread", "cut"))
     listed.write_text(json.dumps([row] * 4_000))
@@ -328,7 +330,7 @@ def test_a_damaged_archive_is_refused_with_its_line(tmp_path: Path) -> None:
             list(iterate_rows(path))
 
 
-def test_sources_are_files_folders_and_names(tmp_path: Path) -> None:
+def test_sources_are_found_in_folders_files_and_named_files(tmp_path: Path) -> None:
     for name in ("zh.jsonl", "en.json", "more.parquet", "notes.txt", "extraction.json"):
         (tmp_path / name).write_text("x")
     (tmp_path / "sub").mkdir()
@@ -360,7 +362,7 @@ def test_texts_are_rows_or_lines(tmp_path: Path) -> None:
         list(iterate_texts(tmp_path / "a.jsonl"))
 
 
-def test_a_json_file_holds_one_value(tmp_path: Path) -> None:
+def test_read_json_accepts_exactly_one_value(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('\n{"a": [1]}\n', encoding="utf-16")
     assert read_json(path) == {"a": [1]}

@@ -41,7 +41,7 @@ ALPACA = REPOSITORY / "finetune/templates/alpaca.jinja"
 def tokenizers_by_kind(
     shared_data: Path, tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path
 ) -> dict[str, Any]:
-    """LLaMA-2's SentencePiece, a byte-level BPE and a small SentencePiece; their EOS is `</s>`."""
+    """Tokenizers: LLaMA-2's SentencePiece, a byte-level BPE and a small SentencePiece model; EOS is `</s>`."""
     folder = tmp_path_factory.mktemp("tokenizers")
     model = shared_data / "llama/tokenizer.model"
     run_script("tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", folder / "llama")
@@ -212,7 +212,7 @@ def test_damaged_template_is_refused_before_the_model_is_loaded(
     rows, model = tmp_path / "rows.jsonl", shutil.copytree(tiny_checkpoint, tmp_path / "model")
     rows.write_text('{"instruction": "a", "input": "", "output": "b"}\n' * 4)
     template = model / "chat_template.jinja"
-    if name != "merge":  # which reads the headers of the weights first
+    if name != "merge":  # merge reads the headers of the weights first
         save_file({"not a weight of the model": torch.zeros(1)}, model / "model.safetensors")
     for content, message in (
         (b"{{ bos_token }}\n{% if x %}", rf"{template}, line 2: the template is not valid Jinja"),
@@ -228,7 +228,7 @@ def test_damaged_template_is_refused_before_the_model_is_loaded(
         assert [path.name for path in out.iterdir() if path.name not in ("adapter", "cache")] == []
 
 
-def test_merged_folder_has_named_templates_without_byte_order_mark_and_says_if_none_is_the_main_one(
+def test_merge_keeps_named_templates_without_byte_order_mark_and_reports_a_missing_main_template(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")

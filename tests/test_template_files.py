@@ -21,7 +21,7 @@ def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
     return AutoTokenizer.from_pretrained(tiny_tokenizer)
 
 
-def test_the_older_alpaca_file_gives_the_same_prompts_as_the_template(shared_data: Path, tokenizer: Tokenizer) -> None:
+def test_alpaca_prompt_file_gives_the_same_prompts_as_the_template(shared_data: Path, tokenizer: Tokenizer) -> None:
     for name in ("alpaca", "alpaca_short"):
         older = PromptEncoder(tokenizer, read_template(shared_data / f"templates/{name}.json", "--template_path"))
         ours = PromptEncoder(tokenizer, load_template(name))

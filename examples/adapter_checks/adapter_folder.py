@@ -19,7 +19,7 @@ PART = re.compile(
     r"(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|token_adapter\.trainable_tokens_delta"
     r"|base_layer|weight|bias)((?:\.weight)?|\.bias)"
 )
-# PEFT's names in memory: lora_A.default.weight. A state dict saved without PEFT's save_pretrained has them.
+# PEFT's names in memory: lora_A.default.weight. A state dict saved without PEFT's save_pretrained keeps them.
 ADAPTER_NAME_IN_KEY = re.compile(r"\.(lora_\w+|modules_to_save)\.default(?=\.|$)")
 MODULE_NAME = re.compile(r"[\w.]+")  # a key of rank_pattern that is a plain name, not a regular expression
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
@@ -38,11 +38,11 @@ class AdapterFolder:
     path: Path
     config: dict[str, Any]
     parts: dict[str, Shapes]
-    has_adapter_name_in_keys: bool  # as PEFT names tensors in memory; see `saved_name`
+    has_adapter_name_in_keys: bool  # the file has PEFT's names in memory (ADAPTER_NAME_IN_KEY)
 
 
 def read_adapter_folder(folder: str | Path) -> AdapterFolder:
-    """Read a folder. Raises FileNotFoundError or ValueError with one line unless it has a complete LoRA adapter."""
+    """Read a folder; raises FileNotFoundError or ValueError unless the folder contains a complete LoRA adapter."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; give the folder of an adapter")
@@ -121,9 +121,9 @@ def is_copy(name: str, names: Container[str]) -> bool:
 
 
 def check_pair(adapter: AdapterFolder, module: str, parts: Shapes, rank: int) -> None:
-    """Raise ValueError if a matrix of a LoRA pair is missing, or contradicts the rank or DoRA of adapter_config.json.
+    """Raise ValueError if a LoRA pair is incomplete, has shapes that do not match, or contradicts adapter_config.json.
 
-    rank: the module's rank in adapter_config.json.
+    rank: the module's rank in adapter_config.json; use_dora is also compared.
     """
     for down, up in PAIRS:
         if down not in parts and up not in parts:
@@ -157,7 +157,7 @@ def module_suffixes(module: str) -> list[str]:
 class ModulePatterns:
     """A rank_pattern or alpha_pattern: finds the first entry that PEFT's get_pattern_key matches with a module.
 
-    A plain name is looked up among the suffixes of the module; only regular expressions are tried one by one.
+    The suffixes of the module are looked up among the entries; only regular expressions are tried one by one.
     """
 
     def __init__(self, patterns: Mapping[str, Any] | None) -> None:

@@ -14,11 +14,11 @@ from model_folders.weight_files import weight_files
 
 from adapter_loading.adapter_attachment import attach_adapter
 
-TOKENIZER_FILES = (("tokenizer.json", "tokenizer_config.json"), ("tokenizer.model",))  # either is enough
+TOKENIZER_FILES = (("tokenizer.json", "tokenizer_config.json"), ("tokenizer.model",))  # one of these groups is enough
 
 
 def check_folders(base_model: str, lora_weights: str = "") -> None:
-    """Raise FileNotFoundError or ValueError with one line unless the folders hold a checkpoint and its adapter."""
+    """Raise FileNotFoundError or ValueError unless the folders contain a checkpoint and, if given, its adapter."""
     base = Path(base_model)
     if not base.is_dir():
         raise FileNotFoundError(
@@ -42,9 +42,10 @@ def check_folders(base_model: str, lora_weights: str = "") -> None:
 
 
 def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
-    """Return the adapter's folder if it has a tokenizer, else the base's; raises FileNotFoundError if neither has.
+    """Return the folder to read the tokenizer from: the adapter's if it has a tokenizer, else the base's.
 
-    If the adapter's tokenizer lacks tokens that were added to the base's, return the base's folder.
+    If the adapter's tokenizer lacks only the last tokens of the base's tokenizer, the base's folder is returned. Raises
+    FileNotFoundError if neither folder has a tokenizer.
     """
     is_shorter = bool(lora_weights) and lacks_added_tokens(Path(lora_weights), Path(base_model))
     for folder in (base_model,) if is_shorter else (lora_weights, base_model):
@@ -63,7 +64,7 @@ def load_checkpoint(
     The tokenizer is read from `tokenizer_folder(base_model, lora_weights)`; callers read the chat template with
     `folder_template(lora_weights, base_model)`. merge: see attach_adapter. trust_remote_code: execute Python code in
     the folders. options: arguments of from_pretrained (dtype, device_map, …). Raises FileNotFoundError or ValueError
-    with one line if a folder is incomplete, or if adapter and base do not fit each other.
+    if a folder is incomplete or damaged, or if adapter and base do not fit each other.
     """
     check_folders(base_model, lora_weights)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -77,8 +78,8 @@ def load_checkpoint(
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
         raise ValueError(
-            f"{base_model} has {embeddings} embeddings, the tokenizer {len(tokenizer)} pieces; use the tokenizer of "
-            "this model"
+            f"{base_model} has {embeddings} embeddings, but the tokenizer has {len(tokenizer)} pieces; use the "
+            "tokenizer of this model"
         )
     return model.eval(), tokenizer
 

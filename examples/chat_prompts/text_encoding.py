@@ -10,8 +10,8 @@ ANCHOR = "\ufdd0"  # a noncharacter, which no piece of a vocabulary contains tog
 class TextEncoder:
     """A copy of a tokenizer's backend that encodes the text of special tokens as ordinary text.
 
-    The tokenizer's own backend cannot be used, since the setting for this is part of its state, which other threads of
-    a server may change at any time.
+    The tokenizer's own backend cannot be used: its setting `encode_special_tokens` decides this, and other threads of a
+    server may change the setting at any time.
 
     Attributes:
         continues_after_special: whether text after a special token is encoded as the continuation of a text, so that
@@ -28,7 +28,7 @@ class TextEncoder:
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise ValueError(
                 f"{tokenizer.name_or_path} has a tokenizer in Python ({type(tokenizer).__name__}); prompts need a "
-                "tokenizer.json, so add one of the same vocabulary and remove auto_map from tokenizer_config.json"
+                "tokenizer.json, so add one with the same vocabulary and remove auto_map from tokenizer_config.json"
             )
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.no_truncation()
@@ -45,7 +45,7 @@ class TextEncoder:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def ids(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """Return the ids of each (text, whether it continues another text); one backend call, which uses all cores.
+        """Return the ids of each (text, whether it continues another text), with one backend call on all cores.
 
         SentencePiece adds a space before a text, but not before a continuation. A continuation is therefore encoded
         after an anchor, and the ids of the anchor are removed.

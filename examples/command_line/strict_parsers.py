@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 
 class OneLineErrorMixin:
-    """Mixin for parser classes: invalid arguments raise ValueError with one line instead of printing the usage."""
+    """Mixin for parser classes: invalid arguments raise ValueError instead of printing the usage."""
 
     def error(self: Any, message: str) -> NoReturn:
         _, _, unknown = message.partition("unrecognized arguments: ")
@@ -21,7 +21,7 @@ class OneLineErrorMixin:
 
 
 class StrictParser(OneLineErrorMixin, argparse.ArgumentParser):
-    """A parser that accepts no abbreviations and no option twice, and prints its description as it is."""
+    """A parser that accepts no abbreviations and no option twice, and does not reformat its description."""
 
     def __init__(self, description: str) -> None:
         super().__init__(

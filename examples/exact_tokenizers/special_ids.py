@@ -32,7 +32,7 @@ def corrected_ids(config: Mapping[str, Any], bos: int | None, eos: int | None) -
 
 
 def correct_model_ids(model: Any, tokenizer: Any, folder: str | Path) -> None:
-    """Replace the old ids in the configurations of a loaded model by the tokenizer's, with a notice.
+    """Replace the old ids in the configurations of a loaded model by the tokenizer's ids, and print a notice.
 
     folder: the checkpoint, for messages. Raises ValueError if a BOS, EOS or padding id is not an integer; for EOS,
     a list of integers is also valid.

@@ -1,4 +1,4 @@
-"""Transfer single files of a hub: resumable within a file, and compared with the published sizes and hashes.
+"""Download single files from a hub, resume within a file, and compare files with the published sizes and hashes.
 
 The hub client's `http_get` receives the bytes, reconnects and continues after a broken connection. Its callers
 `hf_hub_download` and `snapshot_download` (huggingface_hub 2.4) are not used for three reasons: they write to a randomly
@@ -33,7 +33,7 @@ class RemoteFile:
     """A file in the hub's listing. hash: sha256 (64 digits), git object id (40 digits), or "" if not published."""
 
     name: str  # with "/" between folders
-    size: int  # bytes
+    size: int  # bytes; -1 if the listing does not give it
     hash: str
     url: str
 

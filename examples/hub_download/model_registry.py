@@ -1,8 +1,8 @@
 """Published models and data sets (published.json) and the prompt templates that the models were tuned on.
 
 Repositories published in 2023 contain no chat template file. With another template than in tuning, a model answers
-nonsense. The key `facts` of an entry names the page that states its licence and size; a missing key means that the page
-does not state it.
+nonsense. The key `facts` of an entry names the page that states its licence and size; the key `licence` or `size` is
+missing if the page does not state it.
 """
 
 import json

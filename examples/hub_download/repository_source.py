@@ -1,4 +1,4 @@
-"""The repository of a hub that is downloaded, and the address of the hub."""
+"""Describe the repository to download, and resolve the address of its hub."""
 
 import re
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class RepositorySource:
 
 
 def resolve_endpoint(endpoint: str) -> str:
-    """Return the hub's address from the option or HF_ENDPOINT; ValueError if it is not a web address.
+    """Return `endpoint`, else HF_ENDPOINT, else the public hub; raises ValueError if this is not a web address.
 
     Prints a notice if the token will be sent to a host other than the public hub.
     """

@@ -21,8 +21,8 @@ def new_folder(target: str | Path, needed: int, run: str = "", inputs: Iterable[
     """Yield the folder `<target>.partial` and rename it to `target` if the block ends without an error.
 
     needed: bytes that will be written; the free space is checked first. run: see `partial_folder`. inputs: folders that
-    must not change. Raises ValueError if the target contains files, is inside an input or cannot be written, another
-    process is writing it, or its disk is too small.
+    must not change. Raises ValueError if the target contains files, is inside an input or cannot be written, if another
+    process is writing it, or if its disk is too small.
     """
     inputs = list(inputs)
     path = folder_path(target, inputs)
@@ -39,9 +39,9 @@ def new_folder(target: str | Path, needed: int, run: str = "", inputs: Iterable[
 
 
 def check_replaceable(path: Path, partial: Path, target: str | Path) -> None:
-    """Raise ValueError unless the empty folder `path` can be replaced, by replacing it with another empty folder.
+    """Raise ValueError unless the empty folder `path` can be replaced; the check replaces it with another empty folder.
 
-    A bind mount, for example, is not recognised otherwise.
+    Only an attempt shows that a bind mount, for example, cannot be replaced.
     """
     probe = partial / ".empty"
     probe.mkdir(exist_ok=True)  # a killed run may have left it
@@ -102,7 +102,7 @@ def partial_folder(target: str | Path, path: Path, needed: int, run: str) -> Ite
 
 
 def rust_errno(error: Exception) -> int | None:
-    """Return the error number in the message of a library in Rust, such as safetensors and tokenizers."""
+    """Return the error number in the message of a library in Rust, such as safetensors; None if there is none."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
 

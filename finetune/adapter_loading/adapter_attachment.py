@@ -25,17 +25,17 @@ def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool
 
 
 def load_peft_model(model: Any, adapter: AdapterFolder, base: str | Path) -> Any:
-    """Call PeftModel.from_pretrained; raises its errors as ValueError with one line.
+    """Load an adapter with PeftModel.from_pretrained; raises ValueError with a one-line message if PEFT fails.
 
-    It does not find a module of modules_to_save whose name in the file contains the adapter's name, as in memory. Such
-    names are converted with `saved_name` first.
+    from_pretrained does not load modules_to_save if tensor names contain the adapter's name (ADAPTER_NAME_IN_KEY). In
+    this case, the tensors are loaded by set_peft_model_state_dict, under the names that `saved_name` returns.
     """
     from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from peft.utils import load_peft_weights
     from safetensors import SafetensorError
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # about missing tensors; check_all_loaded raises on them
+        with warnings.catch_warnings(action="ignore"):  # about missing tensors; check_all_loaded refuses them
             if not adapter.has_adapter_name_in_keys:
                 return PeftModel.from_pretrained(model, str(adapter.path))
             adapted = get_peft_model(model, PeftConfig.from_pretrained(str(adapter.path), inference_mode=True))

@@ -6,8 +6,8 @@ every answer, and each piece is encoded separately. These properties hold for ev
 - In a training conversation, the ids before each answer equal the ids of the prompt for this answer, since the ids of
   an answer are appended to those of the prompt. (Encoding them together could merge characters across the boundary.)
 - In tuning, an answer ends in the special token that the template writes after an answer in a rendered history. If the
-  template writes none, the last answer ends in EOS; earlier answers, which are part of the next prompt, have no end.
-  `stop_ids` are the tokens on which generation must stop.
+  template writes none, the last answer ends in EOS, and earlier answers have no end token, as in the prompts that
+  contain them. `stop_ids` are the ids of the tokens on which generation must stop.
 - The text of a message never becomes a special token: if it spells one (`<s>`), the first character of the spelling is
   replaced by a placeholder before rendering and restored before encoding.
 - If the template ignores the input of a message, the input is appended to the content after a blank line. Without a
@@ -92,7 +92,7 @@ class PromptEncoder:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        """The encoder of texts in which the spelling of a special token is ordinary text."""
+        """The encoder that treats the spelling of a special token as ordinary text."""
         return text_encoder(self.tokenizer, len(self.tokenizer), next(iter(self.special_tokens), ""))
 
     def prompt_ids(self, messages: Sequence[Any]) -> list[int]:
@@ -160,8 +160,8 @@ class PromptEncoder:
     def turns(self, conversations: Iterable[Sequence[Any]]) -> list[list[Turn]]:
         """Return the turns of each conversation, up to its last answer; answers and ends are supervised in tuning.
 
-        Raises ValueError without a template, and if the ids before an answer would differ from those of its prompt:
-        the template changes a question once it is answered, or it changes an answer.
+        Raises ValueError if there is no template, or no token that can end an answer. Also raises ValueError if the ids
+        before an answer would differ from those of its prompt, since the template rewrites earlier turns.
         """
         return self._turns(conversations, only_last=False)
 
@@ -247,15 +247,18 @@ class PromptEncoder:
         return text, spans
 
     def _escape_messages(self, messages: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return the messages for the template: spellings of special tokens are escaped, and no input is ignored.
+        """Return messages for the template, in which the spellings of special tokens are escaped.
 
-        Raises ValueError if a message of a role other than user has an input.
+        If the template ignores inputs, they are appended to the contents. Raises ValueError if a message of a role
+        other than user has an input.
         """
         escaped = []
         for message in messages:
             given = {**message, "input": message.get("input") or ""}
             if given["input"] and given["role"] != "user":
-                raise ValueError(f"a message of the role {given['role']} has an input; only a user's may have one")
+                raise ValueError(
+                    f"a message of the role {given['role']} has an input, which only user messages may have; remove it"
+                )
             if given["input"] and not self.chat_template.uses_input:
                 given |= {"content": content_and_input(given), "input": ""}
             if given["role"] == "assistant" and (layout := self.chat_template.answer_layout):

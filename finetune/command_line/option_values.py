@@ -19,7 +19,7 @@ TYPE_DESCRIPTIONS = {int: "a whole number", float: "a number", bool: "True or Fa
 
 
 def parse_value(option: str, text: str | Sequence[str], kind: Any) -> Any:
-    """Return the value of an option of type `kind`; raises ValueError with one line that names the option.
+    """Return the value of an option of type `kind`; raises ValueError, which names the option.
 
     option: the name as written on the command line, such as `--samples`. text: the value; for a list type it may be
     several words. The text `None` gives None for an optional type, except for `str | None`.
@@ -46,7 +46,7 @@ def is_bool(kind: Any) -> bool:
 
 
 def _scalar(text: str, kind: Any) -> Any:
-    """Return a single value; raises ValueError, mostly without a message: the caller names the expected type."""
+    """Return a single value; raises ValueError, usually without a message, since the caller names the type."""
     if get_origin(kind) is Literal and text in get_args(kind):
         return text
     if kind is int and WHOLE_NUMBER.fullmatch(text):
@@ -74,7 +74,7 @@ def _type_description(kind: Any) -> str:
 
 
 def parse_list(text: str | Sequence[str]) -> list[str]:
-    """Return the items of `a,b`, `[a,b]`, `['a','b']` or `"a","b"`, or of several words in these notations.
+    """Return the items of `a,b`, `[a,b]`, `(a,b)`, `['a','b']` or `"a","b"`, or of several words in these notations.
 
     Quotes protect commas, spaces and brackets; there are no escapes. Raises ValueError on an empty item, an unclosed
     bracket or quote, and text after a closing quote.

@@ -85,9 +85,9 @@ def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]
 
 
 def special_token_template(before: Mapping[str, int], after: Mapping[str, int]) -> Any:
-    """Return a post-processor that adds tokens (text -> id) before and after a text, also each text of a pair.
+    """Return a post-processor that adds tokens (text -> id) before and after a text, or each text of a pair.
 
-    It is written as JSON: TemplateProcessing misreads a token with a space, a colon or a dollar sign.
+    It is built from JSON, since the class TemplateProcessing misreads tokens with a space, a colon or a dollar sign.
     """
 
     def around(sequence: str, type_id: int) -> list[dict[str, Any]]:
@@ -105,7 +105,10 @@ def special_token_template(before: Mapping[str, int], after: Mapping[str, int]) 
 
 
 def build_fast_tokenizer(proto: Any) -> Tokenizer:
-    """Build a BPE tokenizer with byte fallback that returns SentencePiece's ids, after BOS if the model has one."""
+    """Build a BPE tokenizer with byte fallback that returns SentencePiece's ids, after BOS if the model has one.
+
+    Raises ValueError if the model lists a piece twice.
+    """
     pieces = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
     trainer = proto.trainer_spec
     unknown = pieces[trainer.unk_id][0]

@@ -44,7 +44,7 @@ def reports_damage(
 ) -> Callable[Concatenate[Place, Options], Result]:
     """Decorate a function that reads the tokenizer files of the folder given as its first argument.
 
-    Exceptions that an unexpected value in the files causes become a ValueError with one line.
+    Exceptions that an unexpected value in the files causes become a ValueError with a one-line message.
     """
 
     @wraps(function)
@@ -63,10 +63,10 @@ def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) 
     """Return a folder from which AutoTokenizer loads the tokenizer of a checkpoint folder exactly.
 
     This is the folder itself, or a folder in the cache (XDG_CACHE_HOME/knowlm/tokenizers) with the tokenizer, the chat
-    template and, if config.json or generation_config.json has the old BOS and EOS ids (special_ids.py), corrected
-    copies. trust_remote_code: whether the tokenizer's own Python code will be executed; if not, and the tokenizer can
-    be read without it, a notice is printed. Raises ValueError or FileNotFoundError if the files are damaged or
-    contradict each other.
+    templates, and corrected copies of config.json and generation_config.json if they have the old BOS and EOS ids
+    (special_ids.py). trust_remote_code: whether the tokenizer's own Python code will be executed; if not, and the
+    tokenizer can be read without it, a notice is printed. Raises ValueError or FileNotFoundError if the files are
+    damaged or contradict each other.
     """
     source = Path(folder)
     refuse_empty_model(source)
@@ -96,7 +96,7 @@ def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) 
 def write_exact_tokenizer(folder: Path) -> bool:
     """Write an exact tokenizer into a folder that transformers would read inexactly; return whether one was written.
 
-    Old BOS and EOS ids in the configurations are replaced in any folder (special_ids.py). Raises the errors of
+    Old BOS and EOS ids in the configurations (special_ids.py) are replaced in either case. Raises the errors of
     `exact_tokenizer_folder`.
     """
     refuse_empty_model(folder)
@@ -183,7 +183,7 @@ def default_class(folder: Path) -> str | None:
 
 
 def is_rank_table(model: Path) -> bool:
-    """Return whether a tokenizer.model begins like a table of ranks of tiktoken (LLaMA-3)."""
+    """Return whether a tokenizer.model begins like a rank table of tiktoken (LLaMA-3)."""
     with model.open("rb") as file:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* 0\r?\n", file.readline(100)) is not None
 
@@ -337,7 +337,10 @@ def read_tokenizer(file: Path) -> "Tokenizer":
 
 
 def set_bos_and_eos(tokenizer: "Tokenizer", special_tokens: Mapping[str, str], config: Mapping[str, Any]) -> None:
-    """Make the tokenizer add BOS before a text (unless add_bos_token is false) and EOS after it (if add_eos_token)."""
+    """Make the tokenizer add BOS before a text and EOS after it.
+
+    BOS is not added if add_bos_token is false; EOS is added only if add_eos_token is true.
+    """
     from exact_tokenizers.sentencepiece_bpe import special_token_template
 
     bos, eos = special_tokens.get("bos_token"), special_tokens.get("eos_token")

@@ -1,4 +1,4 @@
-"""Score rows of predictions: scores of answers, intervals of F1, scores by type and by order, shares of the rows."""
+"""Score rows of predictions: scores of all answers, confidence intervals of F1, scores by type and by type order."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,14 +24,15 @@ class ScoredRow(NamedTuple):
     gold: str
     text: str | None = None  # text from which the items are extracted; None: the row has none
     finish_reason: str = ""  # "stop", "length", …; "": the row has none
-    order: str = ""  # version of the test set, which differs from the others in the order of the types; "": none
+    order: str = ""  # version of the test set; versions differ in the order of the types; "": the row has none
 
 
 def score_rows(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """Return the scores of `score_answers`; each task also has `f1_interval` and `by_type` (most frequent types first).
 
     Optional keys: `not_in_text`, if rows have a text; `stopped`, the share of answers that the model ended, among the
-    rows with a finish reason; `orders`, if the rows are several orders of one test set. Raises as `score_answers`.
+    rows with a finish reason; `orders`, if the rows are several orders of one test set. Raises the errors of
+    `score_answers`.
     """
     counts = count_answers([(row.prediction, row.gold) for row in rows])
     scores, items = total_scores(counts), summed_items(counts)

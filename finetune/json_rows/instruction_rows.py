@@ -92,7 +92,8 @@ def messages_error(messages: object, answers: bool) -> str:
                 return f"has a message with {key!r}, which cannot be used; remove it"
     question = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if not question or question[0]["role"] == "assistant" or question[-1]["role"] != "user":
-        return "has messages that are empty or begin with an answer, or whose prompt does not end with a user message"
+        fact = "is empty, begins with an answer or does not end with a user message"
+        return f"has messages whose prompt (the messages before the final answer) {fact}"
     return "has messages that do not end with an answer (role assistant)" if answers and question is messages else ""
 
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from packed_attention.segment_attention import NAME, Segment, attention_arguments
 
 HALF = 8  # tokens; half of a test sequence
-# Largest difference that counts as rounding, as a share of the difference that a missing prefix makes. In bfloat16,
-# rounding makes 5 % in a LLaMA of 30 layers with random ids (and 48 % with the ids 1 to 5, which are control tokens).
+# Largest difference that counts as rounding, as a share of the difference that a missing prefix causes. In bfloat16,
+# rounding causes 5 % in a LLaMA of 30 layers with random ids (and 48 % with the ids 1 to 5, which are control tokens).
 ROUNDING = 0.2
 
 
@@ -27,7 +27,10 @@ def keeps_segments_apart(model: Any, implementation: str, device: torch.device) 
 
 
 def shares_prefixes(model: Any, implementation: str, device: torch.device) -> bool:
-    """Return whether a segment's logits are equal, within rounding, if its first tokens become a shared prefix."""
+    """Return whether a segment's logits are equal, within rounding, if its first tokens become a shared prefix.
+
+    False for all backends except NAME.
+    """
     if implementation != NAME:
         return False
     layouts = [Segment(2 * HALF)], [Segment(HALF), Segment(HALF, parent=0)], [Segment(HALF), Segment(HALF)]

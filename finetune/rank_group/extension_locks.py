@@ -46,7 +46,7 @@ def process_start(pid: int) -> str:
 
 
 def end_ninja(folder: Path) -> None:
-    """End the ninja that builds in a folder, and so its compilers; it survives the process that started it."""
+    """End the ninja process that builds in a folder, with its compilers; ninja survives the process that started it."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or belongs to another user
             is_ninja = Path(os.fsdecode((process / "cmdline").read_bytes().split(b"\0")[0])).name == "ninja"
@@ -67,7 +67,7 @@ class OwnedBaton(FileBaton):
         with self.path.with_name("lock.takeover").open("a") as takeover:
             fcntl.flock(takeover, fcntl.LOCK_EX)
             if self.is_owner_gone():
-                print(f"notice: {self.path} was left by a build that was killed; it is removed", file=sys.stderr)
+                print(f"notice: {self.path} was left by a build that was killed; the lock is removed", file=sys.stderr)
                 end_ninja(self.path.parent)
                 self.path.unlink(missing_ok=True)
             if not super().try_acquire():
@@ -79,11 +79,11 @@ class OwnedBaton(FileBaton):
         return True
 
     def release(self) -> None:
-        """Remove the lock. After a build that a signal to the process group ended, wait for this process's signal."""
+        """Remove the lock. If a signal to the process group ended ninja, wait until it ends this process too."""
         super().release()
         held.discard(self.path)
         if INTERRUPTED in str(sys.exc_info()[1]):
-            time.sleep(SIGNAL_SECONDS)  # the signal's handler ends the process; else the build's error is raised
+            time.sleep(SIGNAL_SECONDS)  # if no signal arrives, the build's error is raised
 
     def is_owner_gone(self) -> bool:
         """Return whether the owner has ended; if it is unknown or on another host, whether the lock is too old."""
@@ -96,7 +96,10 @@ class OwnedBaton(FileBaton):
         return age > LONGEST_BUILD
 
     def wait(self) -> None:
-        """Wait until the lock is released; raises BuildError if its owner ends without releasing it."""
+        """Wait until the lock is released.
+
+        Raises BuildError if the owner ends without releasing it, or holds it for more than LONGEST_BUILD.
+        """
         begun = time.monotonic()
         with suppress(FileNotFoundError):
             owner = " ".join(self.path.read_text().split()[:2]) or "unknown"

@@ -30,13 +30,14 @@ def join_ranks(deepspeed_config: Any, backend: str | None, seconds: float) -> No
     rank. Without an accelerator, Trainer would ignore --ddp_timeout, and with DeepSpeed accelerate requires
     ACCELERATE_USE_DEEPSPEED, which is set here. deepspeed_config, backend, seconds: values of
     --deepspeed, --ddp_backend and --ddp_timeout. Raises ValueError if the ranks cannot connect, or if --deepspeed or
-    --ddp_backend is given without a launcher.
+    --ddp_backend is given without a launcher. (With mpi4py, --deepspeed needs no launcher: DeepSpeed then finds the
+    ranks of mpirun.)
     """
     launched, is_on_cpu = "LOCAL_RANK" in os.environ, not torch.accelerator.is_available()
     if backend and not launched:
         raise ValueError("--ddp_backend has no effect on one rank without a launcher; remove it, or use torchrun")
     if deepspeed_config and not launched:
-        if importlib.util.find_spec("mpi4py") is None:  # else DeepSpeed finds the ranks of mpirun
+        if importlib.util.find_spec("mpi4py") is None:
             raise ValueError(
                 "--deepspeed needs a launcher, also for one rank: deepspeed --num_gpus 1 SCRIPT …, or torchrun"
             )
@@ -78,7 +79,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def leave_ranks() -> None:
-    """Wait for all ranks, then destroy the process group; a rank that exits early can abort one that is saving."""
+    """Wait for all ranks, then destroy the process group: a rank that exits early can abort a rank that is saving."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()

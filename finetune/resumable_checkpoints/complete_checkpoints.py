@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 # complete.json has sizes but no hashes. All files are flushed before it is written, so an interrupted save can only
-# omit files or shorten them, and sizes show both, also in an adapter. Hashes would additionally detect only later
-# changes of values.
+# omit files or shorten them, and sizes show both. Hashes would additionally detect only later changes of values.
 MARKER = "complete.json"
 
 
@@ -111,9 +110,9 @@ def is_new_run(given: str | None) -> bool:
 def resume_point(given: str | None, output: Path) -> Path | None:
     """Return the checkpoint to resume from; None for a new run.
 
-    given: the value of --resume_from_checkpoint: a path, "True" for the newest complete checkpoint in `output`, "False"
-    or empty for a new run. Raises FileNotFoundError or ValueError if that checkpoint does not exist or is incomplete,
-    and ValueError for a new run if `output` holds complete checkpoints.
+    given: the value of --resume_from_checkpoint: a path, "True" (also "yes" or "last") for the newest complete
+    checkpoint in `output`, or a value that `is_new_run` accepts. Raises FileNotFoundError or ValueError if the
+    checkpoint does not exist or is incomplete, and ValueError for a new run if `output` holds complete checkpoints.
     """
     complete = list_complete(output)
     if given is None or is_new_run(given):

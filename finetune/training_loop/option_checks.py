@@ -62,7 +62,7 @@ EVALUATION = ("per_device_eval_batch_size", "load_best_model_at_end", "metric_fo
 # Options of evaluation that published commands give without held-out data; alone, they request no evaluation.
 EVALUATION_SIZES = ("per_device_eval_batch_size", "eval_steps")
 
-# Lowest values of options, Trainer's and those of both trainers; defaults below them have a meaning of their own.
+# Lowest allowed values of options. A default below the lowest value is also allowed; it has a special meaning.
 LOWEST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
     "batch_size": 1, "num_train_epochs": 0, "learning_rate": 0, "weight_decay": 0, "warmup_steps": 0,
@@ -78,7 +78,7 @@ BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
 def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise ValueError if an option has no effect, or if a number or the output folder is unusable.
 
-    defaults, given: values by name, parsed from an empty command line and from the user's.
+    defaults: option -> value, parsed from an empty command line. given: the same from the user's command line.
     """
     reported = {given["report_to"]} if isinstance(given["report_to"], str) else {*(given["report_to"] or ())}
     for name, value in given.items():
@@ -113,8 +113,8 @@ def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 def check_held_out(defaults: Mapping[str, Any], given: Mapping[str, Any], held_out: Sequence[str]) -> list[str]:
     """Return a notice for each option of EVALUATION_SIZES that is given without held-out data.
 
-    defaults, given: parsed values by name, without a command line and with it. held_out: the options that name held-out
-    data. Raises ValueError if another option of evaluation is given without such data.
+    defaults, given: see `check_values`. held_out: the options that name held-out data. Raises ValueError if another
+    option of evaluation is given without such data.
     """
     if any(given[name] for name in held_out):
         return []
@@ -130,7 +130,7 @@ def check_held_out(defaults: Mapping[str, Any], given: Mapping[str, Any], held_o
 
 
 def check_requirements(args: Any) -> None:
-    """Raise ValueError if an option needs a package that is not installed, or contradicts another option.
+    """Raise ValueError if an option needs a GPU or a package that is missing, or contradicts another option.
 
     args: an instance of a subclass of TrainingArguments.
     """

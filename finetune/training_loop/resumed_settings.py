@@ -1,4 +1,4 @@
-"""Apply the command line's optimizer options to a resumed run, instead of the values that the checkpoint restored."""
+"""Apply the command line's optimizer options to a resumed run, in place of the values in the checkpoint."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def check_steps(max_steps: int, steps_done: int) -> None:
     """Raise ValueError if the checkpoint to resume from has more steps than the run."""
     if max_steps < steps_done:
         raise ValueError(
-            f"the checkpoint has {steps_done} steps, the run only {max_steps}; give a larger --max_steps or "
+            f"the checkpoint has {steps_done} steps, but the run has only {max_steps}; give a larger --max_steps or "
             "--num_train_epochs, or name an earlier checkpoint with --resume_from_checkpoint"
         )
 

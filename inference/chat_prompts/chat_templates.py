@@ -1,9 +1,9 @@
 """Detect the properties of a chat template by rendering short conversations with it.
 
-Published templates differ in more than their wording: many ignore a message's `input`, some strip the white space of an
-answer, some render the last answer differently from earlier ones (Qwen3).
-Some templates rewrite earlier turns (Mistral moves the system message into the last question); `PromptEncoder.turns`
-detects this for each conversation.
+Published templates differ in more than their wording: many ignore a message's `input`, some strip the white space
+around an answer, some render the last answer differently from earlier ones (Qwen3). Some templates rewrite earlier
+turns (Mistral moves the system message into the last question); `PromptEncoder.turns` detects this for each
+conversation.
 """
 
 import re
@@ -17,15 +17,16 @@ Messages = Sequence[dict[str, Any]]
 MARK = "\udfff"
 UNSET_TOKEN = re.compile(r"'(\w+_token)' is undefined")  # jinja2's message for a special token that is not set
 QUESTION = {"role": "user", "content": "a", "input": ""}
-QUESTIONS = ([QUESTION], [{"role": "system", "content": "s", "input": ""}, QUESTION])  # some templates require a system
+# Some templates require a system message.
+QUESTIONS = ([QUESTION], [{"role": "system", "content": "s", "input": ""}, QUESTION])
 
 
 class AnswerLayout(NamedTuple):
     """The text that a template writes before and after an answer."""
 
-    prefix: str  # white space before the answer, after the prompt
+    prefix: str  # white space between the prompt and the answer
     suffix: str  # all text after the answer
-    strips: tuple[bool, bool]  # whether the template strips the answer on the left, on the right
+    strips: tuple[bool, bool]  # whether the template strips white space before the answer, after it
 
 
 class ChatTemplate:
@@ -54,8 +55,8 @@ class ChatTemplate:
             reason = " ".join(str(error).split()) or type(error).__name__
             if found := UNSET_TOKEN.search(reason):
                 reason = (
-                    f"it writes {found[1]}, which the tokenizer does not have; use another template, or set it in "
-                    "tokenizer_config.json if the model was trained with such a token"
+                    f"the template writes {found[1]}, which the tokenizer does not have; use another template, or set "
+                    f"{found[1]} in tokenizer_config.json if the model was trained with such a token"
                 )
             raise ValueError(f"the chat template cannot render these messages: {reason}") from error
 

@@ -9,9 +9,9 @@ from typing import Any
 from exact_tokenizers.tokenizer_folders import read_object, read_text
 
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
-PROCESSOR_TEMPLATE = "chat_template.json"  # {"chat_template": …} of a processor; not read for a tokenizer
+PROCESSOR_TEMPLATE = "chat_template.json"  # {"chat_template": …} of a processor; AutoTokenizer does not read it
 CONFIG = "tokenizer_config.json"
-MAXIMUM_FILE_NAME = 255  # bytes, of Linux's file systems
+MAXIMUM_FILE_NAME = 255  # bytes; limit of Linux's file systems
 
 # A question is rendered by the prompt with or without input; an answer is followed by EOS.
 CONVERSATION = (
@@ -27,8 +27,8 @@ FIELDS = {"instruction": "message.content", "input": "message.input"}
 def read_template(path: str | Path, option: str) -> str:
     """Return the Jinja source of a Jinja file, a chat_template.json or an alpaca prompt file.
 
-    option: the command-line option that names the file, for messages. Raises FileNotFoundError, or ValueError with
-    the line of a syntax error.
+    option: the command-line option that names the file, for messages. Raises FileNotFoundError, or ValueError, which
+    names the file and the line of a syntax error.
     """
     path = Path(path)
     if not path.is_file():
@@ -146,9 +146,10 @@ def checked_templates(folder: str | Path) -> dict[str, str]:
 
 
 def folder_template(*folders: str | Path) -> str | None:
-    """Return the main chat template of the first folder that has one; None if none has one. A folder may be "".
+    """Return the main chat template of the first folder that has one; None if no folder has one. A folder may be "".
 
-    Raises ValueError, with file and line, if a template of that folder cannot be read or is not valid Jinja.
+    Raises ValueError, with file and line, if a template of this folder, or of a folder before it, cannot be read or is
+    not valid Jinja.
     """
     found = (checked_templates(folder).get("default") for folder in folders if folder)
     return next(filter(None, found), None)

@@ -1,7 +1,8 @@
 """Parse the JSON values of a text file one at a time: objects on one line or several, and the items of lists.
 
-A window of whole lines moves over the file. If a value does not end in the window, its unparsed rest at least doubles
-and the value is parsed again, so time is linear in the file size and memory in the size of the longest line or value.
+A window of whole lines moves over the file. If a value does not end in the window, the unparsed part of the window at
+least doubles and the value is parsed again. The time is therefore linear in the size of the file, and the memory in the
+size of the longest line or value.
 """
 
 import codecs
@@ -16,7 +17,7 @@ from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 from json_rows.compressed_files import READ_ERRORS, decompressed_file
 
 BLOCK_CHARACTERS = 1 << 18  # read at a time
-# A byte order mark also stands within a file if files that begin with one were joined.
+# A byte order mark is skipped between values too, since joined files may each begin with one.
 INLINE_SPACE = re.compile(r"[ \t\r\ufeff]*")
 WHITESPACE = re.compile(r"[ \t\r\n\ufeff]*")
 LONE_SURROGATE = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
@@ -29,7 +30,7 @@ class InvalidJsonError(ValueError):
 class Value(NamedTuple):
     """A JSON value of a file."""
 
-    line: int  # the line on which it begins, from 1
+    line: int  # the line on which the value begins; the first line is 1
     content: object
     error: str  # message if the value has invalid characters, else ""
 
@@ -80,7 +81,7 @@ class TextWindow:
         return bool(self.text)
 
     def grow(self) -> bool:
-        """Append lines with at least as many characters as the unparsed rest of the window has.
+        """Append lines with at least as many characters as the unparsed part of the window has.
 
         Returns False at the end of the file, and if `one_row_per_line` is true.
         """
@@ -90,7 +91,7 @@ class TextWindow:
         return bool(more)
 
     def _read(self, size: int) -> str:
-        """Return the next line if `size` is 0, else lines of about `size` characters in total.
+        """Return the next line if `size` is 0, else lines with at least `size` characters in total.
 
         Raises ValueError if they are damaged.
         """
@@ -108,7 +109,7 @@ class TextWindow:
             ) from None
 
     def skip(self, pattern: re.Pattern[str]) -> str:
-        """Move past a match of the pattern; return the next character, or "" at the end of the window."""
+        """Move past a match of the pattern; return the next character, or "" if the window ends and cannot grow."""
         while True:
             self.advance(pattern.match(self.text, self.at).end())  # type: ignore[union-attr]  # matches empty text too
             if self.at < len(self.text) or not self.grow():
@@ -133,7 +134,7 @@ class TextWindow:
         return self.text.find("\n", 0, -1) < 0
 
     def extra_data(self) -> str:
-        """Return "" if the line ends here or another row follows on it, else skip the line and return an error."""
+        """Return "" if the line ends here or another row follows on it; else skip its rest and return an error."""
         if self.skip(INLINE_SPACE) in ("", "\n", "{", "["):
             return ""
         error = f"is not JSON (extra data {excerpt(self.text, self.at)}); correct it"

@@ -1,6 +1,6 @@
 """Find the weight files of a model; refuse a folder with two sets of weights.
 
-transformers reads the first existing of model.safetensors, model.safetensors.index.json, pytorch_model.bin and
+transformers reads the first file that exists of model.safetensors, model.safetensors.index.json, pytorch_model.bin and
 pytorch_model.bin.index.json (_get_resolved_checkpoint_files in modeling_utils.py, 5.19). vLLM reads
 consolidated*.safetensors if there are any, else the *.safetensors that model.safetensors.index.json lists, else all
 *.safetensors, else all *.bin (DefaultModelLoader._prepare_weights, 0.32). From a folder with two sets of weights, the

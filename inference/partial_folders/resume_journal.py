@@ -74,7 +74,7 @@ def empty_folder(partial: Path) -> None:
 
 
 def remove_folder(partial: Path) -> None:
-    """Remove a locked partial folder; the journal last, because it keeps other processes from locking the folder."""
+    """Remove a locked partial folder, its journal last, since other processes cannot lock the folder until then."""
     with suppress(OSError):
         empty_folder(partial)
         (partial / JOURNAL).unlink()

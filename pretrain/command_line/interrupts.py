@@ -63,8 +63,8 @@ def raise_after_imports(number: int, frame: FrameType | None) -> None:
     """Signal handler: raise KeyboardInterrupt, after the current import if one is running.
 
     Some compiled libraries replace a KeyboardInterrupt during their import with another error, or call std::terminate.
-    Therefore an interval timer calls this handler again until no import is running. A second Ctrl-C during an import
-    ends the process at once.
+    Therefore a timer calls this handler again every CHECK_SECONDS until no import is running. A second Ctrl-C during an
+    import ends the process at once.
     """
     is_waiting = signal.getsignal(signal.SIGALRM) is raise_after_imports
     while frame is not None:

@@ -64,7 +64,7 @@ def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
 
 
 def iterate_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (location, object) for each row; raises as `iterate_rows`, and ValueError at the first invalid row."""
+    """Yield (location, object) for each row; raises the errors of `iterate_rows`, and ValueError at an invalid row."""
     for row in iterate_rows(path):
         if row.content is None:
             raise ValueError(f"{row.location} {row.error}")
@@ -119,7 +119,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def read_json(path: str | Path, remedy: str = "give a JSON file") -> Any:
-    """Return the only JSON value of a file, with the encodings and compressions of row files.
+    """Return the only JSON value of a file, which may have the encodings and compressions of row files.
 
     remedy: the end of the message if the file does not exist. Raises FileNotFoundError, or ValueError with file
     and line.

@@ -61,7 +61,8 @@ def state_bytes(config: str, parameters: int, gpus: int) -> float:
     """Return the bytes per GPU of the model states: per parameter 2 for weights, 2 for gradients, 4 + 4 + 4 for Adam.
 
     Stage 1 partitions Adam's states, stage 2 also gradients, stage 3 also weights (Rajbhandari et al. 2020, figure 1).
-    Gradients are stored and accumulated in 16 bits.
+    Gradients are stored and accumulated in 16 bits. Offloading moves Adam's states and gradients, and with `all` also
+    weights, to the host.
     """
     if "offload" in config:
         return 0.0 if config.endswith("all") else 2 * parameters / gpus

@@ -1,6 +1,6 @@
 """Attention for packed sequences: each segment attends to itself and to its shared prefix, if any.
 
-A segment is a pretraining sample, a tuning example, a shared prefix, the rest of an example after one, or padding.
+A segment is a pretraining sample, a tuning example, a shared prefix, an example without its shared prefix, or padding.
 FlashAttention separates segments by their boundaries. Without it (V100, CPU) transformers builds one mask over the
 whole sequence and also computes the scores of all masked pairs. Here a separate causal attention is computed for each
 segment. With n equal segments, this computes 1/n of the scores.

@@ -29,7 +29,7 @@ def stop_before_first_step(number: int, *_: object) -> NoReturn:
         clean_up()
     if not int(os.environ.get("RANK", "0")):
         stopped = f"stopped by {signal.Signals(number).name} before the first step, without a checkpoint"
-        print(f"{stopped}; start it again with the same command", file=sys.stderr, flush=True)
+        print(f"{stopped}; start the run again with the same command", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 

@@ -20,7 +20,7 @@ def _not_after(words: str) -> str:
 
 # Every pattern begins with a character of _FIRST, which the regular expression engine finds quickly; the rest of the
 # pattern checks the position after it. In every language a sentence ends after a newline and the blank lines that
-# follow; a punctuation mark directly before a newline does not end another one. Quantifiers are possessive (one in a
+# follow; a punctuation mark directly before a newline adds no second end. Quantifiers are possessive (one in a
 # lookahead is lazy), and a run of marks is matched only from its first mark, so that the time is linear in the length
 # of the text.
 _FIRST = r"[\n.!?。！？…]"
@@ -76,10 +76,11 @@ _LONGEST_GAP = 1000
 def sentence_ends(text: str, language: str = "auto") -> list[int]:
     """Return the ends of the sentences of a text: ascending positions in characters.
 
-    A position is after the sentence's closing quotation mark or newline. language: `auto` (Chinese and English rules
-    together), `en`, `zh`, or `code` (each line ends a sentence, with the blank lines that follow). The text is searched
-    in blocks, between which other threads can run, since `re` holds Python's global lock during a search. A block ends
-    after a letter or digit, across which no rule matches; without one in 65,536 characters, it ends anywhere.
+    A position is after the sentence's last mark, closing quotation marks and newlines included. language: `auto`
+    (Chinese and English rules together), `en`, `zh`, or `code` (each line ends a sentence, with the blank lines that
+    follow). The text is searched in blocks, between which other threads can run, since `re` holds Python's global lock
+    during a search. A block ends after a letter or digit, across which no rule matches; if 65,536 characters contain
+    none, it ends after these.
     """
     pattern, ends, start = _SENTENCE_ENDS[language], [], 0
     while start < len(text):

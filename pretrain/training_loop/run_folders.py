@@ -28,8 +28,8 @@ TORCH_WRITE_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container\.cc
 def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
     """Raise FileNotFoundError or ValueError if `base` is not the checkpoint folder of a model with its tokenizer.
 
-    option: the option that names `base`, for messages. trust_remote_code: false refuses a base that needs Python code
-    of its own.
+    option: the option that names `base`, for messages. trust_remote_code: if false, a base that needs Python code
+    of its own is refused.
     """
     if not base.is_dir():
         raise FileNotFoundError(f"{base} does not exist; {option} takes a checkpoint folder (tools/download.py)")
@@ -136,9 +136,9 @@ def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> 
 
 @contextmanager
 def write_errors_of(output: Path) -> Iterator[None]:
-    """Raise ValueError with one line, instead of the errors of several libraries, if a file cannot be written.
+    """Context manager that raises ValueError, instead of the errors of libraries, if a file cannot be written.
 
-    output: the folder of the run. torch.save raises RuntimeError without the cause, tokenizers Exception.
+    output: the folder of the run. torch.save raises RuntimeError without the cause; tokenizers raises Exception.
     """
     try:
         yield
@@ -157,7 +157,7 @@ def write_errors_of(output: Path) -> Iterator[None]:
 
 
 def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Path], bool]) -> None:
-    """Save model and tokenizer to `.partial` in --output_dir, call `finish` on it, then move its files up.
+    """Save model and tokenizer to `.partial` in --output_dir, call `finish` on it, and move its files to --output_dir.
 
     All ranks call it, since ZeRO-3 gathers weights; only rank 0 calls `finish` and moves files. last: returns True for
     the files to move last, whose presence marks the result as complete.
@@ -170,7 +170,7 @@ def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Pa
         trainer.save_model(str(scratch))
         if not trainer.args.should_save:
             return
-        # a pickle, whose values run.json has, and PEFT's empty model card
+        # a pickle, whose values are also in run.json, and PEFT's empty model card
         for needless in ("training_args.bin", "README.md"):
             (scratch / needless).unlink(missing_ok=True)
         trainer.processing_class.save_pretrained(scratch)

@@ -9,9 +9,9 @@ and options, the following members are used (a test asserts that each exists, ha
 | `set_initial_training_values` | the loader of a resumed run is shorter than the run |
 | `get_train_dataloader`, `get_batch_samples` | own order and packing; time spent waiting for data |
 | `training_step`, `compute_loss`, `loss_is_scaled_for_ga` | the loss is the mean over the tokens of a step |
-| `create_scheduler` | settings of the command line, before a checkpoint replaces them |
-| `floating_point_ops`, `create_optimizer` | instruction tuning: a loader item is a step; LoRA+ |
-| `log`, `evaluate`, `callback_handler.on_evaluate` | losses by source; held-out loss by token |
+| `create_scheduler` | reads the command line's settings before a checkpoint replaces them |
+| `floating_point_ops`, `create_optimizer` | instruction tuning: a loader item is a step; learning rates of LoRA+ |
+| `log`, `evaluate`, `callback_handler.on_evaluate` | losses by source; held-out loss per token |
 | `LambdaLR.base_lrs`, `lr_lambdas`, `_last_lr` | resumed_settings.py: the rate of the new command line |
 | `_tr_loss` | sum of losses for the log; after a loss that is not finite, Trainer would log NaN to the end |
 | `state.compute_steps` | the command line, not the checkpoint, sets logging, evaluation and saving steps |
@@ -45,12 +45,12 @@ from training_loop.training_log import TrainingLog
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # from clusters, Ctrl-C and a closed terminal
 STOPPED = 128 + signal.SIGTERM  # exit status of a run that a signal ended with a checkpoint
-SIGINT_REPEAT_SECONDS = 1.0  # a launcher may repeat a terminal's SIGINT; a later one is a second Ctrl-C
+SIGINT_REPEAT_SECONDS = 1.0  # a launcher may repeat a terminal's SIGINT; a SIGINT after this time is a second Ctrl-C
 RESUME = "the same command with --resume_from_checkpoint True resumes the run"
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Initialise a worker of a data loader: systemd, `timeout` and Slurm signal all processes of a group."""
+    """Make a data loader's worker ignore STOP_SIGNALS: systemd, `timeout` and Slurm send them to a whole group."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -140,7 +140,7 @@ class SourceTrainer(Trainer):
         self.stop_requested, self.stopped = False, False  # on this rank; on all ranks
         self.stop_signal, self._stop_time = signal.SIGTERM, 0.0  # the first signal on this rank, and its time
         self.has_changed_weights = False
-        self.has_begun = False  # the first step, after model and optimizer are prepared
+        self.has_begun = False  # whether the first step has begun, after model and optimizer were prepared
         self._nonfinite_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)  # in this step
         self._bad_steps = 0  # consecutive
         self._logged_at, self._logged_step = time.perf_counter(), first_step

@@ -28,9 +28,9 @@ TRANSFORMERS_REMOVED = {"logging_dir": "set the environment variable TENSORBOARD
 
 @dataclass(frozen=True)
 class DeprecatedOptions:
-    """Options of a command's original release that were renamed or removed, besides those that transformers removed.
+    """Options of a command's original release that this repository, not transformers, renamed or removed.
 
-    renamed: new name by old name. without_effect: reason by option. flags: (new option, its value) by former flag.
+    renamed: old name -> new name. without_effect: option -> reason. flags: former flag -> (new option, its value).
     held_out: options of the command that name held-out data.
     """
 
@@ -100,7 +100,7 @@ def parse(
 
 
 def count_epochs_in_steps(args: Any, steps: int) -> None:
-    """Replace the strategy `epoch` of logging, evaluation and saving by one in steps; Trainer sees a single epoch.
+    """Replace the strategy `epoch` of logging, evaluation and saving by `steps`, as Trainer sees the run as one epoch.
 
     steps: number of steps of an epoch. args.max_steps must be set: a run shorter than an epoch logs, evaluates and
     saves at its end.
@@ -130,7 +130,7 @@ def help_text(argv: Sequence[str], own: type, load_all: Callable[[], type], desc
 
 
 def _number(kind: type, text: str) -> Any:
-    """argparse type of numbers: return a whole number or a finite one; raises ArgumentTypeError."""
+    """Parse an int or a finite float, as an argparse type; raises ArgumentTypeError."""
     try:
         return parse_value("", text, kind)
     except ValueError as error:

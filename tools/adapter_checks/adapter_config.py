@@ -20,7 +20,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def check_settings(config: dict[str, Any], file: Path) -> None:
-    """Raise ValueError for the first setting of a LoRA adapter that is missing, invalid or not supported."""
+    """Raise ValueError for the first LoRA setting that is missing, invalid or not supported."""
     if config.get("alora_invocation_tokens") is not None:
         raise ValueError(f"{file} has alora_invocation_tokens, but activated LoRA is not supported; use a LoRA adapter")
     for name, (is_valid, wanted) in SETTINGS.items():
@@ -69,16 +69,17 @@ def is_table(value: object, is_entry: Callable[[object], bool]) -> bool:
 
 
 NAMES = "a list of names or a regular expression"
+BY_MODULE = "with names or regular expressions of modules as keys"
 REQUIRED = ("r", "lora_alpha")
 SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
     "r": (is_rank, "a positive integer"),
     "lora_alpha": (is_number, "a number"),
-    "rank_pattern": (lambda value: is_table(value, is_rank), "an object of positive integers by module"),
-    "alpha_pattern": (lambda value: is_table(value, is_number), "an object of numbers by module"),
+    "rank_pattern": (lambda value: is_table(value, is_rank), f"an object of positive integers {BY_MODULE}"),
+    "alpha_pattern": (lambda value: is_table(value, is_number), f"an object of numbers {BY_MODULE}"),
     "target_modules": (is_target, NAMES),
     "exclude_modules": (is_target, NAMES),
     "modules_to_save": (is_name_list, "a list of names"),
-    "layers_to_transform": (is_layers, "a list of layer numbers"),
+    "layers_to_transform": (is_layers, "a layer number or a list of layer numbers"),
     "layers_pattern": (is_target, NAMES),
     "use_dora": (is_boolean, "true or false"),
     "use_rslora": (is_boolean, "true or false"),

@@ -23,7 +23,7 @@ def read_adapter_for_base(folder: str | Path, base: str | Path) -> AdapterFolder
     """Read an adapter folder, compare it with the files of its base, and return it.
 
     The comparison is skipped if the base is a name on the hub, or a model of text and images, whose tensors have other
-    names than its modules. Raises FileNotFoundError or ValueError with one line.
+    names than its modules. Raises FileNotFoundError or ValueError if the adapter is incomplete or does not fit.
     """
     adapter = read_adapter_folder(folder)
     modules, tied = base_modules(Path(base))
@@ -116,8 +116,8 @@ def check_completeness(adapter: AdapterFolder, modules: Shapes, tied: bool, base
             is_complete = not is_target or update_shape(parts) is not None
         if not is_complete:
             raise ValueError(
-                f"{adapter.path} has no tensors for {module} of {base}, which its adapter_config.json names; copy it "
-                f"again, or {REMEDY}"
+                f"{adapter.path} has no tensors for {module} of {base}, which its adapter_config.json names; copy the "
+                f"adapter again, or {REMEDY}"
             )
 
 
@@ -165,7 +165,7 @@ def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
 
 
 def different_tables(adapter: Path, base: Path) -> tuple[dict[str, int], dict[str, int]] | None:
-    """Return piece -> id of the tokenizer.json of an adapter and of its base; None unless both have one and differ."""
+    """Return piece -> id of an adapter's and its base's tokenizer.json; None if one is missing or they are equal."""
     files = adapter / "tokenizer.json", base / "tokenizer.json"
     if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return None

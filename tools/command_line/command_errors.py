@@ -34,8 +34,8 @@ def printable(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """Return an error's message without line breaks and control characters, or the name of its class if it is empty.
 
-    From pydantic's validation errors, only the messages are used, not the inputs and links. The message of a full or
-    failing disk (DISK_ERRORS) is replaced by one with a remedy; such an error often names no file.
+    From pydantic's validation errors, only the messages are used, not the inputs and links. The message of an
+    error of DISK_ERRORS (full or failing disk) is replaced by one with a remedy; such an error often names no file.
     """
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = error.filename2 or error.filename or "a file"
@@ -61,7 +61,7 @@ def repeated_option(option: str, first: str, second: str) -> ValueError:
 def check_encoding(words: Iterable[str]) -> None:
     """Raise ValueError if an argument of the command line is not UTF-8.
 
-    Python reads such bytes as lone surrogates, with which a run would fail when it prints or records the argument.
+    Python decodes invalid bytes as lone surrogates, so a run would fail as soon as it prints or records the argument.
     """
     for word in words:
         try:

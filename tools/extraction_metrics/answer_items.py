@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 TASKS = ("entity", "triple")
 PAIRS = (("subject", "object"), ("head", "tail"))  # keys of a triple in our answers, and in published annotations
-MAX_BRACES = 100  # opening braces of an answer at which json_object_in tries to parse an object
+MAX_BRACES = 100  # maximum number of opening braces at which json_object_in tries to parse an object
 
 
 class AnswerItem(NamedTuple):
@@ -48,8 +48,8 @@ def parse_answer(answer: str) -> Counter[AnswerItem] | None:
 def read_answer(answer: str) -> Answer:
     """Return the items of an answer.
 
-    In JSON that is not an object of lists, each value, or each item of a list, is an item. Lists under equal keys are
-    joined.
+    If the answer is JSON but not an object of lists, each value, or each item of a list, is an item. Lists under equal
+    keys are joined.
     """
     try:
         found = json.loads(answer, object_pairs_hook=_with_joined_lists)

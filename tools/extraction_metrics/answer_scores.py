@@ -3,9 +3,9 @@
 Counts are summed over all examples (micro average). Items are matched as multisets: a repeated item must also be
 repeated in the correct answer.
 
-Every item of a prediction is counted for one task: the task of the correct answer if all its items are of one task,
-else the task that the item's own form indicates. The items of JSON that is not an object of lists count as wrong. Text
-that is not JSON has no items; it lowers `parsed` and recall.
+Every predicted item is counted for one task: if all items of the correct answer are of one task, for this task, else
+for the task that the item's own form indicates. If a prediction is JSON but not an object of lists, its items count as
+wrong. A prediction that is not JSON has no items; it lowers `parsed` and recall.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ class AnswerCounts(NamedTuple):
 
     parsed: bool
     exact: bool
-    items: Counter[tuple[str, str, str]]  # (task, type or relation, one of COUNTS) -> items
+    items: Counter[tuple[str, str, str]]  # (task, type or relation, one of COUNTS) -> number of items
     names: Counter[str]  # predicted names
 
     def of_task(self, task: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Tables of scores for a terminal."""
+"""Format tables of scores for a terminal."""
 
 from command_line.command_errors import printable
 
@@ -32,7 +32,7 @@ def scores_table(scores: dict[str, Any], by_type: bool = False) -> str:
 
 
 def type_lines(scores: dict[str, Any]) -> list[str]:
-    """Return a table of the types or relations of each task with items, as lines."""
+    """Return the lines of a table of types or relations for each task that has items."""
     lines = []
     for task in TASKS:
         by_type = scores[task]["by_type"]

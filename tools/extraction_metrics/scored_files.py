@@ -34,7 +34,7 @@ def prediction_of(location: str, row: dict[str, Any]) -> str:
 def extracted_answer(location: str, row: dict[str, Any]) -> str:
     """Convert the items of an /extract response to an answer, JSON of {type: [name]} and {relation: [triple]}.
 
-    Raises ValueError if an item has another form.
+    Raises ValueError if an item does not have the form that /extract returns.
     """
     answer = defaultdict[str, list[Any]](list)
     for key in ITEM_KEYS:
@@ -55,7 +55,7 @@ def extracted_answer(location: str, row: dict[str, Any]) -> str:
 
 
 def finish_reason_of(row: dict[str, Any]) -> str:
-    """Return the finish reason of a row, or "" if none; `complete` of /extract becomes "stop" or "length"."""
+    """Return the finish reason of a row, "" if it has none; `complete` of /extract becomes "stop" or "length"."""
     if isinstance(row.get("finish_reason"), str):
         return str(row["finish_reason"])
     complete = row.get("complete") if any(key in row for key in ITEM_KEYS) else None

@@ -26,7 +26,8 @@ def checkpoint_folder(name: str, option: str) -> Path:
 
     A repository is downloaded to XDG_CACHE_HOME/knowlm/models/OWNER--NAME[@REVISION] if it is not there; otherwise the
     hub is not contacted. A name whose OWNER is an existing folder is a path. option: the command-line option that has
-    the name, for messages. Raises FileNotFoundError or ValueError with one line.
+    the name, for messages. Raises FileNotFoundError if the name is not of these forms, ValueError if the download
+    fails.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -48,7 +49,7 @@ def checkpoint_folder(name: str, option: str) -> Path:
         if SAFETENSORS & {file.name for file in files}:
             source = replace(source, exclude=OTHER_FORMATS)
         notice(f"{name} is not a folder; downloading it from {source.endpoint} to {target}")
-        with redirect_stdout(sys.stderr):  # the command's output stays apart
+        with redirect_stdout(sys.stderr):  # stdout is for the command's own output
             print(download(source, target))
     except ValueError as error:
         raise ValueError(f"{name} is not a folder, and {error}") from error

@@ -1,6 +1,7 @@
 """List a repository of a hub or mirror: its commit, and the selected files with sizes and hashes.
 
-File names come from a server, so they are checked before use. Errors of the hub become ValueErrors of one line.
+File names come from a server, so they are checked before use. Errors of the hub become ValueErrors with
+one-line messages.
 """
 
 import re

@@ -40,7 +40,10 @@ def list_modelscope(source: RepositorySource) -> tuple[str, list[RemoteFile]] | 
 
 
 def list_entries(source: RepositorySource, address: str, revision: str) -> list[dict[str, Any]] | None:
-    """Return all entries of a listing; None if the mirror does not have this API. Raises as `list_modelscope`."""
+    """Return all entries of a listing; None if the mirror does not have this API.
+
+    Raises the errors of `list_modelscope`.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     in_pages, entries = source.kind == "dataset", list[dict[str, Any]]()
@@ -69,7 +72,7 @@ def list_entries(source: RepositorySource, address: str, revision: str) -> list[
 
 
 def request_object(address: str, parameters: dict[str, str | int]) -> dict[str, Any]:
-    """Return the JSON object at an address, {} if it is something else; raises HfHubHTTPError on temporary errors."""
+    """Return the JSON object at an address, {} for any other content; raises HfHubHTTPError on temporary errors."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 

@@ -65,7 +65,7 @@ def download(source: RepositorySource, target: Path) -> str:
     size = format_bytes(sum(file.size for file in files))
     title = f"{source.repo} at {commit[:10]}, {format_count(len(files))}, {size}"
     unknown = sum(not file.hash for file in files)
-    sizes_only = f"only sizes could be checked of {format_count(unknown)}, since no hashes are published"
+    sizes_only = f"only the sizes of {format_count(unknown)} could be checked, since no hashes are published"
     verified = f"{title}, {sizes_only if unknown else 'every hash as published'}"
 
     wrong = mismatched_files(target, files)
@@ -133,7 +133,7 @@ def list_noted_commit(
     noted, other = note["commit"][:10], commit[:10]
     if note["revision"] != source.revision:
         raise ValueError(f"{target} holds {source.repo} at {noted}, not at {other}; name a new folder")
-    notice(f"{source.repo} is now at {other}; {target} stays at {noted}, a new folder would get {other}")
+    notice(f"{source.repo} is now at {other}; {target} stays at {noted}; a new folder would get {other}")
     return list_files(replace(source, revision=note["commit"]))
 
 

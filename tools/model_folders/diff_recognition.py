@@ -67,7 +67,7 @@ def is_norm(name: str, dimensions: int) -> bool:
 
 
 def safetensors_sums(file: Path) -> dict[str, tuple[float, int]]:
-    """Return the `norm_sums` of a safetensors file (8 bytes length of the header, JSON header with offsets, data)."""
+    """Return the `norm_sums` of a safetensors file (8 bytes with the header's length, JSON header, data)."""
     import numpy as np
 
     types, sums = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}, {}

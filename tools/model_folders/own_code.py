@@ -1,8 +1,8 @@
-"""Load with transformers' Auto classes from a folder whose own Python code is executed only on request.
+"""Load a folder with transformers' Auto classes, and execute the folder's own Python code only on request.
 
-The Python files of a model or tokenizer class that transformers does not have lie in the folder; auto_map in
-config.json or tokenizer_config.json names them. If trust_remote_code is not given, transformers asks on standard input
-whether to execute them.
+If transformers does not have the class of a model or tokenizer, the folder contains Python files with the class, which
+auto_map in config.json or tokenizer_config.json names. If trust_remote_code is not given, transformers asks on standard
+input whether to execute them.
 """
 
 import logging
@@ -19,10 +19,10 @@ class OwnCodeError(ValueError):
 def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **options: Any) -> Any:
     """Call from_pretrained of AutoConfig, AutoTokenizer or AutoModelForCausalLM on a local folder.
 
-    options: further arguments of from_pretrained; with output_loading_info, the caller reports wrong weights, also
-    those of another shape, and transformers does not print its table of them. Raises OwnCodeError with one line if the
-    folder needs its own code and trust_remote_code is false, or if its code needs packages or a version of transformers
-    that are not installed; ValueError with one line if its files have values that the library does not expect.
+    options: further arguments of from_pretrained. With output_loading_info, weights of another shape are not an error
+    and transformers prints no table of wrong weights: the caller reports them. Raises OwnCodeError if the folder needs
+    its own code and trust_remote_code is false, or if its code fails, for example without a package that it needs.
+    Raises ValueError if the folder's files have values that the library does not expect.
     """
     from safetensors import SafetensorError
 
@@ -32,7 +32,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
     try:
         with without_load_report() if options.get("output_loading_info") else nullcontext():
             loaded = auto_class.from_pretrained(folder, **settings)
-        length = getattr(loaded, "model_max_length", 0)  # of a tokenizer, which compares it at its first call
+        length = getattr(loaded, "model_max_length", 0)  # a tokenizer compares it only at its first call
         if isinstance(length, bool) or not isinstance(length, int | float):
             raise TypeError(f"model_max_length is {length!r:.80}, not a number")
         return loaded
@@ -58,7 +58,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
 
 @contextmanager
 def without_load_report() -> Iterator[None]:
-    """Context manager: transformers does not print its table of missing, unexpected and other weights."""
+    """Context manager in which transformers does not print its table of missing, unexpected and mismatched weights."""
     logger = logging.getLogger("transformers.modeling_utils")
 
     def is_other(record: logging.LogRecord) -> bool:
