@@ -1,9 +1,10 @@
-"""Find a DeepSpeed configuration and a micro batch with which a model fits on the given GPUs, and the training command.
+"""Find a DeepSpeed configuration and a micro batch with which a model fits on the given GPUs.
 
     python pretrain/plan.py --model base --gpus 1 --gpu_memory 24
     python pretrain/plan.py --model checkpoints/llama-13b --gpus 24 --gpu_memory 32 --gpu v100 --block_size 1024
 
-Memory is estimated from config.json alone (memory_estimate/), in GiB: a card of "32 GB" has 32 GiB.
+Memory is estimated from config.json alone (memory_estimate/), in GiB: a card of "32 GB" has 32 GiB. The last line of
+the output is the training command.
 """
 
 from command_line.command_errors import run_command
@@ -53,7 +54,7 @@ def make_parser() -> StrictParser:
     """Return the parser of the command line."""
     parser = StrictParser(__doc__ or "")
     parser.add_argument("--model", type=nonempty_path, required=True, help="a checkpoint folder, or a config.json")
-    parser.add_argument("--gpus", type=at_least(1), required=True, metavar="N", help="GPUs of all nodes together")
+    parser.add_argument("--gpus", type=at_least(1), required=True, metavar="N", help="number of GPUs of all nodes")
     parser.add_argument("--gpu_memory", type=gib, required=True, metavar="GIB", help="memory of one GPU")
     parser.add_argument("--gpus_per_node", type=at_least(1), default=8, metavar="N", help="GPUs of a node (default: 8)")
     parser.add_argument("--gpu", choices=sorted(SPEEDS), default="", help="GPU model, for an estimate of the speed")
@@ -78,10 +79,10 @@ def read_plan_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
     """Return the workload and the machine; raises ValueError if options contradict each other or the model's config."""
     shape, gpus, per_node = read_shape(args.model), args.gpus, args.gpus_per_node
     if gpus > per_node and gpus % per_node:
-        raise ValueError(f"--gpus {gpus} is not a multiple of {per_node} GPUs a node; change --gpus or --gpus_per_node")
+        raise ValueError(f"--gpus {gpus} is not a multiple of --gpus_per_node {per_node}; change one of them")
     if args.global_batch % gpus:
         nearest = max(1, round(args.global_batch / gpus)) * gpus
-        raise ValueError(f"--global_batch {args.global_batch} is not a multiple of {gpus} GPUs; try {nearest}")
+        raise ValueError(f"--global_batch {args.global_batch} is not a multiple of --gpus {gpus}; try {nearest}")
     if args.block_size > shape.context:
         raise ValueError(f"--block_size {args.block_size} exceeds the context of {args.model}; try {shape.context}")
     if args.gpu == "v100" and args.precision == "bf16":

@@ -13,9 +13,10 @@
 
 Input: JSONL with a text field (.jsonl, .json), text with one document per line (.txt), both also as .gz or .zst, or
 .parquet. A document becomes BOS, its ids and EOS. It is cut at sentence ends into as few samples of at most
---seq_length tokens as possible; a longer sentence is cut between clauses, words or characters. Every token is in
-exactly one sample. P.dropped.jsonl lists dropped documents and samples with the reason. An interrupted run keeps its
-finished shards in P.shards/; the same command resumes it.
+--seq_length tokens as possible; a sentence of more tokens is cut between clauses, words or characters. Without
+--num_per_doc, every token of a kept document is in exactly one sample. With --save_prefix P, P.dropped.jsonl lists
+dropped documents and samples with the reason. An interrupted run keeps its finished shards in P.shards/; the same
+command resumes it.
 """
 
 from command_line.command_errors import resumable, run_command
@@ -51,7 +52,7 @@ REQUIRED_OPTIONS = {  # required options by mode
     "prune": ["read_path_prefix", "sample_ids", "new_path_prefix"],
     "import": ["read_path_prefix", "tokenizer_path", "new_path_prefix"],
 }
-OPTIONAL_OPTIONS = {  # further options with an effect, by mode; with write, all except NOT_IN_WRITE
+OPTIONAL_OPTIONS = {  # further options with an effect, by mode; in mode write, all except NOT_IN_WRITE
     "merge": ["merge_path_type", "overwrite"],
     "read": ["tokenizer_path", "show"],
     "prune": ["overwrite"],
@@ -72,7 +73,7 @@ def parser() -> StrictParser:
     w.add_argument(
         "--tokenizer_path",
         metavar="T",
-        help="tokenizer or checkpoint folder, or its tokenizer.model (default with --mode read: the recorded one)",
+        help="tokenizer or checkpoint folder, or its tokenizer.model (default with --mode read: the path in P.json)",
     )
     w.add_argument(
         "--language", type=language_code, choices=LANGUAGES, default="auto",
@@ -85,7 +86,9 @@ def parser() -> StrictParser:
         metavar="N",
         help="longest sample in tokens (default: 1024)",
     )
-    w.add_argument("--min_length", type=at_least(0), default=0, metavar="K", help="drop documents of fewer tokens")
+    w.add_argument(
+        "--min_length", type=at_least(0), default=0, metavar="K", help="drop documents of fewer than K tokens"
+    )
     w.add_argument(
         "--num_per_doc", type=at_least(1), default=None, metavar="K",
         help="keep at most K samples of each document: the first, the last, and random ones between (default: all)",
@@ -99,11 +102,11 @@ def parser() -> StrictParser:
         "--shard_megabytes", type=at_least(1), default=SHARD_BYTES // 1_000_000, metavar="N",
         help="MB of input per shard; a resumed run skips finished shards (default: 16)",
     )  # fmt: skip
-    w.add_argument("--do_split_sentences", action="store_true", help="no effect: sentences are always split")
-    w.add_argument("--do_keep_newlines", action="store_true", help="in .txt, keep the newline of each line")
+    w.add_argument("--do_split_sentences", action="store_true", help="no effect: text is always cut at sentence ends")
+    w.add_argument("--do_keep_newlines", action="store_true", help="keep the newline of each line of a .txt file")
     m = p.add_argument_group("merge")
     m.add_argument("--merge_path_prefix", nargs="+", metavar="A,B", help="corpora, in order: A,B or \"['A','B']\"")
-    m.add_argument("--merge_path_type", nargs="+", metavar="0,1", help="type of each (default: unchanged)")
+    m.add_argument("--merge_path_type", nargs="+", metavar="0,1", help="type of each corpus (default: unchanged)")
     m.add_argument("--new_path_prefix", metavar="M", help="the corpus to write (merge, prune, import)")
     r = p.add_argument_group("read, verify, prune and import")
     r.add_argument("--read_path_prefix", metavar="P", help="the corpus to read")
@@ -117,7 +120,7 @@ def parser() -> StrictParser:
 
 
 def check_mode_options(options: argparse.Namespace) -> None:
-    """Raise ValueError if a required option of the mode is missing, or if an option without effect in it is given."""
+    """Raise ValueError if a required option of the mode is missing, or if a given option has no effect in this mode."""
     mode = options.mode
     for name in REQUIRED_OPTIONS[mode]:
         if not getattr(options, name):

@@ -1,4 +1,4 @@
-"""Continue pretraining: all weights of a LLaMA-family checkpoint on a corpus, with Trainer and DeepSpeed ZeRO.
+"""Continue pretraining: train all weights of a LLaMA-family checkpoint on a corpus, with Trainer and DeepSpeed ZeRO.
 
     python pretrain/train.py --model_name_or_path base --data_path corpus/all --output_dir trained
     deepspeed --num_gpus 2 pretrain/train.py --deepspeed pretrain/configs/zero3.json --bf16 \\
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     """Load model and tokenizer of the base; weights are float32, as mixed precision requires.
 
-    Raises ValueError if weights are missing or have other shapes than in config.json, since transformers would
-    initialise them at random, or if the attention backend is not available.
+    Raises ValueError if weights are missing or have other shapes than in config.json (transformers would initialise
+    them at random), if the attention backend is not available, or if transformers could not save the tokenizer or the
+    generation config.
     """
     import torch
     from exact_tokenizers.special_ids import correct_model_ids
@@ -47,7 +48,8 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
 
     segment_attention.register()
     flash = args.device.type == "cuda" and (args.bf16 or args.fp16) and is_flash_attn_2_available()
-    # Without packing there are no segments; torch.compile would recompile for every combination of segment lengths.
+    # sdpa_by_segment is not used without packing, which has no segments, nor with torch.compile, which would recompile
+    # for every combination of segment lengths.
     default = None if args.no_packing or args.torch_compile else segment_attention.NAME
     requested = args.attn_implementation or ("flash_attention_2" if flash else default)
     config = from_folder(AutoConfig, args.model_name_or_path, args.trust_remote_code)
@@ -129,7 +131,7 @@ def make_trainer(args: "PretrainingArguments", notices: list[str]) -> tuple[Any,
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     check_steps(args.max_steps, start.step)
     count_epochs_in_steps(args, preflight.steps_of_epochs(1, groups, weights, batch))
-    args.warmup_steps *= args.max_steps > 1  # with a warm-up, the only step of a run would have learning rate 0
+    args.warmup_steps *= args.max_steps > 1  # the only step of a run with a warm-up would have learning rate 0
     if args.should_save:
         for notice in [*notices, *weight_notices, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)
@@ -167,7 +169,7 @@ def finish(trainer: Any, folder: Path) -> None:
     args = trainer.args
     base = Path(args.model_name_or_path)
     copy_if_there(base / "tokenizer.model", folder / "tokenizer.model")
-    if not has_old_ids(read_object(base / "generation_config.json")):  # otherwise the corrected file is already saved
+    if not has_old_ids(read_object(base / "generation_config.json")):  # otherwise Trainer has saved the corrected file
         copy_if_there(base / "generation_config.json", folder / "generation_config.json")
     copy_model_code(base, folder)
     data = {args.data_path: trainer.sequences.corpus.sidecar["sha256"]}

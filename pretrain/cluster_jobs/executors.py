@@ -62,7 +62,7 @@ def make_executor(
             # without kill-on-invalid-dep, a job waits forever if the job that it depends on has failed
             sbatch_args={"kill-on-invalid-dep": "yes"} | dict(o.split("=", 1) for o in options.slurm_option),
             qos=None, env_command=_environment(), with_srun=False, max_array_size=1000,
-            tasks_per_job=-(-tasks // 1000),  # all tasks in one job array, since a job can depend on one array only
+            tasks_per_job=-(-tasks // 1000),  # all tasks in one array: datatrove lets a job depend on one array only
         )  # fmt: skip
     if options.executor == "ray":
         _start_ray(options.ray_address, workers)
@@ -73,7 +73,7 @@ def make_executor(
 
 
 def run_tasks(executor: PipelineExecutor) -> None:
-    """Run the unfinished tasks of an executor; on Slurm, submit them, after the tasks of the executors it depends on.
+    """Run the unfinished tasks of an executor; on Slurm, submit the jobs of the executors it depends on, then its own.
 
     If a task fails, the local executor raises the exception of the task. With Ray, the error has the message of the
     task's exception and is a ValueError if the exception was one, else a ChildProcessError. Raises ChildProcessError if
@@ -114,7 +114,7 @@ def _start_ray(address: str, workers: int) -> None:
         "worker_process_setup_hook": f"{__name__}.{_unblock_sigterm.__name__}",
     }
     sigterm = signal.getsignal(signal.SIGTERM)
-    # Ray's processes inherit the blocked signal; this process ends them.
+    # Ray's processes inherit the blocked signal, so SIGTERM to the process group does not end them; this process does.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         host, colon, port = address.rpartition(":")
@@ -137,7 +137,7 @@ def _start_ray(address: str, workers: int) -> None:
 
 
 def _unblock_sigterm() -> None:
-    """Unblock SIGTERM in this process; also in Ray's workers, whose process pools end their processes with SIGTERM."""
+    """Unblock SIGTERM in this process. Ray's workers call this, too: their process pools end processes with SIGTERM."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
@@ -176,7 +176,7 @@ class LocalExecutor(LocalPipelineExecutor):
         self.job_name = job_name
 
     def run(self) -> None:
-        """Run the unfinished tasks; raises the exception of a failed task; ChildProcessError if a worker was killed."""
+        """Run the unfinished tasks; raises the exception of a failed task, ChildProcessError if a worker was killed."""
         unfinished = self.get_incomplete_ranks()
         # forked processes share the memory of the steps
         pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("fork"), _init_worker, (self,))

@@ -53,7 +53,7 @@ def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
     values["slurm_option"] = tuple(values["slurm_option"])
     for option in values["slurm_option"]:
         if not option.partition("=")[0] or "=" not in option:
-            raise ValueError(f"--slurm_option {option} is not KEY=VALUE; write account=name")
+            raise ValueError(f"--slurm_option {option} is not KEY=VALUE; write, for example, account=name")
     options = ExecutorOptions(**values)
     for field in fields(ExecutorOptions):
         executor = field.name.partition("_")[0]

@@ -1,6 +1,6 @@
 """Record the Slurm jobs of a run, and refuse another run while one of them is in Slurm's queue.
 
-The command that submits the jobs ends before them, so it cannot hold a lock for them; Slurm knows which jobs remain.
+The command that submits the jobs ends before the jobs, so it cannot hold a lock for them; Slurm knows which remain.
 """
 
 import os

@@ -92,10 +92,10 @@ def _read_plan(folder: Path) -> tuple[list[Shard], DocumentEncoder, CorpusSettin
 
 
 def run_task(working_folder: Path, folder: Path, data: Any, rank: int, world_size: int) -> None:
-    """Executor step in a worker process: task r of n writes the unfinished shards among r, r + n, r + 2 n, ….
+    """Write the unfinished shards among r, r + n, r + 2 n, … in task r of n; a worker process calls this step.
 
     working_folder: the current folder of the command, to which its paths are relative; a process on another machine may
-    start in another folder.
+    start in another folder. folder: the folder of shards. rank: r. world_size: n.
     """
     os.chdir(working_folder)
     shards, encoder, settings = _read_plan(folder)
@@ -105,7 +105,7 @@ def run_task(working_folder: Path, folder: Path, data: Any, rank: int, world_siz
 
 
 def run_join(working_folder: Path, arguments: tuple[Any, ...], data: Any, rank: int, world_size: int) -> None:
-    """Executor step: call `build_corpus`, which only joins the shards, since all of them are finished."""
+    """Call `build_corpus`, which only joins the shards, since all of them are finished; a Slurm job calls this step."""
     os.chdir(working_folder)
     build_corpus(*arguments)
 
@@ -163,7 +163,7 @@ def _write_shards(
     folder: Path, shards: list[Shard], encoder: DocumentEncoder, settings: CorpusSettings, num_workers: int,
     execution: ExecutorOptions,
 ) -> None:  # fmt: skip
-    """Write the unfinished shards, here or with Ray; after an error, remove a folder without finished shards."""
+    """Write the unfinished shards, locally or with Ray; after an error, remove a folder without finished shards."""
     is_local = execution.executor == "local"
     try:
         unfinished = [number for number, shard in enumerate(shards) if not is_finished(folder, number, shard)]

@@ -1,8 +1,8 @@
 """Read documents from JSONL (.jsonl, .json) and .txt (one document per line), both also as .gz or .zst, and .parquet.
 
 Uncompressed files are divided into shards at line ends, so that several processes can read one file; a compressed or
-.parquet file is one shard. The shards depend only on file sizes. This module does not use json_rows, which cannot begin
-in the middle of a file; the error messages are worded alike.
+.parquet file is one shard. The shards depend only on file sizes. This module does not use json_rows/row_files.py, which
+cannot begin in the middle of a file; the error messages are worded alike.
 """
 
 from command_line.strict_parsers import at_least
@@ -53,7 +53,7 @@ class TextSource:
     text_key: str = "text"
     text_template: str = ""  # joins several fields: "{title}\\n{body}"
     do_keep_newlines: bool = False  # keep the newline at the end of each line of a .txt file
-    on_error: str = "stop"  # stop at an unreadable row, or "skip" it
+    on_error: str = "stop"  # "stop" at an unreadable row, or "skip" it
 
     @property
     def fields(self) -> list[str]:
@@ -64,7 +64,7 @@ class TextSource:
 class TextRow(NamedTuple):
     """A line of a shard, or a row of a .parquet file."""
 
-    line: int  # its number in the shard, from 1
+    line: int  # number of the line or row in the shard, from 1
     text: str  # "" if the row has no text or is unreadable
     content: dict[str, Any]  # all fields of a JSON or .parquet row; empty for a line of .txt
     error: str = ""  # why the row is unreadable, and the remedy; "" if it is readable
@@ -99,7 +99,7 @@ def find_files(patterns: list[str]) -> list[str]:
     """
     found: dict[Path, str] = {}
     for pattern in patterns:
-        paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute, too)
+        paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (may be absolute)
         if not paths:
             raise FileNotFoundError(f"{pattern} matches no file; --file_path takes files and globs")
         for path in paths:
@@ -115,7 +115,7 @@ def find_files(patterns: list[str]) -> list[str]:
 
 
 def file_format(path: str) -> str:
-    """Return the suffix that determines the format; for .gz and .zst the suffix before it, or .jsonl."""
+    """Return the suffix that determines the format; for .gz and .zst the suffix before it, .jsonl if there is none."""
     name = Path(path.lower())
     return (Path(name.stem).suffix or ".jsonl") if name.suffix in COMPRESSED else name.suffix
 
@@ -248,7 +248,7 @@ def _parse_line(line: Any, source: TextSource, is_text: bool, is_first: bool) ->
 
 
 def _decode_line(line: bytes, is_first: bool) -> str:
-    """Return a line as text, without a byte order mark, which also begins later lines of files that were joined.
+    """Return a line as text without its byte order mark; in joined files, later lines may also begin with one.
 
     Raises ValueError if the line is not UTF-8.
     """

@@ -1,4 +1,4 @@
-"""Make samples of documents: encode and cut the documents, select samples, and record dropped documents."""
+"""Make samples from documents: encode and cut the documents, select samples, and record dropped documents."""
 
 import hashlib
 import random
@@ -50,7 +50,7 @@ def add_documents(
         if settings.num_per_doc and len(samples) > settings.num_per_doc:
             kept = choose_samples(text, len(samples), settings.num_per_doc, settings.seed)
             reason = f"{len(samples) - len(kept)} of {len(samples)} samples, num_per_doc is {settings.num_per_doc}"
-            writer.add_dropped(record | {"reason": reason})
+            writer.add_dropped(record | {"reason": reason, "documents": 0})  # the document is kept
             is_kept = np.isin(np.arange(len(samples)), kept)
             parts = [np.concatenate(parts)[np.repeat(is_kept, samples)]]
             samples = samples[kept]
@@ -70,7 +70,8 @@ def bos_and_eos(encoder: DocumentEncoder) -> tuple[np.ndarray, np.ndarray]:
 def choose_samples(text: str, samples: int, keep: int, seed: int) -> list[int]:
     """Choose `keep` of the samples of a document: the first, the last, and random ones between them.
 
-    Returns ascending indices. The choice depends on text and seed, not on the number of workers.
+    Returns ascending indices; only the first if `keep` is 1. The choice depends on text and seed, not on the number of
+    workers.
     """
     if keep == 1:
         return [0]

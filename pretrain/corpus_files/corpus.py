@@ -237,7 +237,10 @@ class CorpusWriter:
         self.add_index(lengths, samples_per_document)
 
     def add_tokens(self, ids: np.ndarray) -> None:
-        """Append the ids of samples, (tokens,); the caller also passes the lengths of the samples to `add_index`."""
+        """Append the ids of samples, (tokens,); the caller also passes the lengths of the samples to `add_index`.
+
+        Raises ValueError if an id is outside the vocabulary.
+        """
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ValueError(f"ids {ids.min()} to {ids.max()} do not fit a vocabulary of {self.vocab_size}")
         data = np.ascontiguousarray(ids, dtype=self.dtype).data
@@ -332,7 +335,7 @@ class CorpusWriter:
 
 
 def verify_corpus(prefix: str | Path) -> Corpus:
-    """Compare all bytes of a corpus with its sidecar and return it; raises ValueError at the first difference."""
+    """Compare all bytes of a corpus with its sidecar; return the corpus. Raises ValueError at the first difference."""
     corpus = Corpus(prefix)
     for ending in ("bin", "idx"):
         path = corpus_paths(prefix)[ending]
@@ -359,7 +362,7 @@ def verify_corpus(prefix: str | Path) -> Corpus:
 def check_free_space(prefix: str | Path, size: int, alternative: str = "name a prefix elsewhere") -> None:
     """Raise ValueError if the disk of `prefix` has less than `size` bytes free.
 
-    alternative: what the message proposes besides freeing space.
+    alternative: the second remedy in the message, besides freeing space.
     """
     folder = Path(prefix).absolute().parent
     while not folder.exists():

@@ -68,7 +68,10 @@ def open_megatron(prefix: str | Path) -> ExternalCorpus:
 
 
 def open_original_knowlm(prefix: str | Path) -> ExternalCorpus:
-    """Memory-map a corpus of the original KnowLM code; raises ValueError if a file is damaged or of another corpus."""
+    """Memory-map a corpus of the original KnowLM code.
+
+    Raises FileNotFoundError if there is no .dis file, ValueError if a file is damaged or belongs to another corpus.
+    """
     paths = {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "dis")}
     samples, rest = divmod(paths["idx"].stat().st_size, 10)
     if rest or not samples:
@@ -87,7 +90,7 @@ def open_original_knowlm(prefix: str | Path) -> ExternalCorpus:
 
 
 def _read_type_counts(path: Path, samples: int) -> list[int]:
-    """Return the number of samples of each type from a .dis file; an empty list in it means one type."""
+    """Return the number of samples of each type from a .dis file; an empty list means one type."""
     import torch
 
     if not path.is_file():
@@ -113,8 +116,9 @@ def import_corpus(
     """Write a corpus from files of Megatron or of the original KnowLM pretraining code; return its sidecar.
 
     tokenizer_path: the tokenizer of the corpus, which neither format records. Samples are unchanged. If the format has
-    no documents, a document begins at each sample that begins with BOS; if the tokenizer has no BOS, at each sample
-    after an EOS. Raises ValueError or OSError if a file is missing or damaged, or has ids that the tokenizer lacks.
+    no documents, a document begins at the first sample of each type and at each sample that begins with BOS; if the
+    tokenizer has no BOS, at each sample after one that ends with EOS. Raises ValueError or OSError if a file is missing
+    or damaged, or has ids that the tokenizer lacks.
     """
     for ending in ("bin", "idx"):
         if not corpus_paths(prefix)[ending].is_file():

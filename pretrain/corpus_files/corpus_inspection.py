@@ -36,7 +36,7 @@ def corpus_summary(corpus: Corpus) -> str:
 
 
 def decoded_samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> Iterator[str]:
-    """Yield a line with the decoded text for each of the first `show` samples of each source.
+    """Yield a line with the beginning of the decoded text for each of the first `show` samples of each source.
 
     tokenizer_path: a tokenizer's folder; None: the folder recorded in the sidecar. Raises ValueError if the corpus was
     written with another tokenizer, or if no folder is recorded or the recorded folder does not exist.

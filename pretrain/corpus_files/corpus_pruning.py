@@ -44,7 +44,7 @@ def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, over
 
     Documents and sources without remaining samples are removed. `<new_prefix>.dropped.jsonl` records each range of
     removed samples and the number of documents that were removed with it; the settings in the sidecar record the list.
-    Raises ValueError if the old corpus differs from its sidecar, or no sample would remain.
+    Raises ValueError if the old corpus differs from its sidecar, the list is invalid, or no sample would remain.
     """
     corpus = verify_corpus(prefix)
     removed = read_sample_ids(ids_path, len(corpus))

@@ -1,7 +1,7 @@
 """Encode documents with the tokenizer of a folder, and compare some of the results with other engines.
 
-A corpus must have the same ids as tuning and serving. Therefore the first 1,000 characters of the first 10 documents of
-every shard, and then of every 500th, are also encoded by the reference engine and by the folder's tokenizer.json.
+A corpus must have the same ids as tuning and serving. Therefore the reference engine and the folder's tokenizer.json
+also encode the first 1,000 characters of some documents: those in the first 10 lines and every 500th line of a shard.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from corpus_tokenizer.tokenizer_identity import ids_sha256
 
 logger = logging.getLogger("document_encoder")
 
-CHECK_FIRST, CHECK_EVERY = 10, 500  # all engines encode the first 10 texts of a shard, then every 500th
+CHECK_FIRST, CHECK_EVERY = 10, 500  # all engines encode the first 10 lines of a shard, then every 500th line
 CHECK_CHARACTERS = 1000  # only the beginning of a text is compared, so that the comparison takes negligible time
 ENGINES = ("auto", "gigatoken", "reference")
 
@@ -60,7 +60,7 @@ class DocumentEncoder:
     def encode(self, text: str, number: int | None = None) -> EncodedText:
         """Encode a text.
 
-        number: the text's number in its shard, which selects texts for comparison; None: no comparison. Raises
+        number: the text's line in its shard, which selects texts for comparison; None: no comparison. Raises
         ValueError if a checker gives other ids.
         """
         encoded = self.engine.encode(text)
@@ -87,10 +87,11 @@ class DocumentEncoder:
 
 
 def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
-    """Open the tokenizer of a tokenizer or checkpoint folder, or of the folder of a file tokenizer.model.
+    """Open the tokenizer of a folder.
 
-    engine: `reference` is SentencePiece, or tokenizers if there is no tokenizer.model; `auto` is gigatoken if it gives
-    the same ids as the reference, else the reference with a warning; `gigatoken` raises ValueError instead of warning.
+    folder: a tokenizer or checkpoint folder, or the tokenizer.model in it. engine: `reference` is SentencePiece, or
+    tokenizers if there is no tokenizer.model; `auto` is gigatoken if it gives the same ids as the reference, else the
+    reference with a warning; `gigatoken` raises ValueError instead of warning.
     Raises FileNotFoundError if the folder has no tokenizer, ValueError if its files are damaged or incomplete.
     """
     if Path(folder).name == "tokenizer.model" and Path(folder).is_file():

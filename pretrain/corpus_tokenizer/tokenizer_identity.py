@@ -1,4 +1,4 @@
-"""Decide whether two tokenizers give a document the same ids: pieces, BOS, EOS, and the ids of many texts.
+"""Decide whether two tokenizers give a document the same ids: compare pieces, BOS, EOS, and the ids of many texts.
 
 The ids of the texts depend on merges, normaliser, pre-tokeniser and added tokens. These cannot be compared directly,
 since they have several notations in tokenizer.json and another notation in tokenizer.model.
@@ -17,9 +17,10 @@ PARTS = {"fingerprint": "pieces", "bos_id": "BOS", "eos_id": "EOS", "ids_sha256"
 
 
 def ids_sha256(engine: ReferenceEngine) -> str:
-    """Return the sha256 of the ids (int32) of PROBE_TEXTS and of all pieces, in the order of their ids, as text.
+    """Return the sha256 of the ids (int32) of PROBE_TEXTS, NORMALISER_PROBE and texts of PIECES_PER_TEXT pieces each.
 
-    Pieces next to each other can be merged in several ways, so another order of merges gives other ids.
+    The texts contain all pieces in the order of their ids. Pieces next to each other can be merged in several ways, so
+    another order of merges gives other ids.
     """
     pieces = [piece.replace("▁", " ") for piece in sorted(engine.table, key=engine.table.__getitem__)]
     texts = ["".join(pieces[at : at + PIECES_PER_TEXT]) for at in range(0, len(pieces), PIECES_PER_TEXT)]

@@ -1,6 +1,6 @@
 """Plan a training run: the DeepSpeed configuration and the micro batch that fit a machine.
 
-memory_estimate/ estimates memory, training_speed.py traffic and operations; the command is pretrain/plan.py.
+memory_estimate/ estimates memory; training_speed.py estimates FLOPs and traffic. The command is pretrain/plan.py.
 """
 
 import shlex
@@ -22,7 +22,7 @@ from memory_estimate.training_memory import (
 from pretraining.training_speed import SPEEDS, flops_per_token, sent_bytes
 
 USEFUL_TOKENS = 2048  # tokens of the smallest micro batch that keeps a GPU busy
-STEP_TOKENS = 2**19  # tokens of a global batch, without --global_batch
+STEP_TOKENS = 2**19  # tokens of a global batch if --global_batch is not given
 MAX_GPUS = 4096  # maximum number of GPUs that `describe_shortage` tries
 
 
@@ -48,7 +48,8 @@ class Machine:
 class Workload:
     """A model and its batches.
 
-    block: tokens of a packed sequence. global_batch: sequences of a step; 0: about STEP_TOKENS tokens.
+    block: tokens of a packed sequence. precision: bf16 or fp16. global_batch: sequences of a step; 0: about STEP_TOKENS
+    tokens.
     """
 
     shape: Shape
@@ -59,7 +60,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class ConfigPlan:
-    """Memory and micro batch (0: none fits) of a DeepSpeed configuration, with activations kept or recomputed."""
+    """Memory and micro batch (0: no sequence fits) of a DeepSpeed configuration, activations kept or recomputed."""
 
     config: str
     recompute: bool
@@ -71,7 +72,7 @@ class ConfigPlan:
     largest_micro_batch: int
     micro_batch: int
     accumulation: int
-    sent_bytes: float  # that a GPU sends in a step
+    sent_bytes: float  # per GPU and step
 
     @property
     def memory(self) -> float:
@@ -120,10 +121,10 @@ def make_plans(load: Workload, machine: Machine) -> list[ConfigPlan]:
 
 
 def recommend(plans: Sequence[ConfigPlan], block: int) -> ConfigPlan | None:
-    """Return the simplest plan with a micro batch of at least USEFUL_TOKENS, else the simplest that fits, else None.
+    """Return the simplest plan with a micro batch of USEFUL_TOKENS or more, else the simplest that fits, else None.
 
-    A smaller micro batch is enough if it is the whole share of a GPU. Plans with offloading are considered only if no
-    other plan fits. block: tokens of a sequence.
+    A smaller micro batch is enough if it is a GPU's whole share of the global batch. Plans with offloading are
+    considered only if no other plan fits. block: tokens of a sequence.
     """
     for offload in (False, True):
         fitting = [plan for plan in plans if plan.micro_batch and ("offload" in plan.config) == offload]
@@ -176,7 +177,8 @@ def recipe_command(plan: ConfigPlan, model: Path, load: Workload, machine: Machi
 def format_table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: str) -> str:
     """Return a table with one line per configuration.
 
-    A line has the memory with activations kept and recomputed, and traffic and speed of the recommended one of the two.
+    A line has the memory with activations kept and with activations recomputed, and the traffic and speed of the
+    recommended plan of the two.
     """
     lines = [
         f"{'':<23}  {'GiB on a GPU':^14}  {'kept':^14}  {'recomputed':^14}  host GiB  GiB sent  tokens",
@@ -198,16 +200,17 @@ def format_table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, 
 def assumptions(gpu: str) -> str:
     """Return the meaning of the columns and the assumptions of the estimate."""
     text = f"""\
-states: weights, gradients, Adam, 16 bytes a parameter, partitioned by the ZeRO stage. GiB a seq: activations and logits
-of a packed sequence, kept or recomputed (--gradient_checkpointing True, as in the recipes). seqs: the largest micro
-batch in {MEMORY_SHARE:.0%} of the memory, - if none; the rest is for CUDA, NCCL and fragmentation. host: memory of a
-node for loading and offloading. sent: traffic of a GPU."""
+states: weights, gradients and Adam's states, 16 bytes a parameter, partitioned by the ZeRO stage. buffers: DeepSpeed's
+buckets, the largest gradient and gathered weights. GiB a seq: logits of a packed sequence and its activations, which
+are kept or recomputed (--gradient_checkpointing True, as in the recipes). seqs: the largest micro batch that fits in
+{MEMORY_SHARE:.0%} of the memory, - if none fits; the rest is for CUDA, NCCL and fragmentation. host GiB: memory of a
+node for loading or offloading. GiB sent: traffic of a GPU."""
     if not gpu:
-        return f"{text}\ntokens per second: give --gpu for an estimate."
+        return f"{text}\ntokens a s: give --gpu for an estimate."
     peak, share = SPEEDS[gpu]
     return f"""{text}
-tokens: an upper bound, {share:.0%} of {peak / 1e12:.0f} TFLOP/s as in a published run, a quarter less with recomputing;
-communication and offloading are assumed to take no time."""
+tokens a s: an upper bound, at {share:.0%} of {peak / 1e12:.0f} TFLOP/s as in a published run, and a quarter less if
+activations are recomputed; communication and offloading are assumed to take no time."""
 
 
 def describe_plan(plan: ConfigPlan, load: Workload, machine: Machine) -> str:

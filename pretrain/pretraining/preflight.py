@@ -33,8 +33,8 @@ def check_launch(args: PretrainingArguments) -> None:
         )
     if args.n_gpu > 1:
         raise ValueError(
-            f"one process sees {args.n_gpu} GPUs; start one for each: deepspeed --num_gpus {args.n_gpu} "
-            "pretrain/train.py …, or name one: CUDA_VISIBLE_DEVICES=0"
+            f"one process sees {args.n_gpu} GPUs; start a process for each GPU: deepspeed --num_gpus {args.n_gpu} "
+            "pretrain/train.py …, or name one GPU: CUDA_VISIBLE_DEVICES=0"
         )
 
 
@@ -51,7 +51,7 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     """Check that a corpus and --block_size fit the base; return the block size: the default if `block_size` is 0.
 
     Raises ValueError if the corpus has another tokenizer or a larger vocabulary than the base, or block_size exceeds
-    the context length of the base.
+    the context length of the base, FileNotFoundError if the base has no tokenizer.
     """
     from corpus_tokenizer.document_encoder import load_encoder
     from corpus_tokenizer.tokenizer_identity import identity_differences

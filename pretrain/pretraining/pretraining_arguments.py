@@ -55,7 +55,9 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
             self.disable_tqdm = not sys.stderr.isatty()
         config = str(self.deepspeed or "")
         if config and not config.lstrip().startswith("{") and not Path(config).exists():
-            raise FileNotFoundError(f"{config} does not exist; --deepspeed takes a file, as in pretrain/configs/")
+            raise FileNotFoundError(
+                f"{config} does not exist; --deepspeed takes a file, such as pretrain/configs/zero3.json"
+            )
         join_ranks(self.deepspeed, self.ddp_backend, self.ddp_timeout)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer does not average the gradients of CPU ranks

@@ -1,6 +1,6 @@
-"""Trainer for continued pretraining: packed sequences in the order of a SequenceOrder, mean loss per token of a step.
+"""Trainer for continued pretraining on packed sequences in a SequenceOrder; the loss of a step is the mean over tokens.
 
-The log, checks after each step, evaluation and checkpoints are in training_loop/, shared with instruction tuning.
+The log, checks after each step, evaluation and checkpoints are in training_loop/, which instruction tuning also uses.
 """
 
 import math
@@ -24,7 +24,7 @@ from pretraining.pretraining_arguments import PretrainingArguments
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy at each position, (sequences, tokens) float32; 0 if the next position has no label.
+    """Return the cross entropy at each position, (sequences, tokens) float32; 0 if the next position has no label.
 
     logits: (sequences, tokens, vocabulary). labels: (sequences, tokens) int64.
     """

@@ -10,7 +10,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 [ -n "${MODEL:-}" ] && [ -n "${DATA:-}" ] && [ -n "${OUT:-}" ] \
-    || fail "MODEL (checkpoint folder), DATA (corpus prefix) and OUT (new folder) must be set; the head of $0 shows how"
+    || fail "MODEL (checkpoint folder), DATA (corpus prefix) and OUT (new folder) must be set; see the examples in $0"
 gpus=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
 # GPUs have bf16 from compute capability 8.0 on; V100 has 7.0.
 detected=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
@@ -40,8 +40,8 @@ case "$PRECISION" in bf16 | fp16 | fp32) ;; *) fail "PRECISION=$PRECISION is not
 [ -f "$MODEL/config.json" ] || fail "MODEL=$MODEL is not a checkpoint folder: there is no $MODEL/config.json"
 [ -f "$DATA.json" ] || fail "DATA=$DATA is not the prefix of a corpus: there is no $DATA.json"
 [ -f "$CONFIG" ] || fail "CONFIG=$CONFIG does not exist; name a file of pretrain/configs"
-[ ! -f "$OUT/config.json" ] || fail "OUT=$OUT holds a finished run, so nothing was done; to train it further, set a new OUT" \
-    "and a larger MAX_STEPS, and add --resume_from_checkpoint $OUT/checkpoint-N; or set MODEL=$OUT and a new OUT"
+[ ! -f "$OUT/config.json" ] || fail "OUT=$OUT holds a finished run, so nothing was done; to train it further, set a" \
+    "new OUT and a larger MAX_STEPS, and add --resume_from_checkpoint $OUT/checkpoint-N; or set MODEL=$OUT and a new OUT"
 
 # --- the environment of the ranks -------------------------------------------------------------------------------------
 
@@ -49,7 +49,8 @@ bin=${VENV:-.venv}/bin
 [ ! -d "$bin" ] || PATH=$(cd "$bin" && pwd):$PATH
 export PATH
 command -v deepspeed > /dev/null || fail "deepspeed is not installed; run: bash tools/setup.sh"
-# DeepSpeed compiles operations in a folder of this run, since a stale lock in the default folder may delay it by 30 minutes.
+# DeepSpeed compiles operations in a folder of this run, since a stale lock in the default folder may delay the run by
+# 30 minutes.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-${TMPDIR:-/tmp}/torch_extensions.$$}
 if [ "$gpus" = 0 ]; then
     export DS_ACCELERATOR=cpu # avoids a warning about the missing GPU
@@ -87,9 +88,9 @@ stop_ranks() {
     if [[ $ranks == *[0-9]* ]]; then kill -TERM $ranks; else kill -TERM -- "-$launcher"; fi || true
 }
 
-# launch COMMAND…: run DeepSpeed's launcher. SIGTERM, SIGHUP and Ctrl-C are sent to the ranks only, which finish the step,
-# save a checkpoint and exit with status 143. A signal to `deepspeed` itself would end it at once and leave the ranks
-# running, or its process on each node would kill them after 30 s. A second Ctrl-C kills everything.
+# launch COMMAND…: run DeepSpeed's launcher. On SIGTERM, SIGHUP or Ctrl-C, only the ranks get SIGTERM; they finish the
+# step, save a checkpoint and exit with status 143. If `deepspeed` itself got the signal, it would end at once and leave
+# the ranks running, or its process on each node would kill the ranks after 30 s. A second Ctrl-C kills all processes.
 launch() {
     set -m # a process group of its own, which does not get Ctrl-C
     "$@" < /dev/null &

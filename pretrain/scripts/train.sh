@@ -16,8 +16,8 @@
 # Global batch = RANKS x MICRO_BATCH x ACCUMULATION: 8 GPUs x 4 x 8 = 256 sequences. By default, BLOCK_SIZE is the
 # model's context, at most 4096 tokens; LLaMA-13B has 2048, so a step has half a million tokens.
 #
-# Ctrl-C, SIGTERM or a closed terminal: the run finishes the step, saves a checkpoint and exits with status 143; a second
-# Ctrl-C kills it. The same command resumes from the newest complete checkpoint, also after a crash.
+# Ctrl-C, SIGTERM or a closed terminal: the run finishes the step, saves a checkpoint and exits with status 143; a
+# second Ctrl-C kills it. The same command resumes from the newest complete checkpoint, also after a crash.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

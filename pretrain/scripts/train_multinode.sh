@@ -15,9 +15,11 @@
 #
 #   NODE_RANK=0 MASTER_ADDR=10.0.0.1 MODEL=… bash pretrain/scripts/train_multinode.sh      and NODE_RANK=1 on the next
 #
-# Global batch: 24 ranks x micro batch 20 x accumulation 3 = 1440 sequences of 1024 tokens, 1.5 million tokens. If a micro
-# batch of 20 does not fit, MICRO_BATCH=3 ACCUMULATION=20 is the same global batch. pretrain/plan.py finds one that fits.
+# Global batch: 24 ranks x micro batch 20 x accumulation 3 = 1440 sequences of 1024 tokens, 1.5 million tokens. If a
+# micro batch of 20 does not fit, MICRO_BATCH=3 ACCUMULATION=20 gives the same global batch. pretrain/plan.py finds a
+# micro batch that fits.
 #
+# Settings, with defaults in parentheses:
 # HOSTFILE     (hostfile) a line `name slots=GPUs` for each node, in the order of the ranks, without repeated names
 # MASTER_ADDR  an address of the first node that all others can reach. Default with ssh: the first address that
 #              `hostname -I` prints there; set it if this address belongs to a container bridge or a slow network
@@ -25,17 +27,17 @@
 # SSH_PORT     (default of ssh) ssh port of all nodes
 # settings.sh has the other settings, as for train.sh.
 #
-# This folder with its .venv, MODEL, DATA and OUT need the same path on every node. OUT must be on a shared disk: each rank
-# writes its part of a checkpoint and reads it when the run resumes.
+# The repository with its .venv, MODEL, DATA and OUT need the same path on every node. OUT must be on a shared disk:
+# each rank writes its part of a checkpoint and reads it when the run resumes.
 #
-# Networks: NCCL_SOCKET_IFNAME=ib0 (interface), NCCL_IB_HCA, NCCL_IB_DISABLE=1 (no InfiniBand), NCCL_DEBUG=INFO (log). With
-# ssh, DeepSpeed exports NCCL*, PYTHON*, UCX*, MV2* and MLFLOW* to all nodes, and this script adds the variables in
-# `exported` and the lines of ~/.deepspeed_env and ./.deepspeed_env (NAME=value, no empty lines). Other variables are not
-# exported. Without ssh, set them on every node.
+# Networks: NCCL_SOCKET_IFNAME=ib0 (interface), NCCL_IB_HCA, NCCL_IB_DISABLE=1 (no InfiniBand), NCCL_DEBUG=INFO (log).
+# With ssh, DeepSpeed exports NCCL*, PYTHON*, UCX*, MV2* and MLFLOW* to all nodes, and this script adds the variables in
+# `exported` and the lines of ~/.deepspeed_env and ./.deepspeed_env (NAME=value, no empty lines). Other variables are
+# not exported. Without ssh, no variable is exported; set all of them on every node.
 #
-# Ctrl-C or SIGTERM (without ssh, on any node): all nodes finish the step, save a checkpoint and exit with status 143. The
-# same command resumes from the newest complete checkpoint, also on other nodes; if the global batch changes, it needs
-# --accept_changes.
+# Ctrl-C or SIGTERM (without ssh, on any node): all nodes finish the step, save a checkpoint and exit with status 143.
+# The same command resumes from the newest complete checkpoint, also on other nodes; if the global batch changes, it
+# needs --accept_changes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source pretrain/scripts/settings.sh

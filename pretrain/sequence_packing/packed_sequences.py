@@ -2,7 +2,8 @@
 
     <prefix>.rows-4096/           sequences of at most 4096 tokens; other settings are appended to the name
         samples.npy               (samples,) int64, sample indices in the order of the sequences
-        starts.npy                (sequences + 1,) int64, the start of each sequence in samples.npy, last its length
+        starts.npy                (sequences + 1,) int64, the start of each sequence in samples.npy, then the number of
+                                  samples
         rows.json                 settings, corpus hashes, and the training and held-out sequences of each source
 
 Packing is best-fit decreasing: samples are placed longest first, each into the fullest sequence with enough free space
@@ -21,7 +22,7 @@ from corpus_files.corpus import Corpus
 from partial_folders.cache_entries import ensure_cache_entry
 
 CHUNK_SAMPLES = 1 << 22  # samples packed together; larger chunks need more memory and hardly fill sequences better
-VERSION = 3  # of the algorithm and the files; a folder of another version is replaced
+VERSION = 3  # version of the algorithm and the files; a folder of another version is replaced
 
 
 def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:

@@ -49,8 +49,8 @@ def period_counts(weights: Sequence[Fraction | int]) -> list[int]:
 def period_table(counts: Sequence[int]) -> np.ndarray:
     """Return the source at each index of a period, (sum of counts,) uint16.
 
-    In every prefix of the period, the number of sequences of each source differs by less than one from
-    the source's share of the prefix's length.
+    In every prefix of the period, the number of sequences of each source differs by less than one from the source's
+    share of the prefix's length.
 
     Method: quota method with the earliest deadline first (Balinski and Young 1975; Tijdeman 1980). The j-th sequence of
     a source with rate w (its count divided by the period) is released at index floor((j - 1) / w) and due at index

@@ -74,7 +74,7 @@ class ShardReader(PipelineStep):
         write_json(self.plan.folder / f"read/{rank:05d}.json", counts)
 
     def make_document(self, row: TextRow, shard: int, task: int) -> Document:
-        """Return the document of a row; without text, it is empty and its metadata contain the reason."""
+        """Return the document of a row; without text in the row, it is empty, with the reason in its metadata."""
         location = {"shard": shard, "line": row.line, "task": task}
         if not row.text.strip():
             reason = "unreadable" if row.error else "no text"

@@ -74,9 +74,9 @@ class WriteReport(PipelineStep):
 
 
 def collect_report(plan: CleaningPlan, dropped_path: Path, shown: int) -> tuple[dict[str, Any], ShownDocuments]:
-    """Return the report with the counts of all tasks, and `shown` dropped documents for each filter and reason.
+    """Return the report with the counts of all tasks, and up to `shown` dropped documents for each filter and reason.
 
-    The shown documents are chosen by a hash of file and line. Also writes the records of all dropped documents, in
+    The shown documents are chosen by a hash of file name and line. Also writes the records of all dropped documents, in
     input order, to `dropped_path`.
     """
     read, kept = _read_counts(plan, "read"), _read_counts(plan, "kept")

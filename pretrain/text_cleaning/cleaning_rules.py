@@ -25,8 +25,8 @@ from text_language.language_detection import CJK_CHARACTERS
 from text_cleaning.text_shape import is_verse, prose_of
 
 # The Chinese rules apply from this share of Chinese characters on. It is half of language_detection's share, since the
-# English limit on word length already drops texts with a tenth of Chinese characters. (9 of 1,416 real documents have a
-# share between the two values.)
+# English limit on word length already drops texts in which a tenth of the characters are Chinese. (9 of 1,416 real
+# documents have a share between the two values.)
 CHINESE_SHARE = 0.1
 
 # Thresholds by language and filter, with the parameter names of datatrove's filters; None: no limit. They were set on
@@ -82,7 +82,8 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "gopher_repetition": {  # n-grams of characters; two characters count as a word
             "dup_line_frac": 0.5,
-            # twice Gopher's limits: datatrove counts a space between the characters of an n-gram, but not in the text
+            # top_n_grams: twice Gopher's limits, as datatrove counts spaces between the characters of an n-gram, which
+            # the text does not have
             "top_n_grams": ((4, 0.40), (6, 0.36), (8, 0.32)),
             "dup_n_grams": ((10, 0.15), (12, 0.14), (14, 0.13), (16, 0.12), (18, 0.11), (20, 0.10)),
         },
@@ -105,9 +106,9 @@ VERSE_THRESHOLDS: dict[str, dict[str, Any]] = {
     "gopher_repetition": SHORT_TEXT_THRESHOLDS["gopher_repetition"]
     | {"dup_line_frac": 0.6, "dup_line_char_frac": 0.6, "dup_para_frac": 0.6, "dup_para_char_frac": 0.6},
 }
-# max_ellipsis_lines_ratio applies from this number of lines with an ellipsis on: a text of one line may end in one.
+# max_ellipsis_lines_ratio applies from this number of lines with an ellipsis on; a text of one line may end with "...".
 ELLIPSIS_LINES = 3
-# FineWeb's; a similarity of 0.7 is found with probability 0.56, 0.8 with 0.92.
+# FineWeb's values: documents with a similarity of 0.7 are found with probability 0.56, with 0.8 with probability 0.92.
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
 SHINGLES_PER_PASS = 1024  # n-grams hashed at a time: 112 hashes of each fit in the CPU's cache
 
@@ -132,11 +133,11 @@ class MixedTextTokenizer(WordTokenizer):
         return _WORD.findall(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
-        """Not implemented, since no filter of this module calls it."""
+        """Raise NotImplementedError; no filter of this module calls this method."""
         raise NotImplementedError
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        """Not implemented, since no filter of this module calls it."""
+        """Raise NotImplementedError; no filter of this module calls this method."""
         raise NotImplementedError
 
 
@@ -198,7 +199,7 @@ class RepetitionFilter(GopherRepetitionFilter):
 
 
 class QualityFilter(GopherQualityFilter):
-    """GopherQualityFilter that limits lines with an ellipsis only in texts with at least ELLIPSIS_LINES of them."""
+    """GopherQualityFilter that limits lines with an ellipsis only in texts with at least ELLIPSIS_LINES such lines."""
 
     def __init__(self, **limits: Any) -> None:
         super().__init__(**limits, language=WORD_TOKENIZER)
@@ -211,7 +212,7 @@ class QualityFilter(GopherQualityFilter):
 
 
 class PerLanguageFilter(BaseFilter):
-    """Applies filters of a document's language in order; a document passes if its language has none.
+    """Applies the filters of a document's language in order; a document passes if its language has no filters.
 
     filters: language -> for each filter, its variants for texts of the usual shape, for short texts and for verse.
     """
@@ -224,7 +225,8 @@ class PerLanguageFilter(BaseFilter):
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Return True to keep the document, else False and the reason of the first filter that drops it.
 
-        A document with listings is also kept if the filters keep its prose alone, and this prose is not short.
+        A document with listings is also kept if the filters keep its prose without the listings, and this prose is not
+        short.
         """
         language = doc.metadata["language"]
         result = self.judge(doc.text, language)

@@ -72,7 +72,10 @@ def check_output_folder(target: Path, overwrite: bool) -> None:
 
 
 def check_partial_folder(folder: Path) -> None:
-    """Raise ValueError if the folder of intermediate files has entries, but none that a cleaning run creates first."""
+    """Raise ValueError if the folder of intermediate files has entries, but neither run.json nor logs.
+
+    `prepare_folder` creates logs before the other entries.
+    """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if names - {resume_journal.JOURNAL} and not names & {"run.json", "logs"}:
         raise ValueError(f"{folder} was not written by clean.py, which needs a folder of this name; rename that folder")
@@ -112,7 +115,7 @@ def run_locked(plan: CleaningPlan, execution: ExecutorOptions, target: Path, opt
     """
     folder = plan.folder
     try:
-        check_output_folder(target, options.overwrite)  # another run may have finished it
+        check_output_folder(target, options.overwrite)  # another run may have written it before the lock
         check_no_jobs(folder / "logs", target)
         prepare_folder(folder, plan, options.samples)
         with resumable("finished tasks are kept, and the same command resumes"):

@@ -49,7 +49,7 @@ EXACT_DEDUP = ExactDedupConfig(content_getter=normalised_text, document_priority
 
 
 def allow_many_files(data: Any, rank: int, world_size: int) -> Any:
-    """Step that raises the limit of open files to its maximum, since there is one signature file per task."""
+    """Raise the limit of open files to its maximum, since there is one signature file per task; a step of a stage."""
     _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
     return data

@@ -1,7 +1,7 @@
 """The harm filter: drop offers of harmful goods and services, and texts that are navigation bars or keyword lists.
 
-A text is divided into parts of about PART_CHARACTERS, and dropped if at least half of the parts are an offer, a
-navigation bar or a keyword list. The time is linear in the length of the text.
+A text is divided into parts of about PART_CHARACTERS characters, and dropped if at least half of the parts are offers,
+navigation bars or keyword lists. The time is linear in the length of the text.
 """
 
 import math
@@ -20,9 +20,9 @@ from text_cleaning.text_folding import JOINED, fold
 
 PART_CHARACTERS = 600
 # A part with phrases of the word list is an offer if it has contact data, a link, a call to action or a price, and at
-# least `points` points: `phrase` for the first phrase, 1 for each other phrase up to `further`, `disguised` for each of
-# up to two disguised words, and the points of offer_evidence.py. It is a keyword list if it has no evidence of a
-# report, and at least `mentions` occurrences of phrases, which take at least `share` of its characters. Keyword lists
+# least `points` points: `phrase` for the first phrase, 1 for each of up to `further` other phrases, `disguised` for
+# each of up to two disguised words, and the points of offer_evidence.py. It is a keyword list if it has no evidence of
+# a report, and at least `mentions` occurrences of phrases, which take at least `share` of its characters. Keyword lists
 # without phrases: page_structure.py.
 HARM_LIMITS = {"points": 6, "phrase": 2, "further": 3, "disguised": 2, "mentions": 2, "share": 0.35}
 

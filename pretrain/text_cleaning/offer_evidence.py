@@ -24,7 +24,8 @@ class Evidence:
     english: str
 
 
-# If patterns of several kinds match at the same place, the first of these kinds counts.
+# At each place, at most one pattern counts. Patterns that do not begin with a fixed character (`_pattern`) are tried
+# first; among these, and among the others, the first kind counts.
 EVIDENCE = {
     "quotation": Evidence(  # a text does not offer what it quotes; the kinds below do not match within a quotation
         points=-2, most=2,

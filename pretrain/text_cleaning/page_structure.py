@@ -80,7 +80,7 @@ def page_kind(text: str, language: str) -> str:
 
 
 def is_navigation(text: str, language: str) -> bool:
-    """Whether a folded text with at most MENU_LIMITS["sentences"] sentence ends consists mostly of menu items."""
+    """Return whether a folded text of at most MENU_LIMITS["sentences"] sentence ends consists mostly of menu items."""
     if text.count(" the ") + text.count("的") > MENU_LIMITS["articles"]:
         return False
     items = _MENU[language].find(text)
@@ -90,7 +90,7 @@ def is_navigation(text: str, language: str) -> bool:
 
 
 def is_keyword_list(text: str) -> bool:
-    """Whether a folded text without sentence ends is a keyword list by KEYWORD_LIMITS."""
+    """Return whether a folded text without sentence ends is a keyword list by KEYWORD_LIMITS."""
     words = _WORD.findall(text)
     letters = sum(map(len, words))
     if letters < KEYWORD_LIMITS["letters"] or len(_OTHER_SIGNS.findall(text)) > KEYWORD_LIMITS["other_signs"] * len(

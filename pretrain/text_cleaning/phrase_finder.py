@@ -38,7 +38,7 @@ class PhraseFinder:
 
 
 def _is_spelling(text: str) -> bool:
-    """Return whether at least half of the characters are letters, of up to three characters all: `530` is not "seo"."""
+    """Return whether at least half of the characters are letters, all if there are up to three: `530` is not "seo"."""
     letters = sum(map(str.isalpha, text))
     return letters == len(text) or letters * 2 >= len(text) > 3
 

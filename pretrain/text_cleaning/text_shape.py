@@ -41,7 +41,7 @@ VERSE_LIMITS = {"lines": 4, "characters": 100, "long_lines": 0.1, "broken_lines"
 
 
 def is_verse(text: str) -> bool:
-    """Whether a text has short lines that break sentences: verse, lyrics or dialogue, but neither a menu nor a listing.
+    """Return whether a text has short lines that break sentences: verse, lyrics or dialogue, not a menu or a listing.
 
     The conditions (VERSE_LIMITS): at least `lines` lines that are not blank. At least the share `broken_lines` of the
     lines end with a punctuation mark or begin with a small letter, or all lines have the same length. At most the share

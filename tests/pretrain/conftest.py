@@ -1,4 +1,4 @@
-"""What the tests of pretraining share: a small corpus."""
+"""Fixture of the pretraining tests: a small corpus."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from conftest import RunScript, small_texts
 
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
-    """Prefix of a corpus of small texts, at most 64 tokens a sample."""
+    """Return the prefix of a corpus of small texts; a sample has at most 64 tokens."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "texts.txt").write_text("\n".join(small_texts(60)), encoding="utf-8")
     run_script(

@@ -74,7 +74,7 @@ def dropped(folder: Path) -> list[dict[str, Any]]:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All files of a run."""
+    """Return the content of each output file by name."""
     return {path.name: path.read_bytes() for path in folder.rglob("*.*")}
 
 
@@ -191,7 +191,7 @@ def test_unreadable_line_is_an_error_or_is_dropped_with_on_error_skip(tmp_path: 
 
 @pytest.mark.integration
 def test_wrong_line_of_a_later_task_leaves_nothing_of_the_run(tmp_path: Path, run_script: RunScript) -> None:
-    """The tasks before it have finished; with the corrected file, all tasks would be different ones."""
+    """Finished tasks are removed, too, since the corrected file would give other tasks."""
     (tmp_path / "a.txt").write_text("x" * 1_500_000)
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"txt": "three"}\n')
     sources, out = (tmp_path / "a.txt", tmp_path / "b.jsonl"), tmp_path / "out"
@@ -202,7 +202,7 @@ def test_wrong_line_of_a_later_task_leaves_nothing_of_the_run(tmp_path: Path, ru
 
 @pytest.fixture(scope="module")
 def several_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two files of 3 MB together, which are four tasks, with duplicates in the same and in other tasks."""
+    """Return a folder with two files of 3 MB in total: four tasks, with duplicates within and across tasks."""
     folder = tmp_path_factory.mktemp("several")
     texts = [made(seed % 400, 22) for seed in range(440) for made in (english, chinese, code)]
     rows(folder / "a.jsonl", texts[: len(texts) // 2])
@@ -229,7 +229,7 @@ def undisturbed(several_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_result_is_equal_for_any_number_of_workers_and_after_a_kill(
     tmp_path: Path, several_tasks: Path, undisturbed: dict[str, Any]
 ) -> None:
-    """The first process is killed while it has two workers, which then end; three workers do the rest."""
+    """The first process is killed; its two workers then end. A second run finishes with three workers."""
     out = tmp_path / "out"
     process = subprocess.Popen(command(several_tasks, out, 2), stderr=subprocess.PIPE, start_new_session=True)
     done = tmp_path / "out.partial/logs/filter/completions"
@@ -261,7 +261,9 @@ def test_result_is_equal_for_any_number_of_workers_and_after_a_kill(
 
 
 @pytest.mark.integration
-def test_other_settings_start_again_and_existing_output_needs_overwrite(tmp_path: Path, run_script: RunScript) -> None:
+def test_run_with_other_settings_starts_again_and_existing_output_needs_overwrite(
+    tmp_path: Path, run_script: RunScript
+) -> None:
     source = rows(tmp_path / "a.jsonl", [english(1), "Buy now!", "no json follows"])
     with source.open("a") as file:
         file.write("{\n")
@@ -291,7 +293,7 @@ def test_other_settings_start_again_and_existing_output_needs_overwrite(tmp_path
         (["--slurm_option", "account"], "--slurm_option account is not KEY=VALUE"),
     ],
 )
-def test_bad_option_is_one_error_line(tmp_path: Path, run_script: RunScript, wrong: list[str], says: str) -> None:
+def test_bad_option_gives_one_error_line(tmp_path: Path, run_script: RunScript, wrong: list[str], says: str) -> None:
     source = rows(tmp_path / "a.jsonl", [english(1)])
     done = run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", *wrong, status=2)
     assert says in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
@@ -369,7 +371,7 @@ def test_interrupted_run_starts_again_after_rules_or_versions_changed(
     assert [is_kept(), is_kept()] == [False, True]
 
 
-def test_tasks_are_consecutive_shards_and_cover_all() -> None:
+def test_tasks_are_consecutive_shards_and_cover_all_shards() -> None:
     shards = [Shard("a", size, 0, 0, size) for size in (5, 4, 20, 1, 1, 1)]
     assert divide_into_tasks(shards, 10) == [(0, 2), (2, 3), (3, 6)]
     assert len(divide_into_tasks([Shard("a", 10, 0, 0, 10)] * 5000, 10)) <= 1000

@@ -25,7 +25,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_second_cleaning_of_one_folder_is_refused_and_the_first_one_finishes(
     tmp_path: Path, run_script: RunScript
 ) -> None:
-    """SIGSTOP suspends the first run, so that the later ones, with other options, start before its end."""
+    """SIGSTOP suspends the first run, so that the later runs, with other options, start before the first ends."""
     source, out = rows(tmp_path / "a.jsonl", TEXTS * 500), tmp_path / "out"
     command = ["pretrain/clean.py", "--file_path", source, "--skip", "minhash", "--output_dir", out]
     first = subprocess.Popen(
@@ -131,12 +131,12 @@ def test_run_is_refused_while_slurm_jobs_of_another_run_wait(
         elsewhere = run_script(*command, cwd=folder, status=2)  # a machine without Slurm
         assert f"the Slurm jobs {' '.join(ids)} of another run, and squeue does not answer" in elsewhere.stderr
         assert logs in elsewhere.stderr.partition("or remove ")[2] and elsewhere.stderr.count("\n") == 1
-        (tmp_path / "queue").write_text("7\n")  # they have been cancelled
+        (tmp_path / "queue").write_text("7\n")  # the jobs were cancelled
         run_script(*command, cwd=folder, env=waiting_jobs)
 
 
 @pytest.mark.integration
-def test_error_of_sbatch_names_submitted_jobs_and_keeps_the_folder_if_there_are_any(
+def test_error_of_sbatch_names_submitted_jobs_and_keeps_the_folder_if_jobs_were_submitted(
     tmp_path: Path, run_script: RunScript, waiting_jobs: dict[str, object], tiny_tokenizer: Path
 ) -> None:
     command = commands(tmp_path, tiny_tokenizer)["out.partial"]

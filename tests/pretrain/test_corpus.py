@@ -125,7 +125,7 @@ def test_damaged_corpus_raises_error_with_file_and_reason(tmp_path: Path, damage
 
 @pytest.mark.parametrize(("ending", "at"), [("bin", 5), ("idx", 34)])
 def test_verify_and_merge_refuse_a_flipped_bit(tmp_path: Path, ending: str, at: int) -> None:
-    """The bit of the index changes the length of the first sample."""
+    """In the index, the bit changes the length of the first sample."""
     data = bytearray((path := corpus_paths(write_corpus(tmp_path / "a", DOCUMENTS))[ending]).read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
@@ -162,7 +162,7 @@ def test_failed_writer_keeps_the_old_corpus_and_leaves_no_file(tmp_path: Path) -
 def test_run_that_was_killed_while_it_moved_its_files_is_repeated_without_overwrite(
     tmp_path: Path, moved: list[str]
 ) -> None:
-    """A .bin and .idx without sidecar that no run of ours left are refused."""
+    """A .bin and .idx without sidecar are replaced only if a killed run left them."""
     write_corpus(tmp_path / "a", DOCUMENTS)
     (tmp_path / "a.partial").mkdir()
     for ending in {"bin", "idx", "json"} - {*moved}:

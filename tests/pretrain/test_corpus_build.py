@@ -30,7 +30,7 @@ SCRIPT = "pretrain/preprocess.py"
 
 @pytest.mark.integration
 def test_corpus_is_equal_for_any_number_of_workers(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
-    """Every file is equal to the byte, sidecar included, over many batches."""
+    """Every file, the sidecar included, is equal to the byte; the documents are more than a batch."""
     source = rows(tmp_path / "a.jsonl", [*small_texts(2000), *["long sentence, " * 900 + "山水。" * 500] * 60, " "])
     for workers in (1, 2, 3):
         folder = tmp_path / str(workers)
@@ -64,7 +64,7 @@ def test_corpus_is_equal_for_any_number_of_workers(tmp_path: Path, run_script: R
         (b"\n  \n", "no document to write"),
     ],
 )
-def test_bad_input_raises_one_line_and_leaves_no_file(
+def test_bad_input_raises_an_error_of_one_line_and_leaves_no_file(
     tmp_path: Path, tiny_tokenizer: Path, content: bytes, message: str
 ) -> None:
     """The error names the place; neither the corpus nor its folder is left."""
@@ -77,7 +77,7 @@ def test_bad_input_raises_one_line_and_leaves_no_file(
 
 
 def packed(data: bytes) -> bytes:
-    """Zstandard with two frames, as parallel compressors write it."""
+    """Return a Zstandard archive of two frames, as parallel compressors write it."""
     codec = pyarrow.Codec("zstd")
     half = data.index(b"\n", len(data) // 2) + 1
     return b"".join(codec.compress(part).to_pybytes() for part in (data[:half], data[half:]))
@@ -140,7 +140,7 @@ def test_on_error_skip_drops_unreadable_lines_and_records_them(tmp_path: Path, t
 
 @pytest.mark.integration
 def test_corpus_is_equal_for_any_shard_size(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    """Tokens, samples and dropped lines are equal from one byte a shard; an error has the line number of the file."""
+    """Tokens, samples and dropped lines are equal even for shards of one byte; errors have line numbers of the file."""
     texts = [*small_texts(60), " ", "山水。" * 40, "", "end"]
     source = rows(tmp_path / "a.jsonl", texts)
     settings = CorpusSettings(seq_length=32, min_length=4)
@@ -154,7 +154,7 @@ def test_corpus_is_equal_for_any_shard_size(tmp_path: Path, tiny_tokenizer: Path
         build_corpus([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
 
 
-def test_full_disk_is_one_error_line_and_leaves_no_file(
+def test_full_disk_gives_one_error_line_and_leaves_no_file(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
     """A limit of the file size stands in for a full disk: writing fails with the same kind of error."""
@@ -224,7 +224,7 @@ def test_stopped_run_ends_its_workers_and_resumes_from_finished_shards(
 
 @pytest.mark.slow
 def test_corpus_is_equal_after_thirty_kills(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
-    """Kills come at any moment, during start-up and joining too, with one to three workers."""
+    """The runs, with one to three workers, are killed at random times, also during start-up and joining."""
     source = rows(tmp_path / "a.jsonl", [f"{number} many words. " * 2000 for number in range(300)])
     command = [
         SCRIPT, "--mode", "write", "--file_path", source, "--save_prefix", "out", "--tokenizer_path", tiny_tokenizer,
@@ -265,7 +265,7 @@ def test_time_is_linear_in_the_length_of_a_document(
     assert seconds["one"] < 2 * seconds["ten"]
 
 
-def test_shards_of_other_settings_or_changed_files_are_made_again(tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_shards_of_other_settings_or_changed_files_are_written_again(tmp_path: Path, tiny_tokenizer: Path) -> None:
     source = rows(tmp_path / "a.jsonl", ["one text", "no json follows"])
     with source.open("a") as file:
         file.write("{\n")
@@ -280,7 +280,7 @@ def test_shards_of_other_settings_or_changed_files_are_made_again(tmp_path: Path
     assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "new.bin").read_bytes()
 
 
-def test_shard_that_was_killed_before_its_sidecar_is_written_again(tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_shard_without_sidecar_of_a_killed_run_is_written_again(tmp_path: Path, tiny_tokenizer: Path) -> None:
     first, second = rows(tmp_path / "a.jsonl", ["one text"]), tmp_path / "b.jsonl"
     second.write_text("{\n")
     with pytest.raises(ValueError, match=r"b\.jsonl:1 is not JSON"):
@@ -293,7 +293,9 @@ def test_shard_that_was_killed_before_its_sidecar_is_written_again(tmp_path: Pat
     assert not (tmp_path / "out.shards").exists()
 
 
-def test_interrupted_run_starts_again_with_a_tokenizer_of_another_eos(tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_interrupted_run_starts_again_with_a_tokenizer_that_has_another_eos(
+    tmp_path: Path, tiny_tokenizer: Path
+) -> None:
     """All documents end with the EOS of the second tokenizer."""
     other = shutil.copytree(tiny_tokenizer, tmp_path / "other")
     config = json.loads((other / "tokenizer_config.json").read_text())
@@ -322,7 +324,7 @@ def test_chosen_samples_include_first_and_last_and_are_reproducible(
 def test_num_per_doc_keeps_the_same_samples_for_any_number_of_workers(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
-    """Another seed keeps other samples; the number of removed samples is recorded."""
+    """Another seed selects other samples; the number of removed samples is recorded."""
     texts = ["".join(small_texts(80)[at:]) for at in range(4)] + ["short"]
     source = rows(tmp_path / "a.jsonl", texts)
     build_corpus([str(source)], str(tmp_path / "all"), str(tiny_tokenizer), CorpusSettings(seq_length=32))
@@ -342,4 +344,5 @@ def test_num_per_doc_keeps_the_same_samples_for_any_number_of_workers(
         noted = [json.loads(line)["reason"] for line in (tmp_path / name / "few.dropped.jsonl").open()]
         had = np.diff(whole.documents)[:4]
         assert noted == [f"{count - 4} of {count} samples, num_per_doc is 4" for count in had]
+        assert few.sidecar["dropped"] == 0
     assert results["x"].sidecar["sha256"] == results["y"].sidecar["sha256"] != results["z"].sidecar["sha256"]

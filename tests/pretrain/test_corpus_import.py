@@ -21,7 +21,7 @@ DOCUMENTS: Documents = [[[1, 5, 6], [7, 2]], [[1, 9, 2]], [[1, 799, 4, 2]]]
 @pytest.fixture(scope="module")
 def megatron() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about kernels that this machine lacks
+        warnings.simplefilter("ignore")  # warnings about kernels that are not installed
         from megatron.core.datasets import indexed_dataset
     return indexed_dataset
 
@@ -50,7 +50,7 @@ def test_import_reads_megatron_dataset(tmp_path: Path, megatron: Any, tiny_token
 
 
 def published(prefix: Path, samples: list[list[int]], types: Any) -> Path:
-    """A corpus as the original KnowLM pretraining code writes it."""
+    """Write a corpus in the format of the original KnowLM pretraining code; return its prefix."""
     lengths = np.array([len(sample) for sample in samples])
     Path(f"{prefix}.bin").write_bytes(np.concatenate(samples).astype("<u2").tobytes())
     starts = (np.cumsum(lengths) - lengths).astype("<u8").tobytes()

@@ -1,4 +1,4 @@
-"""corpus_pruning.py: a corpus without listed samples, and a record of the removed ones."""
+"""corpus_pruning.py: a copy without the listed samples, and a record of the removed samples."""
 
 import json
 from itertools import chain
@@ -54,7 +54,7 @@ def test_pruned_corpus_has_exactly_the_other_samples(tmp_path: Path) -> None:
 
 
 def test_prune_records_removed_samples_and_keeps_the_old_corpus(tmp_path: Path, run_script: RunScript) -> None:
-    """One document has 1.2 million tokens, more than are read at a time; the old corpus does not change."""
+    """One document has 1.2 million tokens, more than CHUNK_TOKENS; the old corpus does not change."""
     many = [[[1, 5, 2]] for _ in range(1000)] + [[[3] * 8] * 150_000] + [[[1, 2]]]
     write_corpus(tmp_path / "a", many)
     ids = [0, 1, 2, 999, 1000, 100_000, 151_000]
@@ -86,7 +86,7 @@ def test_prune_records_removed_samples_and_keeps_the_old_corpus(tmp_path: Path, 
         ("-1", "lists sample -1"), ("[", "is not a list of sample ids"), ("99999999999999999999", "is not a list of"),
     ],
 )  # fmt: skip
-def test_bad_list_of_sample_ids_raises_one_line(tmp_path: Path, content: str, message: str) -> None:
+def test_bad_list_of_sample_ids_raises_error_with_the_reason(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "ids").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_sample_ids(tmp_path / "ids", 4)

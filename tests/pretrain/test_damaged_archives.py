@@ -31,7 +31,7 @@ ARCHIVES = {
 
 
 def lines_before_damage(ending: str, archive: bytes) -> list[bytes]:
-    """The complete lines that can be decompressed: those of zlib, fed byte by byte; or of the unchanged zst frames."""
+    """Return the complete lines before the damage: for gz, those zlib decompresses; for zst, the unchanged frames."""
     if ending == "zst":
         at = 0
         for number, frame in enumerate(ARCHIVES["zst"]):
@@ -52,7 +52,7 @@ def lines_before_damage(ending: str, archive: bytes) -> list[bytes]:
 def test_read_documents_of_a_damaged_archive_are_kept_or_dropped(
     tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory, ending: str, place: float, damage: str
 ) -> None:
-    """All lines before the damage count, and the rest of the file counts as one."""
+    """All lines before the damage are kept or dropped, and the rest of the file is dropped as one line."""
     whole, folder = b"".join(ARCHIVES[ending]), tmp_path_factory.mktemp("damaged")
     at = int(place * (len(whole) - 1))
     overwritten = whole[:at] + bytes(255 - byte for byte in whole[at : at + 40]) + whole[at + 40 :]
@@ -62,24 +62,26 @@ def test_read_documents_of_a_damaged_archive_are_kept_or_dropped(
     lines = lines_before_damage(ending, archive)
     try:
         build_corpus([str(path)], str(folder / "out"), str(tiny_tokenizer), CorpusSettings(on_error="skip"))
-    except ValueError as error:  # an archive without a document
+    except ValueError as error:  # no document is before the damage
         assert "no document to write" in str(error) and len(lines) < 2
         return
     corpus, dropped = Corpus(folder / "out"), list(dropped_records(folder / "out"))
     read = corpus.sidecar["documents"] + len(dropped)
     damages = [record for record in dropped if "the file is damaged" in record["reason"]]
-    if damage != "overwritten":  # else changed text may be read, too
+    if damage != "overwritten":  # an overwritten archive may also give changed text
         known = [json.loads(line)["text"] for line in lines if line.startswith(b"{")]
         assert texts_of(folder / "out", tiny_tokenizer)[: len(known)] == known
         assert [record["line"] for record in damages] in ([read], [])
     if ending == "gz":
         assert read == len(lines) + 1 and len(damages) == 1
-    else:  # whole blocks of the frame that is cut
+    else:  # complete blocks of the damaged frame may give more lines
         assert 0 <= read - len(lines) - len(damages) < 100 or damage == "overwritten"
 
 
-def test_parquet_rows_outside_of_a_damage_are_kept(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    """Text that is not UTF-8 costs its row; a damaged page costs the rows from there on."""
+def test_parquet_rows_before_a_damaged_page_are_kept_except_a_row_that_is_not_utf8(
+    tmp_path: Path, tiny_tokenizer: Path
+) -> None:
+    """A row that is not UTF-8 is dropped; a damaged page ends the file, so its rows and all later rows are dropped."""
     table = pyarrow.table({"text": [f"row {number} " + "x" * 50 for number in range(1000)]})
     path, kept = tmp_path / "a.parquet", table["text"].to_pylist()
     options: dict[str, Any] = {"data_page_size": 1000, "write_batch_size": 10, "use_dictionary": False}
@@ -91,7 +93,7 @@ def test_parquet_rows_outside_of_a_damage_are_kept(tmp_path: Path, tiny_tokenize
         (False, kept[:400] + kept[401:], 401, "is not UTF-8"),
         (True, kept[:400] + kept[401:700], 701, "is damaged"),
     ):
-        if is_page_damaged:  # in the header of the page that begins with this row
+        if is_page_damaged:  # the header of the page that begins with row 700
             at = content.index(b"row 700 ")
             content[at - 16 : at - 4] = b"\xff" * 12
         path.write_bytes(content)
@@ -105,7 +107,7 @@ def test_parquet_rows_outside_of_a_damage_are_kept(tmp_path: Path, tiny_tokenize
 def test_file_with_two_paths_in_capitals_and_with_byte_order_marks_is_read_once(
     tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A joined file has a byte order mark inside, too."""
+    """A file that was joined from several files also has byte order marks in later lines."""
     monkeypatch.chdir(tmp_path)
     row = b'\xef\xbb\xbf{"id": 1, "text": "one"}\n'
     Path("A.JSONL").write_bytes(row + row.replace(b"one", b"two"))

@@ -34,9 +34,9 @@ def json_only(tiny_tokenizer: Path, tmp_path: Path) -> Path:
 
 
 def expected_offsets(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[int]:
-    """The tokens that begin with a new character, without the first token: computed piece by piece."""
+    """Return the tokens, except the first, that begin with a new character, computed piece by piece."""
     assert isinstance(encoder.engine, tokenizer_engines.SentencePieceEngine)
-    model, found, at = encoder.engine.model, [], -1  # the first character of the normalised text is the prefixed space
+    model, found, at = encoder.engine.model, [], -1  # the normalised text begins with an added space
     for token, index in enumerate(ids):
         piece = model.id_to_piece(index)
         continues = model.is_byte(index) and int(piece[1:-1], 16) & 0xC0 == 0x80
@@ -47,7 +47,7 @@ def expected_offsets(encoder: DocumentEncoder, text: str, ids: list[int]) -> lis
 
 
 def cut_offsets(encoded: tokenizer_engines.EncodedText, text: str) -> list[int]:
-    """The tokens before which the text may be cut."""
+    """Return the tokens before which the text may be cut."""
     return segmentation._TokenOffsets(encoded.ends(), 0, len(encoded.ids)).offsets_at(list(range(1, len(text) + 1)))
 
 
@@ -92,7 +92,7 @@ def test_fingerprint_is_equal_from_model_and_json(tiny_tokenizer: Path, json_onl
 
 @pytest.mark.integration
 def test_identity_is_equal_from_model_and_json(tiny_tokenizer: Path, json_only: Path, shared_data: Path) -> None:
-    """The published LLaMA-2 tokenizer: tokenizer.model, and the exact tokenizer.json that is made of it."""
+    """Also for the LLaMA-2 tokenizer: its tokenizer.model, and the exact tokenizer.json that is built from it."""
     model = shared_data / "llama"
     for one, other in ((tiny_tokenizer, json_only), (model, exact_tokenizer_folder(model))):
         assert load_encoder(one).identity == load_encoder(other).identity
@@ -129,7 +129,7 @@ def without_bos(definition: Any, config: Any) -> None:
         (without_bos, "BOS (1 and none)"),
     ],
 )
-def test_identity_names_what_is_different_with_equal_pieces(
+def test_difference_of_identities_with_equal_pieces_is_named(
     json_only: Path, tiny_tokenizer: Path, change: Callable[[Any, Any], None], different: str
 ) -> None:
     contents = [json.loads((json_only / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json")]
@@ -142,7 +142,7 @@ def test_identity_names_what_is_different_with_equal_pieces(
 
 
 def test_tokenizer_json_with_other_ids_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:
-    """The merges have another order, as some conversions write them."""
+    """The merges are in another order, as in the output of some conversions."""
     for file in tiny_tokenizer.iterdir():
         shutil.copy(file, tmp_path)
     path = tmp_path / "tokenizer.json"
@@ -165,7 +165,7 @@ def test_engine_with_other_ids_is_refused(tiny_tokenizer: Path) -> None:
 
 @pytest.mark.integration
 def test_real_text_has_sentencepieces_ids(shared_data: Path, tmp_path: Path) -> None:
-    """LLaMA-2's model on real English, Chinese and code with the spellings of special tokens."""
+    """LLaMA-2's model encodes real English, Chinese and code, each with the spellings of special tokens."""
     shutil.copy(shared_data / "llama/tokenizer.model", tmp_path)
     encoder = load_encoder(tmp_path)
     assert encoder.engine.name == "gigatoken"
@@ -177,7 +177,7 @@ def test_real_text_has_sentencepieces_ids(shared_data: Path, tmp_path: Path) -> 
                 assert encoder.encode(text).ids.tolist() == oracle.encode(text)
 
 
-def test_comparison_takes_first_documents_and_every_500th(tiny_tokenizer: Path) -> None:
+def test_first_documents_and_every_500th_are_compared(tiny_tokenizer: Path) -> None:
     encoder = load_encoder(tiny_tokenizer)
     for number in range(1, 1201):
         encoder.encode("a b", number)
@@ -188,7 +188,7 @@ def test_comparison_takes_first_documents_and_every_500th(tiny_tokenizer: Path) 
 
 
 def train(folder: Path, **options: Any) -> None:
-    """A small SentencePiece model of rows with characters that a normalisation changes."""
+    """Train a small SentencePiece model on text with characters that a normalisation changes."""
     text = folder / "text.txt"
     text.write_text("\n".join(f"row {i} of ① some  plain text ﬁne" for i in range(300)))
     sentencepiece.SentencePieceTrainer.train(
@@ -228,7 +228,7 @@ def test_reloaded_gigatoken_gives_equal_ids(tiny_tokenizer: Path, monkeypatch: p
 
 
 def byte_level_folder(folder: Path, extra: int = 0) -> Path:
-    """A tokenizer like LLaMA-3's and Qwen's: byte-level BPE, NFC, trimmed offsets, no BOS; `extra` more pieces."""
+    """Write a tokenizer like LLaMA-3's or Qwen's: byte-level BPE, NFC, trimmed offsets, no BOS, `extra` more pieces."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -278,7 +278,7 @@ def test_byte_level_tokenizer_without_bos_has_equal_ids_and_ends(tmp_path: Path)
 
 @pytest.mark.integration  # adds 66,000 pieces to a tokenizer
 def test_corpus_of_large_vocabulary_has_int32_ids(tmp_path: Path) -> None:
-    """Ids over 65,535, as LLaMA-3's and Qwen's tokenizers have, are read unchanged; documents have no BOS."""
+    """Ids over 65,535, which LLaMA-3's and Qwen's tokenizers have, are read unchanged; documents have no BOS."""
     folder = byte_level_folder(tmp_path / "tokenizer", 66_000)
     texts = ["The cat. 山 🤖 sat " * 40, "<extra 65999> the end"]
     source = rows(tmp_path / "a.jsonl", texts)

@@ -30,7 +30,7 @@ TEXTS = [f"Of all that was said in the year {year}, this is the part that I have
 
 
 class Task:
-    """Appends to a file for each rank; may fail at one rank. An error waits until rank 0 is recorded as finished."""
+    """Appends to a file of its rank. Rank `wrong` ends by a "kill", or by an "error" after rank 0 has finished."""
 
     def __init__(self, folder: Path, wrong: int = -1, by: str = "") -> None:
         self.folder, self.wrong, self.by = folder, wrong, by
@@ -58,7 +58,7 @@ def test_second_run_skips_finished_tasks(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_error_of_a_task_is_raised_and_next_run_does_the_rest(tmp_path: Path, workers: int) -> None:
+def test_error_of_a_task_is_raised_and_the_next_run_runs_unfinished_tasks(tmp_path: Path, workers: int) -> None:
     with pytest.raises(ValueError, match="a line is wrong; correct it"):
         run_tasks(make_executor(LOCAL, [Task(tmp_path, 2, "error")], 4, workers, tmp_path / "logs"))
     run_tasks(make_executor(LOCAL, [Task(tmp_path)], 4, workers, tmp_path / "logs"))
@@ -80,7 +80,7 @@ def test_executor_options_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options == ExecutorOptions("slurm", "cpu", "24:00:00", 8, ("account=a", "qos=long"), "")
 
 
-def test_missing_slurm_or_ray_raises_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_or_ray_raises_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = argparse.ArgumentParser()
     add_executor_options(parser)
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -92,8 +92,8 @@ def test_missing_slurm_or_ray_raises_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 STAND_IN = r"""#!/bin/bash
-# In place of Slurm's sbatch: runs the script at once, one index of the array after another. The order is right because
-# a job is submitted after the jobs that it depends on.
+# Replaces Slurm's sbatch: runs the script at once, one index of the array after another. The order is right, since a
+# job is submitted after the jobs that it depends on.
 set -e
 echo "$@" >> "$JOBS/submitted"
 script=${!#}
@@ -110,7 +110,7 @@ echo "Submitted batch job $number"
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> dict[str, object]:
-    """An environment with a stand-in for Slurm, which runs the scripts but does not schedule them."""
+    """Return environment variables for a stand-in for Slurm, which runs the scripts but does not schedule them."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in {"sbatch": STAND_IN, "scontrol": "#!/bin/bash\necho node1\n"}.items():
@@ -144,7 +144,7 @@ def test_slurm_jobs_run_in_order_and_give_the_local_result(
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_ray_gives_the_local_result_and_its_error(tmp_path: Path, run_script: RunScript) -> None:
+def test_ray_gives_the_local_result_and_the_error_of_a_task(tmp_path: Path, run_script: RunScript) -> None:
     source = rows(tmp_path / "a.jsonl", [*TEXTS, TEXTS[3]])
     arguments = ["--file_path", source, "--skip", "minhash,exact"]
     run_script(CLEAN, *arguments, "--output_dir", tmp_path / "out", "--executor", "ray")
@@ -157,7 +157,7 @@ def test_ray_gives_the_local_result_and_its_error(tmp_path: Path, run_script: Ru
 
 
 def build(run_script: RunScript, name: str, tokenizer: Path, *options: object, **more: Any) -> str:
-    """Build the corpus `name` from a.jsonl of the working folder; returns the printed text."""
+    """Build the corpus `name` from a.jsonl in the working folder; return the printed text."""
     done = run_script(
         "pretrain/preprocess.py", "--mode", "write", "--file_path", "a.jsonl", "--save_prefix", f"{name}/corpus",
         "--tokenizer_path", tokenizer, "--seq_length", 64, "--shard_megabytes", 1, *options, **more,
@@ -166,7 +166,7 @@ def build(run_script: RunScript, name: str, tokenizer: Path, *options: object, *
 
 
 @pytest.mark.integration
-def test_slurm_builds_the_local_corpus(
+def test_corpus_built_by_slurm_jobs_equals_the_local_one(
     tmp_path: Path, run_script: RunScript, stand_in: dict[str, object], tiny_tokenizer: Path
 ) -> None:
     rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
@@ -185,10 +185,10 @@ def test_slurm_builds_the_local_corpus(
 
 @pytest.fixture
 def ray_head() -> Iterator[dict[str, object]]:
-    """A running Ray with a token; the variables with which a command connects to it."""
+    """Start Ray with a token; yield the environment variables with which a command connects to it."""
     port = free_port()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
-    with TemporaryDirectory(prefix="ray-") as folder:  # the names of its sockets must be short
+    with TemporaryDirectory(prefix="ray-") as folder:  # the paths of Ray's sockets must be short
         process = subprocess.Popen(
             [Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
              "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--include-dashboard=false",
@@ -205,7 +205,7 @@ def ray_head() -> Iterator[dict[str, object]]:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.slow
-def test_running_ray_builds_the_local_corpus_and_raises_its_error(
+def test_corpus_built_on_a_running_ray_equals_the_local_one_and_an_error_is_raised(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path, ray_head: dict[str, object]
 ) -> None:
     source = rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
@@ -220,7 +220,7 @@ def test_running_ray_builds_the_local_corpus_and_raises_its_error(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_address_without_ray_is_one_line_at_once(tmp_path: Path) -> None:
+def test_address_without_ray_raises_an_error_at_once(tmp_path: Path) -> None:
     options = ExecutorOptions("ray", ray_address=f"127.0.0.1:{free_port()}")
     with pytest.raises(ConnectionError, match=rf"--ray_address {options.ray_address}: Ray does not answer \(.*refused"):
         make_executor(options, [Task(tmp_path)], 1, 1, tmp_path / "logs")
@@ -228,8 +228,8 @@ def test_address_without_ray_is_one_line_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.slow
-def test_sigterm_to_the_group_of_a_ray_run_is_one_line_and_ends_all_processes(tmp_path: Path) -> None:
-    """Ray's own processes are in the group, too; the same command then resumes."""
+def test_sigterm_to_the_group_of_a_ray_run_gives_one_line_and_ends_all_processes(tmp_path: Path) -> None:
+    """Ray's own processes are in the group, too."""
     for name in "abcdef":
         rows(tmp_path / f"{name}.jsonl", [f"{text} {name} " * 1000 for text in TEXTS * 3])
     command = [
@@ -246,6 +246,6 @@ def test_sigterm_to_the_group_of_a_ray_run_is_one_line_and_ends_all_processes(tm
         143, "interrupted; finished tasks are kept, and the same command resumes\n"
     )  # fmt: skip
     for each in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):  # it has ended
+        with suppress(psutil.Error, ProcessLookupError):  # the process has ended
             assert os.getsid(each.pid) != process.pid, each.cmdline()
     assert not (tmp_path / "out").exists()

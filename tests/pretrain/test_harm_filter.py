@@ -1,4 +1,4 @@
-"""The harm filter: labelled texts, disguised words, parts of long documents; and text that repeats by nature."""
+"""The harm filter: labelled texts, disguised words, parts of long documents. All filters: verse and listings."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def rules() -> list[Any]:
 
 
 def reasons(filters: Iterable[Any], text: str) -> list[str]:
-    """The reasons of the filters that drop a text."""
+    """Return the reasons of the filters that drop a text."""
     document = Document(text, "", metadata={"language": language_of(text, cleaning_rules.CHINESE_SHARE)})
     results = [f.filter(document) for f in filters]
     return [result[1] for result in results if result is not True]
@@ -118,7 +118,7 @@ def test_points_count_different_matches_of_each_kind() -> None:
     assert points["call"] == 2 and points["price"] == 1 and points["report"] == -4 and points["contact"] == 0
 
 
-def test_quoted_offer_is_a_mention(harm: HarmFilter) -> None:
+def test_offer_is_dropped_and_a_quoted_offer_is_kept(harm: HarmFilter) -> None:
     offer = "Congratulations, you have won a gift card, click here to claim your prize"
     assert reasons([harm], offer) == ["offer"] and reasons([harm], f'The message begins: "{offer}"') == []
     offer = "注册送彩金，百家乐首存翻倍，马上联系客服"
@@ -146,7 +146,7 @@ def test_navigation_and_keyword_lists_are_dropped_and_lists_of_names_are_kept(ha
 
 @pytest.mark.parametrize("unit", ["a ", "赌 ", "微信", "@", "1 ", "click ", "www.", "c4sino ", "ＡＢ ", "$ ", "x" * 50])
 def test_time_is_linear_in_the_length(harm: HarmFilter, unit: str) -> None:
-    """A text of 500,000 characters takes seconds if any step is quadratic in parts, minutes if in the whole text."""
+    """A step that is quadratic in the length of a part would take seconds, in the length of the text minutes."""
     start = time.process_time()
     reasons([harm], (unit * 500_000)[:500_000])
     assert time.process_time() - start < 20
@@ -216,13 +216,13 @@ def test_long_tutorial_is_kept_although_its_listings_repeat(rules: list[Any], li
     assert reasons(rules, "A log of the machine.\n" + listing * 40) != []  # there is no prose to keep
 
 
-def test_prose_is_what_remains_without_listings() -> None:
+def test_prose_of_removes_listings_if_enough_prose_remains() -> None:
     text = "Look at it:\n$ ls\na.txt\n\nThen run:\n```\nx = 1\n```\n    indented\n>>> 1 + 1\n2\n\nThat is all.\n"
     assert prose_of(text) == "Look at it:\n\nThen run:\n\nThat is all.\n"
     assert prose_of("Log:\n" + "$ ls\na.txt\n" * 20) == "Log:\n" + "$ ls\na.txt\n" * 20
 
 
-def test_code_and_menus_are_no_verse() -> None:
+def test_code_and_menus_are_not_verse() -> None:
     assert is_verse(VERSE["refrain"]) and is_verse(VERSE["three characters"])
     assert not is_verse("int main() {\n  x = 1;\n  return x;\n}\n") and not is_verse("Home\nNews\nProducts\nContact us")
 
@@ -245,7 +245,7 @@ def test_real_texts_are_kept(harm: HarmFilter, rules: list[Any], shared_data: Pa
     assert sum(bool(reasons([harm], text)) for text in passages + events) <= 1
 
 
-def test_phrases_of_a_list_are_folded_and_a_list_of_comments_is_no_list(tmp_path: Path) -> None:
+def test_word_list_is_folded_and_a_list_without_phrases_is_refused(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text("# none\n\n")
     with pytest.raises(FileNotFoundError, match=r"neither an en\.txt nor a zh\.txt with phrases"):
         read_word_lists(tmp_path)

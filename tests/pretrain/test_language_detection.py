@@ -27,7 +27,7 @@ def test_language_follows_the_share_of_chinese_characters(text: str, language: s
 
 
 def test_language_of_real_texts_is_right(shared_data: Path) -> None:
-    """Floors just below the measured shares; the Chinese parts of corpus/en are manuals that are half translated."""
+    """The floors are just below the measured shares. Some manuals in corpus/en are half translated into Chinese."""
     shares = {}
     for language in LANGUAGES:
         lines = (shared_data / f"corpus/{language}.jsonl").read_text(encoding="utf-8").splitlines()

@@ -23,7 +23,7 @@ from sequence_packing.packed_sequences import (
 
 
 def textbook_spaces(lengths: list[int], block_size: int) -> list[int]:
-    """The free tokens of each sequence by the textbook algorithm, ascending."""
+    """Return the free tokens of each sequence, ascending, by the textbook algorithm."""
     spaces: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [(space, sequence) for sequence, space in enumerate(spaces) if space >= length]
@@ -44,7 +44,7 @@ def test_sequences_equal_those_of_textbook_best_fit_decreasing(given_: tuple[int
     assert (filled > 0).all()
 
 
-def test_sequences_of_many_samples_are_more_than_999_thousandths_full() -> None:
+def test_sequences_of_many_samples_are_over_99_9_percent_full() -> None:
     draw = np.random.default_rng(0)
     lengths = np.clip(draw.lognormal(6.1, 0.9, 400_000), 1, 1024).astype(np.int32)
     sequence_of = best_fit_decreasing(lengths, 4096)
@@ -116,7 +116,10 @@ def test_samples_longer_than_a_sequence_are_refused(two_sources: Path, tmp_path:
 
 
 def test_packing_on_a_full_disk_raises_an_error(tmp_path: Path) -> None:
-    """A disk of 3 MB that has 0.5 MB for 0.96 MB. In a process of its own: a full memory map would kill it (SIGBUS)."""
+    """The packed sequences need 0.96 MB, and 0.5 MB of the disk of 3 MB is free.
+
+    Packing runs in a process of its own, since writing to a memory map on a full disk would kill the process (SIGBUS).
+    """
     disk, count = tmp_path / "disk", 120_000
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""plan.py, hardware_plan.py: sizes of real models, published figures, recommendations, refusals, DeepSpeed's keys."""
+"""plan.py, hardware_plan.py: sizes of real models, published figures, recommendations, errors, keys of DeepSpeed."""
 
 import json
 import os
@@ -30,7 +30,7 @@ LLAMA_13B = Shape(32000, 5120, 13824, 40, 40, 40, 128, 2048)
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
-    """The config.json of LLaMA-13B with changes; `...` removes a key."""
+    """Write the config.json of LLaMA-13B with changes; return its path. The value `...` removes a key."""
     config = {
         "model_type": "llama", "vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824,
         "num_hidden_layers": 40, "num_attention_heads": 40, "max_position_embeddings": 2048,
@@ -47,7 +47,7 @@ SMALL = {
 
 
 def real_parameter_count(folder: Path) -> int:
-    """Parameters of the model that transformers builds from the config.json of a folder."""
+    """Return the parameter count of the model that transformers builds from the config.json of a folder."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     return sum(parameter.numel() for parameter in model.parameters())
@@ -72,7 +72,7 @@ def test_parameter_count_equals_that_of_the_real_model(tmp_path: Path, kind: str
     assert shape.context == AutoConfig.from_pretrained(tmp_path).max_position_embeddings
 
 
-def test_null_as_key_value_heads_is_one_for_each_head(tmp_path: Path) -> None:
+def test_null_key_value_heads_mean_one_for_each_attention_head(tmp_path: Path) -> None:
     for kind in ("llama", "qwen2"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "num_key_value_heads": None} | SMALL))
         assert parameter_count(model_shape.read_shape(tmp_path)) == real_parameter_count(tmp_path)
@@ -103,9 +103,9 @@ def test_parameter_count_equals_that_of_published_models(
 
 
 def measured_step(config: dict[str, Any], rows: int, tokens: int, recompute: bool) -> int:
-    """Peak bytes of a forward and backward pass of the real model with the trainer's loss, without weights.
+    """Return the peak bytes of a forward and backward pass of the real model with the trainer's loss, without weights.
 
-    Gradients are freed at once. Fake tensors compute no values.
+    The gradients of weights are freed at once. Fake tensors are used, which compute no values.
     """
     segment_attention.register()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -143,7 +143,7 @@ def test_activation_bytes_equal_the_peak_of_the_real_model_and_loss(tmp_path: Pa
 
 def test_state_bytes_equal_published_figures() -> None:
     parameters = parameter_count(LLAMA_7B)
-    assert parameters == 6_738_415_616  # what the published checkpoint has
+    assert parameters == 6_738_415_616  # as in the published checkpoint
     assert training_memory.state_bytes("zero3", parameters, 1) == pytest.approx(107.8e9, rel=1e-3)
     assert training_memory.state_bytes("zero3", parameters, 24) == pytest.approx(107.8e9 / 24, rel=1e-3)
     # Figure 1 of the ZeRO paper: 7.5 billion parameters on 64 GPUs.
@@ -153,7 +153,7 @@ def test_state_bytes_equal_published_figures() -> None:
     assert training_memory.state_bytes("zero3-offload-all", parameters, 8) == 0
 
 
-def test_sent_bytes_equal_the_papers_and_grow_with_accumulation() -> None:
+def test_sent_bytes_equal_those_of_the_zero_paper_and_grow_with_accumulation() -> None:
     def elements(config: str, accumulation: int) -> float:
         return training_speed.sent_bytes(config, 1000, 2, accumulation) / 2 / 1000 * 2
 
@@ -187,7 +187,7 @@ def test_simplest_configuration_that_fits_is_recommended() -> None:
     assert chosen(LLAMA_13B, 1, 24)[0] == "zero3-offload-all"
 
 
-def test_published_run_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_script: RunScript) -> None:
+def test_published_run_fits_and_the_last_line_is_the_recipe_command(tmp_path: Path, run_script: RunScript) -> None:
     # LLaMA-13B on 24 V100 of 32 GB, 1024 tokens, 20 x 3 x 24 = 1440 sequences a step (KnowLM's README, section 3.2).
     write_config(tmp_path)
     options = ["--model", tmp_path, "--gpus", 24, "--gpu_memory", 32, "--gpu", "v100", "--block_size", 1024]
@@ -198,7 +198,7 @@ def test_published_run_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_sc
     assert "PRECISION=fp16 CONFIG=pretrain/configs/zero3-fp16.json MICRO_BATCH=20 ACCUMULATION=3 bash " in last
     assert last.endswith("pretrain/scripts/train_multinode.sh --block_size 1024")
     assert "13.02 billion parameters, fp16, sequences of 1,024 tokens; 24 GPUs of 32 GiB" in done.stdout
-    # The published configuration kept weights and optimizer in host memory (pretrain/configs/config.json).
+    # The published run kept weights and optimizer in host memory (its pretrain/configs/config.json).
     plans = hardware_plan.make_plans(Workload(LLAMA_13B, 1024, "fp16", 1440), Machine(24, 8, 32 * GIB))
     fitting = {plan.config: plan.largest_micro_batch for plan in plans if plan.recompute}
     assert fitting == {
@@ -206,21 +206,21 @@ def test_published_run_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_sc
     }  # fmt: skip
 
 
-def test_counts_have_a_fitting_unit() -> None:
+def test_counts_are_formatted_with_thousand_million_or_billion() -> None:
     counts = (999, 1000, 995_000, 999_994, 999_995, 13_015_864_320)
     words = ("999", "1.00 thousand", "995.00 thousand", "999.99 thousand", "1.00 million", "13.02 billion")
     assert tuple(map(format_count, counts)) == words
 
 
 @pytest.mark.parametrize("size", ["11", "15.7", "141"])
-def test_any_size_of_a_card_is_taken_as_gib(tmp_path: Path, run_script: RunScript, size: str) -> None:
+def test_gpu_memory_of_any_size_is_read_as_gib(tmp_path: Path, run_script: RunScript, size: str) -> None:
     write_config(tmp_path, num_hidden_layers=2, hidden_size=256, num_attention_heads=4, intermediate_size=688)
     done = run_script("pretrain/plan.py", "--model", tmp_path, "--gpus", 1, "--gpu_memory", size)
     assert f": 17.97 million parameters, bf16, sequences of 2,048 tokens; 1 GPU of {size} GiB, nodes: 1" in done.stdout
     parameters = 2 * 32000 * 256 + 2 * (4 * 256**2 + 3 * 256 * 688 + 2 * 256) + 256
     states = f"{16 * parameters / 2**30:.1f}"
     assert f"zero1                    {states:>6} " in done.stdout
-    # A sequence of 2048 tokens, recomputed: inputs of 2 layers, the final norm, 12 bytes for each of the logits.
+    # A sequence of 2048 tokens, recomputed: inputs of 2 layers, the final norm, and 12 bytes for each logit.
     sequence = 2048 * (2 * 2 * 256 + 8 * 256 + 12 * 32000)
     fixed = 16 * parameters + 4e8 + 2 * 32000 * 256
     largest = int((0.92 * float(size) * 2**30 - fixed) // sequence)
@@ -228,7 +228,7 @@ def test_any_size_of_a_card_is_taken_as_gib(tmp_path: Path, run_script: RunScrip
     assert row.split()[5:7] == [f"{sequence / 2**30:.2f}", str(largest)]
 
 
-def test_config_file_is_enough_and_one_node_uses_train_sh(tmp_path: Path, run_script: RunScript) -> None:
+def test_plan_from_a_config_file_for_one_node_uses_train_sh(tmp_path: Path, run_script: RunScript) -> None:
     file = write_config(tmp_path / "a model", num_hidden_layers=4)
     last = run_script("pretrain/plan.py", "--model", file, "--gpus", 8, "--gpu_memory", 80).stdout.splitlines()[-1]
     assert last.startswith(f"MODEL='{file.parent}' ")
@@ -247,7 +247,7 @@ def test_config_file_is_enough_and_one_node_uses_train_sh(tmp_path: Path, run_sc
         (["--gpus", 1, "--gpu_memory", 4], "no number of such GPUs is enough; lower --block_size"),
     ],
 )
-def test_too_small_machine_is_one_line_and_status_2(
+def test_too_small_machine_gives_one_error_line_and_status_2(
     tmp_path: Path, run_script: RunScript, options: list[object], message: str
 ) -> None:
     write_config(tmp_path)
@@ -267,18 +267,18 @@ def test_too_small_machine_is_one_line_and_status_2(
         ({}, {"--gpu_memory": "0"}, "--gpu_memory: '0' is not a number of GiB above 0"),
         ({}, {"--gpu_memory": "80GB"}, "--gpu_memory: '80GB' is not a number of GiB above 0"),
         ({}, {"--host_memory": "-1"}, "--host_memory: '-1' is not a number of GiB above 0"),
-        ({}, {"--gpus": "12"}, "is not a multiple of 8 GPUs a node"),
+        ({}, {"--gpus": "12"}, "--gpus 12 is not a multiple of --gpus_per_node 8"),
         ({}, {"--gpu": "tpu"}, "invalid choice: 'tpu'"),
         ({}, {"--gpu": "v100", "--precision": "bf16"}, "a V100 does not compute in bf16"),
         ({}, {"--block_size": "4096"}, "exceeds the context"),
-        ({}, {"--global_batch": "100", "--gpus": "24"}, "is not a multiple of 24 GPUs; try 96"),
+        ({}, {"--global_batch": "100", "--gpus": "24"}, "is not a multiple of --gpus 24; try 96"),
         ({}, {"--gpu_mem": "32"}, "unknown option --gpu_mem; did you mean --gpu_memory?"),
         ({"model_type": "gpt2"}, {}, "model_type gpt2"),
         ({"hidden_size": ...}, {}, "hidden_size null, not a whole number"),
         ({"num_hidden_layers": -1}, {}, "num_hidden_layers -1, not a whole number"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(
+def test_bad_input_gives_one_error_line_and_status_2(
     tmp_path: Path, run_script: RunScript, changes: dict[str, Any], options: dict[str, str], message: str
 ) -> None:
     given = {"--model": write_config(tmp_path, **changes), "--gpus": 8, "--gpu_memory": 80} | options
@@ -289,7 +289,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert not done.stdout
 
 
-def test_damaged_config_is_named(tmp_path: Path) -> None:
+def test_error_of_a_damaged_config_names_the_file(tmp_path: Path) -> None:
     for text in ("{", "[]", "{}"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
@@ -358,7 +358,7 @@ def test_configuration_keys_are_known_to_deepspeed(file: Path) -> None:
     sizes = ("gradient_accumulation_steps", "train_micro_batch_size_per_gpu", "train_batch_size")
     automatic = [config[name] for name in ("gradient_clipping", *sizes)]
     assert {*automatic, config["bf16"]["enabled"], config["fp16"]["enabled"]} == {"auto"}
-    # Trainer fills in no other "auto"; these models refuse keys that they do not know.
+    # Trainer fills in no other "auto" values; the classes below refuse unknown keys.
     zero = DeepSpeedZeroConfig(**config["zero_optimization"])
     DeepSpeedBF16Config(**config["bf16"] | {"enabled": True})
     fp16 = DeepSpeedFP16Config(**config["fp16"] | {"enabled": True})

@@ -48,7 +48,7 @@ def test_global_batch_distributed_is_read_as_proportions(sequences: PackedSequen
         preflight.source_weights(options(global_batch_distributed="[5,x]"), sequences)
 
 
-def test_context_of_a_config_without_it_is_that_of_transformers(
+def test_context_missing_in_the_config_is_the_default_of_transformers(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
     base = shutil.copytree(tiny_checkpoint, tmp_path / "base")

@@ -20,7 +20,7 @@ SCRIPT = "pretrain/preprocess.py"
 def test_documents_have_sentencepieces_ids_between_bos_and_eos(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
-    """Documents are from JSONL with another key, text files and .gz files; verify_corpus checks the sidecar."""
+    """The documents are in JSONL with another key, in text files and in .gz files; verify_corpus checks the sidecar."""
     texts = [" ".join(small_texts()[i : i + 9]) for i in range(0, 90, 9)]
     texts += ["<s> is text</s>", "  spaces\tand {braces} %s\x00 🤖 ", "two\nlines\r\n", "x" * 300]
     rows(tmp_path / "a.jsonl", texts, "content")
@@ -79,7 +79,7 @@ def test_do_keep_newlines_keeps_the_newline_of_each_line(
 def test_merge_accepts_lists_in_both_notations_and_read_shows_samples(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
-    """Reading refuses another tokenizer."""
+    """--mode read refuses another tokenizer."""
     for name, text in (("en", "A cat."), ("zh", "山水人家。")):
         build_corpus([str(rows(tmp_path / f"{name}.jsonl", [text]))], str(tmp_path / name), str(tiny_tokenizer))
     run_script(
@@ -148,7 +148,7 @@ def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--mode merge --merge_path_prefix a,b --merge_path_type 0,-1 --new_path_prefix o", "-1"),
     ],
 )
-def test_bad_option_is_one_error_line_and_writes_no_file(
+def test_bad_option_gives_one_error_line_and_writes_no_file(
     tmp_path: Path, run_script: RunScript, options: str, message: str
 ) -> None:
     for name in ("a.txt", "a.md"):

@@ -16,7 +16,7 @@ from rank_group.rank_errors import BuildError, user_errors_in_turn
 from torch.utils.cpp_extension import load
 
 
-def test_error_of_all_ranks_is_one_line_and_status_2(tmp_path: Path, extensions: Path) -> None:
+def test_error_of_all_ranks_gives_one_error_line_and_status_2(tmp_path: Path, extensions: Path) -> None:
     output = Launch(extensions).to_the_end("--output_dir", tmp_path, "--seeed", 1, status=2)
     assert output.count("error: unknown option --seeed") == 1
 
@@ -64,7 +64,7 @@ def lock_in_another_process(lock: Path) -> "subprocess.Popen[str]":
 def test_lock_of_a_killed_build_is_taken_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A running owner keeps its lock; SIGTERM ends owner, build and lock; an unknown owner's lock counts for a time."""
+    """A running owner keeps its lock; SIGTERM to it ends owner and build and removes the lock; unowned locks expire."""
     lock = tmp_path / "cpu_adam/lock"
     owner = lock_in_another_process(lock)
     assert not OwnedBaton(str(lock)).try_acquire()
@@ -95,7 +95,7 @@ def test_lock_of_a_killed_build_is_taken_over(
 
 
 @pytest.mark.integration
-def test_build_that_a_signal_to_the_group_ends_first_is_no_error(tmp_path: Path) -> None:
+def test_build_ended_by_a_signal_to_the_group_before_its_owner_is_no_error(tmp_path: Path) -> None:
     owner = lock_in_another_process(tmp_path / "cpu_adam/lock")
     psutil.Process(owner.pid).children()[0].terminate()
     while (tmp_path / "cpu_adam/lock").exists():
@@ -106,7 +106,7 @@ def test_build_that_a_signal_to_the_group_ends_first_is_no_error(tmp_path: Path)
     assert errors.count("\n") == 1
 
 
-def test_build_error_that_deepspeed_wraps_is_one_line() -> None:
+def test_build_error_that_deepspeed_wraps_is_raised_unwrapped() -> None:
     with pytest.raises(BuildError, match="the build of cpu_adam ended"), user_errors_in_turn():
         try:
             raise BuildError("the build of cpu_adam ended")
@@ -117,7 +117,7 @@ def test_build_error_that_deepspeed_wraps_is_one_line() -> None:
 
 
 def test_pytorch_takes_its_lock_from_the_installed_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.utils.cpp_extension.load, which DeepSpeed calls, finds a lock of an unknown owner and gives up."""
+    """torch.utils.cpp_extension.load, which DeepSpeed calls, finds a lock without owner and raises an error."""
     from torch.utils import cpp_extension, file_baton
 
     monkeypatch.setattr(cpp_extension, "FileBaton", file_baton.FileBaton)

@@ -1,4 +1,4 @@
-"""pretrain/scripts/: each recipe trains, is stopped and resumes; settings become options; wrong ones are one line."""
+"""pretrain/scripts/: recipes train, stop and resume; settings become options; wrong settings give one error line."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ class Run:
             time.sleep(0.05)
 
     def output(self, status: int) -> str:
-        """Wait for the end; returns the output, and fails on another exit status."""
+        """Wait for the end of the recipe; return its output. Raises AssertionError on another exit status."""
         assert self.process.wait(240) == status, self.log.read_text()
         return self.log.read_text()
 
@@ -59,7 +59,7 @@ def running(*arguments: object, recipe: Path, env: Environment, log: Path) -> It
 
 @pytest.fixture(scope="module")
 def settings(extensions: Path, tiny_checkpoint: Path, two_sources: Path) -> Environment:
-    """The environment of a run that does not end by itself, without OUT."""
+    """Return the environment of a run that does not end by itself; it has no OUT."""
     return os.environ | {
         "MODEL": str(tiny_checkpoint), "DATA": str(two_sources), "VENV": str(Path(sys.executable).parent.parent),
         "TORCH_EXTENSIONS_DIR": str(extensions), "OMP_NUM_THREADS": "1",
@@ -70,13 +70,13 @@ def settings(extensions: Path, tiny_checkpoint: Path, two_sources: Path) -> Envi
 
 
 def newest(output: Path) -> int:
-    """The step of the newest complete checkpoint."""
+    """Return the step of the newest complete checkpoint."""
     return max(step_of(path) for path in list_complete(output))
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, settings: Environment) -> Path:
-    """The output folder of train.sh on two ranks after SIGTERM to its process group."""
+    """Return the output folder of train.sh on two ranks after SIGTERM to its process group."""
     output = tmp_path_factory.mktemp("one") / "trained"
     env = settings | {"OUT": str(output), "RANKS": "2"}
     with running(recipe=RECIPES / "train.sh", env=env, log=output.parent / "log") as run:
@@ -119,7 +119,7 @@ def test_sigterm_on_one_of_two_nodes_stops_both(tmp_path: Path, settings: Enviro
 
 
 def programs(folder: Path, **texts: str) -> Path:
-    """Write executable scripts into a folder; returns the folder."""
+    """Write executable scripts to a folder; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name.replace("_", "-")
@@ -134,7 +134,7 @@ EIGHT_GPUS = '#!/bin/bash\nfor gpu in 0 1 2 3 4 5 6 7; do echo "GPU $gpu: a GPU"
 
 @pytest.fixture
 def shown(tmp_path: Path) -> Environment:
-    """An environment with eight GPUs and working ssh, in which `deepspeed` prints its arguments."""
+    """Return an environment with stand-ins: nvidia-smi lists eight GPUs, ssh succeeds, deepspeed prints arguments."""
     for name in ("base/config.json", "corpus.json", "home/.deepspeed_env"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("NCCL_IB_HCA=mlx5\n" if name.startswith("home") else "{}")
@@ -203,7 +203,7 @@ def test_only_listed_variables_are_exported_to_other_nodes(shown: Environment) -
         ("train.slurm", {}, "submit it from the repository's top: sbatch pretrain/scripts/train.slurm"),
     ],
 )
-def test_bad_settings_are_one_line_and_status_2(
+def test_bad_settings_give_one_error_line_and_status_2(
     tmp_path: Path, shown: Environment, recipe: str, change: Environment, message: str
 ) -> None:
     (tmp_path / "no_ssh").write_text("ssh() { return 255; }\n")

@@ -87,10 +87,10 @@ def test_limit_counts_complete_checkpoints_and_spares_the_best(tmp_path: Path) -
     assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [10, 15, 20]
 
 
-def test_rest_of_a_removed_checkpoint_is_no_checkpoint_and_the_next_run_removes_it(
+def test_partly_removed_checkpoint_is_not_listed_and_the_next_run_removes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The removal does nothing, like one that fails: root may remove any file."""
+    """The stand-in for rmtree removes nothing, like a removal that fails; permissions cannot stop root."""
     make(tmp_path, 5), make(tmp_path, 10)
     with monkeypatch.context() as broken:
         broken.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
@@ -134,8 +134,10 @@ def write_text(file: Path) -> None:
     ],
     ids=["safetensors", "torch", "torch-at-the-end", "tokenizers", "text"],
 )
-def test_full_disk_is_one_line_from_every_library(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
-    """A limit of the file size stands in for a full disk; an error of another kind is not changed."""
+def test_full_disk_gives_one_error_line_with_every_library(
+    tmp_path: Path, write: Callable[[Path], None], reason: str
+) -> None:
+    """A limit of the file size stands in for a full disk. Errors of other kinds are not changed."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:

@@ -1,4 +1,4 @@
-"""sampler.py: sources in proportion, each sequence once an epoch, one order for any number of ranks."""
+"""sampler.py: sources in proportion, each sequence once per epoch, the same order for any number of ranks."""
 
 import json
 import tracemalloc
@@ -31,7 +31,7 @@ def test_permutation_has_every_value_once(size: int, key: int) -> None:
 
 
 def test_permutations_look_random() -> None:
-    """Values are uniform at every place, neighbours are uncorrelated, and keys give different orders."""
+    """Over 400 keys, the values at every position are uniform, and neighbours are uncorrelated."""
     size, keys = 1000, 400
     places = np.tile(np.arange(size), keys)
     names = np.repeat([sampler.source_key(seed, "x") for seed in range(keys)], size).astype(np.uint64)

@@ -13,7 +13,7 @@ from sentence_ends.sentence_boundaries import LANGUAGES, sentence_ends, sentence
 
 
 def best(edges: list[int], limit: int) -> tuple[int, int]:
-    """(pieces, sum of squared lengths) of the best division, by trying every one."""
+    """Return (pieces, sum of squared lengths) of the best division, found by trying every division."""
     inner = edges[1:-1]
     divisions = []
     for count in range(len(edges)):
@@ -28,7 +28,7 @@ def best(edges: list[int], limit: int) -> tuple[int, int]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=11), st.integers(9, 25))
-def test_balance_equals_best_of_all_divisions(lengths: list[int], limit: int) -> None:
+def test_balanced_cuts_equal_the_best_of_all_divisions(lengths: list[int], limit: int) -> None:
     edges = [0, *itertools.accumulate(lengths)]
     chosen = segmentation.balanced_cuts(edges, limit)
     pieces = np.diff(chosen)
@@ -46,7 +46,7 @@ def best_predecessors_by_trying_all(before: list[int], cost: list[int], after: l
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=200, max_size=600), st.integers(100, 500))
-def test_balance_of_large_windows_equals_trying_all_pairs(lengths: list[int], limit: int) -> None:
+def test_balanced_cuts_in_large_windows_equal_trying_all_pairs(lengths: list[int], limit: int) -> None:
     edges = [0, *itertools.accumulate(lengths)]
     found = segmentation.balanced_cuts(edges, limit)
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +56,7 @@ def test_balance_of_large_windows_equals_trying_all_pairs(lengths: list[int], li
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 30), max_size=40), min_size=1, max_size=4), st.integers(10, 60))
-def test_path_where_some_edges_cannot_be_reached_equals_trying_all_pairs(steps: list[list[int]], limit: int) -> None:
+def test_best_cuts_with_unreachable_candidates_equal_trying_all_pairs(steps: list[list[int]], limit: int) -> None:
     columns = [[0]]
     for step in steps:
         columns.append([columns[-1][-1] + at for at in itertools.accumulate(step)] or [columns[-1][-1] + 1])
@@ -67,7 +67,7 @@ def test_path_where_some_edges_cannot_be_reached_equals_trying_all_pairs(steps: 
 
 
 def ends_of(starts: list[int], characters: int) -> np.ndarray:
-    """Where tokens end, from where they begin; -1: inside a character."""
+    """Return the end of each token in characters. starts: the beginning of each token; -1: inside a character."""
     return tokenizer_engines.token_ends(
         [(max(starts[: i + 1]), max(starts[: i + 1]) + 1) for i in range(len(starts))], characters
     )
@@ -117,7 +117,7 @@ SENTENCES = st.lists(st.sampled_from(PHRASES), min_size=20, max_size=80).map("".
 @pytest.mark.integration
 @settings(max_examples=300, deadline=None)
 @given(text=SENTENCES, limit=st.integers(20, 120), language=st.sampled_from(LANGUAGES), data=st.data())
-def test_cuts_near_the_even_division_equal_cuts_from_all_sentence_ends(
+def test_cuts_near_the_even_division_are_as_balanced_as_cuts_from_all_sentence_ends(
     text: str, limit: int, language: str, data: st.DataObject
 ) -> None:
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
@@ -154,7 +154,7 @@ def test_document_within_the_limit_is_one_sample() -> None:
     "unit", [".", " ", "\n", " \n", "…", "。", "a", "a. ", "a.  b", "?!\"'", "\n   ", ",", "e.g. "]
 )
 def test_time_is_linear_for_repeated_text(unit: str) -> None:
-    """100,000 repeated characters, on which patterns tend to backtrack."""
+    """Each text repeats a unit up to 100,000 characters; regular expressions tend to backtrack on such texts."""
     text = unit * (100_000 // len(unit))
     start = time.process_time()
     for language in LANGUAGES:

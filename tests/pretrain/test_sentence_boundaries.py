@@ -64,7 +64,7 @@ def test_labelled_texts_are_parsed() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", LABELLED)
-def test_search_of_a_part_finds_the_same_ends_as_a_search_of_the_whole_text(kind: str, language: str) -> None:
+def test_search_in_a_part_finds_the_same_ends_as_a_search_in_the_whole_text(kind: str, language: str) -> None:
     """This holds since no rule matches across a letter or digit, or looks ahead beyond the next letter or digit."""
     for text, _ in LABELLED[kind]:
         ends = sentence_ends(text, language)
@@ -75,7 +75,7 @@ def test_search_of_a_part_finds_the_same_ends_as_a_search_of_the_whole_text(kind
 
 
 def seconds(text: str, languages: tuple[str, ...] = LANGUAGES) -> float:
-    """Return the CPU seconds of all searches of a text."""
+    """Return the CPU seconds of all searches in a text."""
     began = time.process_time()
     for language in languages:
         sentence_ends(text, language)
@@ -89,7 +89,7 @@ def seconds(text: str, languages: tuple[str, ...] = LANGUAGES) -> float:
     "unit", [".", "!", "!)", '."', ".*", ". . ", "1. ", "No. ", "ab.", "山.", "。)", '。"', "山……", "! 山", " ", "\n "]
 )
 def test_a_megabyte_of_repeated_text_takes_seconds(unit: str) -> None:
-    """A pattern that reads a run of marks again from each of its characters would take hours."""
+    """A pattern that reads a run of marks again from each mark would take hours."""
     assert seconds(unit * (10**6 // len(unit)) + "x", ("auto",)) < 5
 
 

@@ -89,7 +89,7 @@ def test_every_token_but_the_first_of_each_sample_is_a_label_once(lengths: list[
 def make_trainer(
     tmp_path: Path, base: Path, corpus: Corpus, backend: str, packed: bool = True, **options: Any
 ) -> PretrainingTrainer:
-    """The trainer of train.py in this process; options are PretrainingArguments'."""
+    """Return a trainer as in train.py. options: options of PretrainingArguments."""
     given_: dict[str, Any] = {
         "max_steps": 4,
         "per_device_train_batch_size": 2,
@@ -130,7 +130,7 @@ def short_samples(tmp_path_factory: pytest.TempPathFactory, run_script: RunScrip
 def test_packed_logits_equal_those_of_each_sample_alone(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus, backend: str, recomputed: bool
 ) -> None:
-    """Logits of Trainer's forward pass, recorded by a hook, against logits of each sample alone."""
+    """A hook records the logits of Trainer's forward passes; they equal the logits of each sample alone."""
     flash = backend.startswith("flash")
     if flash and not (torch.cuda.is_available() and is_flash_attn_2_available()):
         pytest.skip("FlashAttention needs a GPU and its package")
@@ -164,7 +164,7 @@ def test_packed_logits_equal_those_of_each_sample_alone(
 
 
 def test_attention_that_mixes_samples_is_refused(tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus) -> None:
-    """A backend without a mask function: transformers then makes no mask for packed sequences."""
+    """The backend has no mask function, so transformers makes no mask for packed sequences."""
     from transformers import AttentionInterface
 
     def causal_over_all(module: Any, query: Any, key: Any, value: Any, mask: Any, **more: Any) -> Any:

@@ -30,7 +30,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 
 
 def submit(run_script: RunScript, slurm: SlurmCluster, folder: Path, *command: object) -> list[str]:
-    """Run a command that submits jobs from a folder; return the jobs' ids in the order of submission."""
+    """Run a command in `folder`, which submits jobs; return the ids of the jobs in the order of submission."""
     before = set(slurm.jobs())
     printed = run_script(*command, *ON_SLURM, cwd=folder, env=slurm.env).stdout
     assert "submitted; " in printed
@@ -100,7 +100,7 @@ class TrainingJob:
         }  # fmt: skip
 
     def submit(self, nodes: int, *more: object) -> None:
-        """Submit the job with two ranks on so many nodes; more: arguments of train.py."""
+        """Submit the job with two ranks on `nodes` nodes. more: arguments of train.py."""
         tasks = 2 // nodes
         self.job = self.slurm.command(
             "sbatch", "--parsable", f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--gpus-per-node={tasks}",
@@ -120,7 +120,7 @@ class TrainingJob:
             time.sleep(0.2)
 
     def wait_for_restart(self, restarts: int) -> int:
-        """Wait until a requeued job has trained two more steps; return the step of the checkpoint that it resumed."""
+        """Wait until a requeued job has trained two more steps; return the step of the checkpoint it resumed from."""
         while self.slurm.wait_for(self.job, "RUNNING")["Restarts"] != str(restarts):
             time.sleep(0.2)
         step = self.newest()
@@ -132,7 +132,7 @@ class TrainingJob:
         return max(step_of(path) for path in list_complete(self.output))
 
 
-def test_signal_requeue_and_cancel_save_checkpoints_and_the_weights_are_those_of_one_run(
+def test_job_that_is_signalled_requeued_and_cancelled_ends_with_the_weights_of_one_run(
     tmp_path: Path, slurm: SlurmCluster, tiny_checkpoint: Path, two_sources: Path, extensions: Path
 ) -> None:
     job = TrainingJob(slurm, tmp_path, tiny_checkpoint, two_sources, extensions)
@@ -163,9 +163,9 @@ def test_signal_requeue_and_cancel_save_checkpoints_and_the_weights_are_those_of
 
 
 def kill_ranks(pid: int) -> None:
-    """Kill a rank and the others on its node at once, as the kernel does for lack of memory.
+    """Kill a rank and the other ranks on its node at the same time, as the kernel does for lack of memory.
 
-    A rank that survives may take over the lock of the killed one, and removes it at Slurm's SIGTERM.
+    Otherwise a surviving rank may take over the lock of the killed rank, and remove it at Slurm's SIGTERM.
     """
     step = psutil.Process(pid).parent()
     assert step
@@ -208,7 +208,7 @@ def test_killed_compilation_does_not_block_the_next_runs(
         capture_output=True, text=True, cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"notice: {lock} was left by a build that was killed; it is removed" in done.stderr
+    assert f"notice: {lock} was left by a build that was killed; the lock is removed" in done.stderr
     assert (compiled / "cpu_adam/cpu_adam.so").is_file() and not lock.exists()
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
 

@@ -33,7 +33,7 @@ def launch(extensions: Path) -> Launch:
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, launch: Launch, tiny_checkpoint: Path, small_corpus: Path
 ) -> Path:
-    """The result of a ZeRO-3 run of six steps on two ranks, with its checkpoints."""
+    """Return the output folder of a ZeRO-3 run of six steps on two ranks, with its checkpoints."""
     output = tmp_path_factory.mktemp("uninterrupted") / "trained"
     printed = launch.to_the_end(*options(tiny_checkpoint, small_corpus, output, *SAVING))
     assert "8 sequences per step on 2 ranks (cpu), 6 steps" in printed
@@ -50,7 +50,7 @@ def read_log(output: Path) -> list[dict[str, Any]]:
 
 
 def exact_entries(output: Path) -> list[list[Any]]:
-    """The values of each log entry that a resumed run must reproduce exactly, so without speeds."""
+    """Return the values of each log entry that a resumed run must reproduce exactly; speeds are not among them."""
     names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "loss_small", "sequences_small", "epochs_small")
     return [[entry.get(name) for name in names] for entry in read_log(output) if "loss" in entry]
 
@@ -89,7 +89,7 @@ def test_zero_3_on_two_ranks_writes_one_complete_checkpoint_and_log(
 
 @pytest.fixture(scope="session")
 def tied_bases(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Path]:
-    """Bases that are marked as tied: one without an output matrix, one with an output matrix of its own."""
+    """Return bases that are marked as tied: "one" without an output matrix, "two" with an output matrix of its own."""
     folder, weights = tmp_path_factory.mktemp("tied"), load_file(tiny_checkpoint / "model.safetensors")
     for name in ("one", "two"):
         shutil.copytree(tiny_checkpoint, folder / name)
@@ -187,7 +187,7 @@ def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
 def test_run_killed_twenty_times_ends_at_the_same_weights(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path
 ) -> None:
-    """Killed during start-up, steps and saving; no complete checkpoint is lost."""
+    """The run is killed during start-up, steps and saving; no complete checkpoint is lost."""
     output, draw = tmp_path / "trained", random.Random(11)
     given = [*options(tiny_checkpoint, small_corpus, output, *SAVING)]
     kills = 0
@@ -242,7 +242,7 @@ def test_resuming_another_run_is_refused_without_accept_changes(
 def test_resumed_run_in_one_process_ends_at_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With dropout; the incomplete checkpoint of a killed run is removed, with a notice."""
+    """The model has dropout; the incomplete checkpoint of a killed run is removed with a notice."""
     whole, resumed, base = tmp_path / "whole", tmp_path / "resumed", shutil.copytree(tiny_checkpoint, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.3}))
@@ -271,15 +271,15 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
 
 
 @pytest.mark.integration
-def test_resumed_run_uses_the_rate_decay_and_schedule_of_its_command_line(
+def test_resumed_run_uses_the_learning_rate_weight_decay_and_schedule_of_its_command_line(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a rate of almost zero, the weights stay those of the checkpoint."""
+    """With a learning rate of almost zero, the weights hardly differ from those of the checkpoint."""
     run = tmp_path / "run"
     train_here(*options(tiny_checkpoint, small_corpus, run, "--save_steps", 3))
     (run / "config.json").unlink()
     shutil.rmtree(run / "checkpoint-6")
-    with pytest.raises(ValueError, match="the checkpoint has 3 steps, the run only 2; give a larger --max_steps"):
+    with pytest.raises(ValueError, match="the checkpoint has 3 steps, but the run has only 2; give a larger"):
         train_here(*options(tiny_checkpoint, small_corpus, run, *RESUME, "--max_steps", 2))
     changes = ["--learning_rate", "1e-9", "--weight_decay", 0.5, "--adam_beta1", 0.8, "--lr_scheduler_type", "linear"]
     train_here(*options(tiny_checkpoint, small_corpus, run, "--save_steps", 3, "--warmup_steps", 0, *RESUME, *changes))
@@ -295,16 +295,16 @@ def test_resumed_run_uses_the_rate_decay_and_schedule_of_its_command_line(
 
 
 @pytest.mark.slow
-def test_one_rank_resumes_the_run_of_two(
+def test_one_rank_resumes_a_run_of_two_ranks(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path
 ) -> None:
-    """One rank continues the run of two: weights within rounding, the same sequences in the same order."""
+    """The weights are equal within rounding, and the sequences are the same in the same order."""
     resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, uninterrupted, ranks=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["zero3", "zero2", "zero1"])
-def test_resumed_bf16_run_is_equal_to_the_bit(
+def test_resumed_bf16_run_is_bitwise_equal(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, config: str
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -319,7 +319,7 @@ def test_resumed_bf16_run_is_equal_to_the_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [3, 4])
-def test_four_ranks_resume_the_run_of_two_and_three_are_refused(
+def test_four_ranks_resume_a_run_of_two_ranks_and_three_are_refused(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path, ranks: int
 ) -> None:
     if ranks == 4:
@@ -362,7 +362,7 @@ def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
 def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
-    """The signal also reaches the workers of the data loader; before the first step, there is nothing to save."""
+    """The signal also reaches the workers of the data loader. A run stopped before the first step saves nothing."""
     more, whole, stopped = ("--save_strategy", "no", "--max_steps", 30), tmp_path / "whole", tmp_path / "stopped"
     train_here(*options(tiny_checkpoint, small_corpus, whole, *more))
     given = options(tiny_checkpoint, small_corpus, stopped, *more)

@@ -1,4 +1,4 @@
-"""pretrain/train.py: published spellings; options, bases and losses with which a run ends in an error."""
+"""pretrain/train.py: published option names; options, bases and losses that end a run with an error."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from training_loop.trainer_options import translate
 
 
-def test_published_spellings_are_translated_with_a_notice() -> None:
+def test_published_option_names_are_translated_with_a_notice() -> None:
     given = "--evaluation_strategy no --warmup_ratio=0.1 --overwrite_output_dir --group_by_length True --bf16"
     words, notices = translate(given.split(), pretraining_arguments.PUBLISHED)
     assert words == ["--eval_strategy", "no", "--warmup_steps", "0.1", "--bf16"]
@@ -54,7 +54,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 
 @pytest.mark.integration
-def test_unknown_option_is_one_line_and_status_2(
+def test_unknown_option_gives_one_error_line_and_status_2(
     run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
     done = run_script(
@@ -84,7 +84,7 @@ def test_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint:
 def test_base_with_a_missing_weight_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """transformers does not print its table of wrong weights in addition."""
+    """transformers does not also print its table of missing weights."""
     base = tmp_path / "base"
     shutil.copytree(tiny_checkpoint, base)
     weights = load_file(base / "model.safetensors")
@@ -135,7 +135,9 @@ def test_missing_package_or_argument_is_named_before_the_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_not_finite_are_named(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_base_with_a_non_finite_weight_is_refused_and_the_weight_is_named(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
     base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
     weights = load_file(base / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
@@ -155,7 +157,7 @@ def test_tokenizer_that_cannot_be_saved_is_refused_before_training(
     with pytest.raises(ValueError, match=r"/base cannot be saved by transformers \(Invalid chat template name: '\."):
         train_here(*options(base, small_corpus, tmp_path / "out"))
     shutil.copyfile(tiny_checkpoint / "tokenizer_config.json", base / "tokenizer_config.json")
-    (base / "generation_config.json").write_text('{"temperature": 0.9}')  # as LLaMA-2's, without do_sample
+    (base / "generation_config.json").write_text('{"temperature": 0.9}')  # as in LLaMA-2's file: without do_sample
     with pytest.raises(ValueError, match=r"/base/generation_config\.json cannot be saved by .*temperature"):
         train_here(*options(base, small_corpus, tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["base"]

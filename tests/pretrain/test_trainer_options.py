@@ -50,7 +50,7 @@ def runs() -> dict[str, Run]:
 def run_with(
     runs: dict[str, Run], tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> RunWith:
-    """run_with("--seed 5") trains three steps; a second run with the same options is the first one."""
+    """Return a function that trains three steps with options, such as "--seed 5"; the same options train only once."""
     more = "--max_steps 3 --save_strategy no"
 
     def run(words: str) -> Run:
@@ -69,7 +69,7 @@ def test_option_has_its_effect(name: str, run_with: RunWith) -> None:
 
 
 def test_epoch_is_a_pass_over_the_corpus(run_with: RunWith) -> None:
-    """Two epochs: log entries, evaluations and checkpoints at the end of each."""
+    """With two epochs, log entries, evaluations and checkpoints are written at the end of each epoch."""
     events = " ".join(f"--{event}_strategy epoch" for event in ("logging", "eval", "save"))
     run = run_with(f"{HELD_OUT} --max_steps=-1 --num_train_epochs 2 {events} --eval_delay 1")
     steps = run.trainer.args.max_steps
@@ -79,10 +79,10 @@ def test_epoch_is_a_pass_over_the_corpus(run_with: RunWith) -> None:
     assert late.steps("eval_loss") == [steps]
 
 
-def test_only_new_best_steps_are_saved_and_the_step_that_sigterm_ends(
+def test_save_strategy_best_saves_new_best_steps_and_the_last_step_of_a_stopped_run(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
-    """The first step has the highest loss, so with --greater_is_better no later step is a new best one."""
+    """The first step has the highest loss, so with --greater_is_better True no later step is a new best step."""
     more = f"{HELD_OUT} --eval_strategy steps --eval_steps 1 --save_strategy best --metric_for_best_model loss"
     for name, stop, saved in (("whole", False, [1]), ("stopped", True, [1, 2])):
         given = options(tiny_checkpoint, small_corpus, tmp_path / name, *more.split(), "--greater_is_better", "True")
@@ -93,7 +93,7 @@ def test_only_new_best_steps_are_saved_and_the_step_that_sigterm_ends(
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_log_has_losses_that_are_not_finite_unless_they_are_filtered(
+def test_log_has_non_finite_losses_unless_they_are_filtered(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, hidden: bool
 ) -> None:
     given = options(tiny_checkpoint, small_corpus, tmp_path / "out", "--max_steps", 3, "--save_strategy", "no")
@@ -101,7 +101,7 @@ def test_log_has_losses_that_are_not_finite_unless_they_are_filtered(
     compute = trainer.compute_loss
 
     def compute_loss(*arguments: Any, **more: Any) -> Any:
-        """Return a loss that is not finite in the second step, with finite gradients."""
+        """Return the loss, NaN in the second step; gradients are finite."""
         return compute(*arguments, **more) + (float("nan") if trainer.state.global_step == 1 else 0)
 
     trainer.compute_loss = compute_loss
@@ -112,7 +112,7 @@ def test_log_has_losses_that_are_not_finite_unless_they_are_filtered(
 def test_signal_during_an_evaluation_ends_it_after_the_batch(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run stops after the next step; a launcher that ends it after 30 s would lose it otherwise."""
+    """The run stops after the next step: a launcher kills its ranks after 30 s, and an evaluation may take longer."""
     more = f"{HELD_OUT} --eval_strategy steps --eval_steps 2 --per_device_eval_batch_size 1 --save_strategy no"
     given = options(tiny_checkpoint, small_corpus, tmp_path / "out", *more.split(), "--metric_for_best_model", "loss")
     trainer, meters = make_trainer(*given), list[Any]()
@@ -133,7 +133,7 @@ def test_signal_during_an_evaluation_ends_it_after_the_batch(
 
 
 def stopping(trainer: Any, at: int) -> Callable[..., Any]:
-    """Return a training step that requests a stop in this step, like the signal's handler."""
+    """Return a training_step that requests a stop during step `at`, as the signal handler does."""
     step = trainer.training_step
 
     def training_step(*arguments: Any, **more: Any) -> Any:
