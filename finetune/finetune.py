@@ -32,7 +32,7 @@ from training_loop.trainer_options import help_text
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
-# Files that a run writes before its first checkpoint; a new run may replace them.
+# Files and folders that a run without a checkpoint may leave in its output folder; a new run may replace them.
 FILES_BEFORE_TRAINING = {"train_log.jsonl", "runs", ".partial", "pissa_start.safetensors", JOURNAL}
 
 
@@ -66,7 +66,8 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 def check_output_dir(args: "TuningArguments") -> Path | None:
     """Return the checkpoint to resume from, or None for a new run.
 
-    Raises ValueError if the output folder holds a finished run that is not resumed, or other files.
+    Raises ValueError if a new run would write into a folder with a finished run, checkpoints or other files, and
+    FileNotFoundError or ValueError if there is no complete checkpoint to resume from.
     """
     from resumable_checkpoints.complete_checkpoints import is_new_run, list_checkpoints, list_complete, resume_point
 
@@ -132,9 +133,8 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     output = Path(args.output_dir or "")
     exact = exact_tokenizer_folder(args.base_model, args.trust_remote_code)
     tokenizer = from_folder(AutoTokenizer, exact, args.trust_remote_code)
-    template, origin = choose_template(
-        args.prompt_template_name, tokenizer, args.base_model, args.resume_from_checkpoint
-    )
+    resumed = str(checkpoint) if checkpoint else None
+    template, origin = choose_template(args.prompt_template_name, tokenizer, args.base_model, resumed)
     named = read_templates(args.base_model, named_only=True)
     tokenizer.chat_template = named | {"default": template} if named else template
     check_savable(tokenizer, f"the tokenizer of {args.base_model}")

@@ -5,10 +5,11 @@
     python finetune/ie_build.py --annotations world/train_annotated.jsonl --types world/types.json --task re \\
         --wording world/extraction.json --output re/train.jsonl
 
-instruction_data/annotations.py describes annotations in JSON and types, instruction_data/column_files.py CoNLL columns
-and CoNLL04. Without --types, the types that occur are used. Items of other types are dropped and counted. Every
-sentence becomes one example, which asks for all types of its language, or (--order_augmentation K) K examples, which
-ask for them in K random orders and have the order's number under "order" (instruction_data/type_orders.py).
+Annotations in JSON and lists of types are described in instruction_data/annotations.py, CoNLL columns and CoNLL04 in
+instruction_data/column_files.py. Without --types, the examples ask for the annotated types; otherwise, items of other
+types are dropped and counted. Every sentence becomes one example, which asks for all types of its language. With
+--order_augmentation K, it becomes K examples, which ask for the types in K random orders and have the number of their
+order under "order" (instruction_data/type_orders.py).
 
 If the wording names the types ({schema}), an answer lists every type, with an empty list for a type without items:
     {"person": ["Ann Lee"], "place": []}    {"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}
@@ -61,12 +62,15 @@ def examples_and_requests(
 
 
 def check_outputs(output: str, requests: str, inputs: Sequence[str]) -> Path:
-    """Return the path of extraction.json beside the output; raises ValueError if an output cannot be written there."""
+    """Return the path of extraction.json beside the output.
+
+    Raises FileNotFoundError or ValueError if the output or the file of --requests cannot be written.
+    """
     extraction = Path(output).with_name("extraction.json")
     for option, path in ({"output": output} | ({"requests": requests} if requests else {})).items():
         check_output(path, inputs, option)
         if Path(path).resolve() == extraction.resolve():
-            raise ValueError(f"{path} is written beside the examples; give --{option} another name")
+            raise ValueError(f"{path} is the file that records the wording; give --{option} another name")
     if requests and Path(requests).resolve() == Path(output).resolve():
         raise ValueError(f"--output and --requests are both {output}; give --requests another name")
     return extraction
@@ -93,8 +97,10 @@ def main(
         task: ner (entities) or re (relations).
         language: en, zh, or auto: zh if a fifth or more of the letters of a sentence are Chinese characters, else en.
         wording: an extraction.json whose wording is used instead of the default.
-        format: of annotations: json, conll (token and tag in columns), conll04 (with relations), or auto: by content.
-        order_augmentation: examples for each sentence, with the types in as many random orders; 1: in the given order.
+        format: format of `annotations`: json, conll (token and tag in columns), conll04 (with relations), or auto:
+            recognised by the content.
+        order_augmentation: number of examples for each sentence, each with the types in another random order; 1: the
+            given order.
         seed: seed of the random orders.
         requests: a file for the same examples as request bodies of the server's /extract with the correct answer.
     """

@@ -26,7 +26,7 @@ def main(predictions: str, gold: str = "", output: str = "", lenient: bool = Fal
 
     Args:
         predictions: the output of ie_run.py or of inference/batch.py.
-        gold: the same rows with the correct answers; default: the correct answers in the rows of `predictions`.
+        gold: a file of the same rows with the correct answers; default: the rows of `predictions` have them.
         output: the file for the scores.
         lenient: also print the scores of the first JSON object in each answer, without code fence and other text.
         by_type: also print the scores of each type and relation.

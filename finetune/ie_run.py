@@ -4,11 +4,11 @@
     python finetune/ie_run.py --base_model B --lora_weights adapters/ie --data_path D --output P --batch_size 64 --fp16
 
 The output has the rows in the order of the file, each with the answer under "prediction" and a "finish_reason": "stop"
-if the model ended the answer, "length" if the limit of tokens or the end of the context did. finetune/ie_eval.py scores
-the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in tuning; without a template,
-a prompt is the instruction and the input, separated by a blank line.
+if the model ended the answer, "length" if the answer reached the token limit or the end of the context.
+finetune/ie_eval.py scores the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in
+tuning; without a template, a prompt is the instruction and the input, separated by a blank line.
 
-Where vLLM is installed, inference/batch.py answers a long file faster; this command needs only transformers.
+If vLLM is installed, inference/batch.py answers a long file faster; this command does not need vLLM.
 """
 
 from command_line.fire_commands import run
@@ -31,7 +31,10 @@ from partial_folders.output_paths import check_output
 
 
 def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Return (model, tokenizer), on the first GPU or the CPU; raises ValueError if adapter and base do not fit."""
+    """Return (model with the adapter merged, tokenizer); the model is on the first GPU or the CPU.
+
+    Raises FileNotFoundError or ValueError if a folder is incomplete, or if adapter and base do not fit each other.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,7 +49,8 @@ def usable_rows(rows: list[Row], skip: bool) -> list[Row]:
         if row.content is None and not skip:
             raise ValueError(f"{row.location} {row.error}")
         if row.content is None:
-            print(f"notice: skipped {row.location}, which {row.error.partition(';')[0]}", file=sys.stderr)
+            fact = row.error.partition("; ")[0]  # without the remedy
+            print(f"notice: skipped {row.location}, which {fact}", file=sys.stderr)
     return [row for row in rows if row.content is not None]
 
 
@@ -58,11 +62,11 @@ def encode_prompt(encoder: PromptEncoder, row: Row, context: int) -> tuple[Row, 
     try:
         ids = encoder.prompt_ids(prompt_messages(row.content or {}))
     except ValueError as error:
-        return Row(row.location, None, f"cannot be used ({error}); correct it, or give --on_error skip"), []
+        return Row(row.location, None, f"cannot be used: {error}; correct it, or give --on_error skip"), []
     if len(ids) < context:
         return row, ids
-    fact = f"has a prompt of {len(ids)} tokens, but the model has only {context} positions"
-    return Row(row.location, None, f"{fact}; shorten it, or leave it out with --on_error skip"), []
+    fact = f"has a prompt of {len(ids)} tokens, which leaves no room for an answer in the model's {context} positions"
+    return Row(row.location, None, f"{fact}; shorten it, or give --on_error skip"), []
 
 
 def main(
@@ -86,14 +90,14 @@ def main(
         data_path: JSON, JSONL or parquet of instruction rows; correct answers are optional and copied to the output.
         output: the file to write.
         lora_weights: the folder of an adapter for the checkpoint.
-        prompt_template_name: a name in finetune/templates, or a path; default: the template of the checkpoint.
+        prompt_template_name: a name in finetune/templates, or a path; default: the template of adapter or checkpoint.
         batch_size: prompts per batch.
         max_new_tokens: maximum tokens per answer.
         limit: answer only the first `limit` rows; 0: all.
-        on_error: rows that cannot be read, rendered or answered: stop, or skip them with a notice.
+        on_error: stop at a row that cannot be read, rendered or answered, or skip such rows with a notice.
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
-        trust_remote_code: execute the Python code in the folder of base_model.
+        trust_remote_code: execute the Python code in the folders of base_model and lora_weights.
     """
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:

@@ -39,7 +39,7 @@ class AnswerScorer:
         """
         rank, ranks = trainer.args.process_index, trainer.args.world_size
         mine = range(rank, len(self.prompts), ranks)
-        padded = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks must generate equally often
+        padded = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks must generate the same number
         attention = attention_of(trainer.base_model)
         order = sorted(padded, key=lambda index: -len(self.prompts[index]))
         if attention == NAME:

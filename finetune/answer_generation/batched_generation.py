@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import PromptEncoder
 
-SLICE_TOKENS = 16  # generated before finished answers leave the batch
+SLICE_TOKENS = 16  # tokens generated between two removals of finished rows from the batch
 
 
 class GeneratedAnswer(NamedTuple):
@@ -21,10 +21,10 @@ def generate_answers(
 ) -> list[GeneratedAnswer]:
     """Return the greedy answer to each prompt, up to EOS, the end-of-turn token of the template, or another end token.
 
-    prompts: token ids of each. Prompts of similar length are in one batch, the longest first, so that a lack of memory
-    shows in the first batch. The attention mask is computed from the lengths, so any id can be the pad id. An answer
-    also ends at the last position of the model; prompts that leave fewer than max_new_tokens positions are answered one
-    by one.
+    prompts: token ids of each prompt. Prompts of similar length are in one batch, the longest first, so that a lack of
+    memory shows in the first batch. The attention mask is computed from the lengths, so any id can be the pad id. An
+    answer also ends at the last position of the model; prompts that leave fewer than max_new_tokens positions are
+    answered one by one.
     """
     import sys
 
@@ -65,7 +65,8 @@ def generate_answers(
 def only_settings(model: Any, settings: Any) -> Iterator[None]:
     """Within the context, replace the checkpoint's own generation settings.
 
-    transformers' `generate` takes values that it is not given from them, such as a repetition penalty or beams.
+    Otherwise transformers' `generate` would take values that `settings` does not set, such as a repetition penalty,
+    from the checkpoint.
     """
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's model has no own settings
     kept, owner.generation_config = owner.generation_config, settings
@@ -78,10 +79,10 @@ def only_settings(model: Any, settings: Any) -> Iterator[None]:
 def generate_batch(model: Any, ids: Any, mask: Any, settings: Any) -> list[list[int]]:
     """Return at most settings.max_new_tokens new token ids of each row of a left-padded batch.
 
-    ids, mask: (rows, tokens) int64. A result may have padding after its first end token. Finished rows leave the batch
-    every SLICE_TOKENS tokens; one call of transformers' `generate` would continue all rows until the longest is
-    finished. There is one call under ZeRO-3, since all ranks must call the model equally often, and for models whose
-    cache cannot be split (state-space and linear-attention layers).
+    ids, mask: (rows, tokens) int64. A result may have padding after its first end token. Finished rows are removed from
+    the batch every SLICE_TOKENS tokens; one call of transformers' `generate` would continue all rows until the longest
+    is finished. Rows are not removed under ZeRO-3, where all ranks must call the model equally often. If the cache
+    cannot be split (state-space and linear-attention layers), unfinished batches are generated again in one call.
     """
     import torch
     from transformers.integrations import is_deepspeed_zero3_enabled
@@ -104,7 +105,7 @@ def generate_batch(model: Any, ids: Any, mask: Any, settings: Any) -> list[list[
         if all(finished):
             break
         if not can_be_split(output.past_key_values):
-            size = limit  # and again from the prompt
+            size = limit  # the next call starts again at the prompt
             continue
         kept = torch.tensor([at for at, ended in enumerate(finished) if not ended], device=ids.device)
         ids, cache = output.sequences[kept], output.past_key_values

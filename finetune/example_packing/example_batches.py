@@ -1,10 +1,10 @@
 """Build the micro batches of a step: packed sequences if the attention keeps examples apart, else single examples.
 
-The layout affects only the speed of a step, not its examples or its loss, which is the mean over their supervised
-tokens. A packed sequence has examples one after another, without padding between them, and positions restart at each.
-Shared prefixes may be computed once (shared_prefixes.py). The output matrix is applied only at positions whose next
-token has a label: it has 2 % of LLaMA-2 7B's weights and a quarter of Qwen2.5-0.5B's, and the logits are the largest
-tensor of a step.
+The layout affects only the speed of a step. The loss of a step is the mean over the supervised tokens of its examples
+in every layout. A packed sequence has examples one after another, without padding between them, and the positions
+restart at 0 in each example. Shared prefixes may be computed once (shared_prefixes.py). The output matrix is applied
+only at positions whose next token has a label: it has 2 % of LLaMA-2 7B's weights and a quarter of Qwen2.5-0.5B's, and
+the logits are the largest tensor of a step.
 """
 
 from collections.abc import Sequence

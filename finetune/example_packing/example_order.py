@@ -1,7 +1,7 @@
 """Choose the examples of each step: held-out examples, proportions of sources, order within an epoch.
 
 Examples are numbered over all sources, one source after another. The order depends only on the seed and the number of
-the epoch, so a run can resume at any step without reading the data before it.
+the epoch, so a run can resume at any step without reading the data of earlier steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class ExampleSources:
 
 
 def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
-    """Return the sorted indices of the held-out examples, drawn from each source in proportion.
+    """Return the sorted indices of the held-out examples, drawn from each source in proportion to its size.
 
     sources: (examples,), the source of each example. size: a number of examples, or a fraction below 1. Raises
     ValueError if no example would remain for training, or if a size above 0 holds out no example.
@@ -61,14 +61,14 @@ def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
 
 
 def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
-    """Parse proportions such as `zh=2,en=1`; raises ValueError unless each source has one, and no other name does."""
+    """Parse proportions such as `zh=2,en=1`; raises ValueError unless exactly the sources have a number above 0."""
     weights = {}
     for word in text.split(","):
         name, _, number = word.strip().partition("=")
         try:
             weights[name] = float(number)
         except ValueError:
-            raise ValueError(f"--mix {text}: {word!r} is not name=number; for example {names[0]}=2") from None
+            raise ValueError(f"--mix {text}: {word!r} is not name=number; write, for example, {names[0]}=2") from None
     if set(weights) != set(names) or min(weights.values()) <= 0 or not np.isfinite(list(weights.values())).all():
         raise ValueError(f"--mix {text} must give each source a number above 0; the sources are {', '.join(names)}")
     return weights
@@ -104,7 +104,7 @@ class EpochOrder:
     def step(self, number: int) -> np.ndarray:
         """Return the example indices of a step; the last step of an epoch may have fewer than batch_size.
 
-        number: counts the steps over all epochs.
+        number: index of the step, counted over all epochs.
         """
         epoch, step = divmod(number, self.steps)
         return self.epoch(epoch)[step * self.batch_size : (step + 1) * self.batch_size]

@@ -1,4 +1,4 @@
-"""Compute shared prefixes once: examples of one task begin with the same template, instruction and schema.
+"""Pack examples so that shared prefixes are computed once: the template, instruction and schema of a task.
 
 The hidden state of a token depends only on the token and those before it. So a packed sequence has the common first
 tokens of several examples once, followed by the remainder of each example, which attends to the prefix and to itself.

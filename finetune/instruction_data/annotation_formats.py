@@ -1,4 +1,4 @@
-"""Read a file of annotated sentences in any of its formats; the format is recognised by its content."""
+"""Read a file of annotated sentences: JSON, CoNLL columns or CoNLL04; the format can be recognised by the content."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from instruction_data.column_files import (
 )
 
 FORMATS = ("auto", "json", "conll", "conll04")
-LINES_READ = 50  # lines of a file from which its format is recognised
+LINES_READ = 50  # first lines of a file, from which its format is recognised
 JSON_START = re.compile(r'\s*(\{\s*(["}]|$)|\[\s*([\[{\]]|$))')
 CONLL04_COLUMNS = re.compile(r"[0-9]+\t[^\t]+\t[^\t]+\t\[.*\]\t\[.*\]\s*")
 
@@ -39,7 +39,7 @@ def recognise_format(lines: Sequence[str]) -> str:
 
 
 def file_format(path: str) -> str:
-    """Return the format of a file; raises ValueError if it is not recognised, or with file and line if it is damaged.
+    """Return the format of a file; raises ValueError if it is not recognised, or if one of its first lines is damaged.
 
     The format of a folder, a parquet file or a missing file is "json": the JSON reader reads it or reports the error.
     """
@@ -65,8 +65,8 @@ def read_annotation_file(
 ) -> tuple[list[Annotation], int]:
     """Return the annotated sentences of a file with their items for `task`, and the number of inconsistent tags.
 
-    language: of all sentences; "auto" detects it for each sentence. format: one of FORMATS. Raises FileNotFoundError,
-    or ValueError with file and line.
+    language: language of the sentences; "auto" detects it for each sentence. format: one of FORMATS. Raises
+    FileNotFoundError, or ValueError with file and line.
     """
     format = file_format(path) if format == "auto" else format
     if format == "json":

@@ -1,6 +1,6 @@
 """Read and check annotated sentences and lists of types.
 
-Annotations are JSON objects of this form; only the list of the requested task is required:
+Annotations are JSON objects of this form; of the two lists, only the list of the requested task is required:
     {"sentence": "Ann Lee was born in Oslo.", "entity_list": [{"name": "Ann Lee", "type": "person"}],
      "relation_list": [{"subject": "Ann Lee", "relation": "born in", "object": "Oslo"}]}
 Types are a JSON list, or lists by kind and language: {"entity": {"en": [...], "zh": [...]}, "relation": {"en": [...]}}.
@@ -48,8 +48,8 @@ class Annotation(NamedTuple):
 def read_annotations(path: str, task: str, language: str = "auto") -> list[Annotation]:
     """Return the annotated sentences of a JSON or JSONL file with their items for `task`.
 
-    language: of all sentences; "auto" detects it for each sentence. Raises FileNotFoundError, or ValueError with file
-    and line.
+    language: language of the sentences; "auto" detects it for each sentence. Raises FileNotFoundError, or ValueError
+    with file and line.
     """
     keys = TASKS[task]
     annotations = []

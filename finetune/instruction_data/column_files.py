@@ -10,7 +10,7 @@ line has a tab, else by spaces. A blank line ends a sentence. Lines with -DOCSTA
 
 CoNLL04 (read_conll04): a line "#doc N" begins a document; the other lines have five columns, separated by tabs: the
 token's index, the token, its tag, a list of relations and a list of as many token indices. A relation stands at the
-last token of its subject and points to the last token of its object; 'N' means none.
+last token of its subject and points to the last token of its object; 'N' means no relation.
 
     #doc 5
     0    Ann    B-Peop    ['N']          [0]
@@ -46,7 +46,7 @@ LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{2}")
 
 
 class Tag(NamedTuple):
-    """prefix: O, B, I, E or S, where M (of BMES) is read as I; label: the type, "" for O."""
+    """The tag of a token. prefix: O, B, I, E or S (M of BMES is read as I); label: the type, "" for O."""
 
     prefix: str
     label: str
@@ -56,7 +56,7 @@ OUTSIDE = Tag("O", "")
 
 
 class Span(NamedTuple):
-    """The tokens first … last of an entity."""
+    """The type of an entity and the indices of its first and last token."""
 
     label: str
     first: int
@@ -211,8 +211,8 @@ def checked_tag(path: Path, number: int, text: str) -> Tag:
     tag = parse_tag(text)
     if tag is None:
         raise ValueError(
-            f"{path}:{number} has the tag {text[:40]!r}; write O, or B-, I-, E-, S- or M- and a type, in the last "
-            "column (CoNLL04: the third)"
+            f"{path}:{number} has the invalid tag {text[:40]!r}; write O, or B-, I-, E-, S- or M- and a type, in the "
+            "last column (CoNLL04: the third)"
         )
     return tag
 
@@ -266,8 +266,8 @@ READERS: dict[str, Callable[[Path], Iterator[TaggedSentence]]] = {"conll": read_
 def annotate(path: Path, sentence: TaggedSentence, task: str, language: str) -> Annotation:
     """Return the annotation of a sentence for `task`; names are exact substrings of the sentence.
 
-    language: of the sentence, or "auto" to detect it. Raises ValueError if a relation is not between the last tokens of
-    two entities, or if the sentence is blank.
+    language: language of the sentence; "auto" detects it. Raises ValueError if a relation is not between the last
+    tokens of two entities, or if the sentence is blank.
     """
     if language == "auto":
         language = language_of(" ".join(sentence.tokens))

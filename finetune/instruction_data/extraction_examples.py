@@ -11,7 +11,11 @@ from instruction_data.extraction_wording import ExtractionQuestion
 
 
 def correct_answer(items: list[AnnotatedItem], task: str, question: ExtractionQuestion) -> dict[str, list[Any]]:
-    """Return type -> names (ner) or relation -> {"subject", "object"} objects (re), in the order of the items."""
+    """Return type -> names (ner) or relation -> {"subject", "object"} objects (re), with the items in their order.
+
+    If the wording names the types ({schema}), all types are keys, in the order of the question; otherwise only the
+    types of the items are.
+    """
     answer: dict[str, list[Any]] = {name: [] for name in question.types} if "{schema}" in question.wording else {}
     for item in items:
         value = item.names[0] if task == "ner" else dict(zip(TASKS[task].names, item.names, strict=True))
@@ -42,7 +46,7 @@ def build_examples(
     if other_types and not kept:
         names = sorted({name for question in questions.values() for name in question.types})
         raise ValueError(
-            f"no item has a requested type ({', '.join(names[:3])}, …); the annotated types are "
+            f"no item has a requested type ({', '.join(names[:3])}, …); the annotated types with their counts are "
             f"{most_common(other_types)}; give the --types of these annotations, in their language"
         )
     others = f" ({most_common(other_types)})" if other_types else ""

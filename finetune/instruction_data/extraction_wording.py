@@ -44,7 +44,7 @@ class ExtractionQuestion(NamedTuple):
 
 
 def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return "tasks" in the content of an extraction.json: task -> language -> {"instruction", ...}.
+    """Return the value of "tasks" in the content of an extraction.json: task -> language -> {"instruction", ...}.
 
     Raises ValueError if the content is invalid; path: the file, for the message.
     """
@@ -66,7 +66,7 @@ def answer_form(task: str, wording: str) -> dict[str, Any]:
 
 
 def check_answer_form(path: str | Path, task: str, language: str, entry: dict[str, Any]) -> None:
-    """Raise ValueError if an entry of an extraction.json describes another answer than its instruction needs."""
+    """Raise ValueError if an entry of an extraction.json describes another form of the answer than `answer_form`."""
     form = answer_form(task, entry["instruction"])
     if entry.get("answer", form) != form:
         raise ValueError(
@@ -78,7 +78,8 @@ def check_answer_form(path: str | Path, task: str, language: str, entry: dict[st
 def read_wording(path: str, task: str) -> dict[str, str]:
     """Return language -> wording of `task` from an extraction.json, or the default wording if `path` is empty.
 
-    Raises ValueError if the file describes answers in another form than ie_build.py writes for this wording.
+    Raises FileNotFoundError or ValueError if the file cannot be used, or if it describes answers in another form than
+    ie_build.py writes for this wording.
     """
     if not path:
         return WORDING[task]
@@ -94,8 +95,8 @@ def make_questions(
     """Return language -> question for the annotations.
 
     types: language -> types to ask for; None: the annotated types, in the order of their first occurrence. wording: the
-    result of `read_wording`. Raises ValueError if types or wording are missing, or if a type in the wording contains a
-    comma.
+    result of `read_wording`. Raises ValueError if types or wording are missing for a language, or if the wording names
+    the types and one of them contains a comma.
     """
     questions = {}
     for language in sorted({annotation.language for annotation in annotations}):
@@ -125,15 +126,15 @@ def make_questions(
 
 
 def write_instruction(wording: str, types: list[str], language: str) -> str:
-    """Return the wording with the types in place of {schema}; str.format would fail on braces in either."""
+    """Return the wording with the types in place of {schema}; str.format would fail on other braces in the wording."""
     return wording.replace("{schema}", SEPARATORS[language].join(types))
 
 
 def updated_extraction(path: Path, task: str, questions: dict[str, ExtractionQuestion]) -> dict[str, Any]:
     """Return the content of the extraction.json at `path`, which may not exist, with this task and its languages.
 
-    The median length of a sentence in the file is kept, since it comes from the training set and the examples may be a
-    test set. Raises ValueError if the file has another wording or form of the answer for this task.
+    A median sentence length that the file already has is kept, since it comes from the training set, and the new
+    examples may be a test set. Raises ValueError if the file has another wording or form of the answer for this task.
     """
     content = read_json(path) if path.exists() else {"tasks": {}}
     tasks = tasks_of(path, content)

@@ -14,7 +14,7 @@ SPECIAL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # usual spelling of a special toke
 
 
 def load_template(name: str) -> str:
-    """Return the Jinja source of a template: a name in finetune/templates, or the path of a .jinja or alpaca .json.
+    """Return the Jinja source of a template. name: a name in finetune/templates, or a .jinja or alpaca .json file.
 
     Raises ValueError, which lists the known names, if there is no such template.
     """
@@ -35,7 +35,7 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
         name: --prompt_template_name; "" chooses the base's own template, or alpaca if it has none.
         tokenizer: the tokenizer of the base.
         base: the base's folder.
-        resumed: the checkpoint from which the run resumes; its template is used.
+        resumed: the checkpoint from which the run resumes, if any; its template is used.
 
     Raises ValueError if a template is not valid Jinja, if a resumed run names another template, or if a template other
     than the base's own writes special tokens that the tokenizer lacks: they would be encoded as ordinary text, which a

@@ -52,7 +52,7 @@ def encode_turns(turns: list[Turn], settings: EncodingSettings) -> EncodedRow:
 
     A longer conversation is dropped or, with `truncate_answers`, truncated: within an answer or its end-of-turn, or
     after the last turn that fits if there is no room for the next prompt and a token of its answer. It is dropped if no
-    token of an answer fits.
+    token of an answer fits. A conversation in which every answer is empty is also dropped.
     """
     if not any(turn.answer for turn in turns):
         return EncodedRow([], [], dropped="the answer is empty")
@@ -91,21 +91,21 @@ def encode_chunk(encoder: PromptEncoder, chunk: list[Row], settings: EncodingSet
             turns = encoder.turns(messages_of(row.content) for row in chunk if row.content is not None)
             return [encode_turns(each, settings) for each in turns]
         except ValueError as refused:
-            error = f"cannot be used ({refused}); correct it, or give --on_error skip"
+            error = f"cannot be used: {refused}; correct it, or give --on_error skip"
     if len(chunk) > 1:
         return [encoded for row in chunk for encoded in encode_chunk(encoder, [row], settings)]
     if not settings.skip_errors:
         raise ValueError(f"{chunk[0].location} {error}")
-    return [EncodedRow([], [], dropped=error.partition(";")[0])]
+    return [EncodedRow([], [], dropped=error.partition("; ")[0])]  # without the remedy
 
 
 class CachedExamples:
-    """The examples of one source, in a memory-mapped file of the cache; dropped rows are left out.
+    """The examples of one source, in a memory-mapped file of the cache, without the dropped rows.
 
     Attributes:
         lengths, supervised: (examples,) int64, tokens of each example, and tokens with a label.
         row_numbers: (examples,) int64, the row of each example in the data file.
-        truncated: the number of truncated examples. dropped: dropped rows by reason.
+        truncated: the number of truncated examples. dropped: reason -> number of dropped rows.
     """
 
     def __init__(self, name: str, file: Path) -> None:
@@ -143,7 +143,7 @@ class CachedExamples:
 
 
 def open_examples(encoder: PromptEncoder, source: Source, settings: EncodingSettings, cache: Path) -> CachedExamples:
-    """Return the examples of a file, encoded first if they are not in the cache; several processes may do so at once.
+    """Return the examples of a file, encoded first if they are not in the cache; processes may call this at once.
 
     Raises ValueError with file and line of a row that cannot be read or rendered, unless `skip_errors` is set.
     """

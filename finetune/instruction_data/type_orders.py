@@ -1,8 +1,9 @@
 """Ask for the types of an instruction in several random orders, so that a model does not depend on one order.
 
-The orders are drawn once for each task and language, and order k of every sentence is the same. So examples of one
-order have the same instruction: packed examples compute this common prefix once (example_packing/shared_prefixes.py),
-servers cache it, and the examples of each order are a complete set; the sets differ only in the order of the types.
+The orders are drawn once for each task and language, and order k is the same for every sentence. So all examples of an
+order have the same instruction, and this common prefix is computed once in packed sequences
+(example_packing/shared_prefixes.py) and cached by servers. The examples of each order are a complete data set; these
+sets differ only in the order of the types.
 """
 
 import random
@@ -11,13 +12,13 @@ from math import factorial
 
 from instruction_data.extraction_wording import ExtractionQuestion, write_instruction
 
-MAX_ORDERS = 16  # each order is one more prefix for the examples of a step to share
+MAX_ORDERS = 16  # the more orders, the fewer examples of a step share a prefix
 
 
 def random_orders(types: Sequence[str], count: int, seed: str) -> list[list[str]]:
     """Return `count` random permutations of distinct types.
 
-    They are distinct if there are enough permutations, and repeat otherwise. A larger `count` only appends orders.
+    The permutations are distinct if there are enough of them, and repeat otherwise. A larger `count` only appends more.
     """
     draw = random.Random(seed)  # text seeds give the same numbers in every version of Python
     wanted = min(count, factorial(min(len(types), count)))  # count! is at least count

@@ -42,10 +42,10 @@ PISSA_START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, i
 
 
 def load_model_to_tune(args: TuningArguments) -> Any:
-    """Return the base in the precision of the run, with a new adapter unless all weights are tuned.
+    """Return the base, with a new adapter unless all weights are tuned.
 
-    A frozen base needs no float32 master weights, so it is loaded in the half precision of the run. Raises ValueError
-    if tensors of the checkpoint are missing or unknown.
+    A frozen base needs no float32 master weights, so it is loaded in the half precision of the run, if any; with
+    --method full, the weights are float32. Raises ValueError if tensors of the checkpoint are missing or unknown.
     """
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = torch.float32 if args.method == "full" else half
@@ -92,7 +92,7 @@ def check_module_names(args: TuningArguments) -> None:
 def requested_attention(args: TuningArguments) -> str | None:
     """Return --attn_implementation, or FlashAttention 2 on a GPU in half precision if it is installed; else None.
 
-    Raises ValueError on FlashAttention without half precision.
+    Raises ValueError if FlashAttention is given without half precision.
     """
     half = args.bf16 or args.fp16
     if "flash" in args.attn_implementation and not half:
@@ -151,7 +151,7 @@ def save_pissa_start(model: Any, output: Path, resumed: bool) -> None:
     """Save the initial tensors of a PiSSA adapter, which `convert_pissa_to_lora` needs at the end of the run.
 
     PiSSA subtracts the initial adapter from the base, so the trained tensors alone do not fit the published base.
-    resumed: raise ValueError unless the tensors equal those that the first run saved.
+    resumed: write nothing; raise ValueError unless the tensors equal the saved tensors within rounding.
     """
     start = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(model).items()}
     file = output / PISSA_START

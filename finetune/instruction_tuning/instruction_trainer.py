@@ -1,9 +1,9 @@
 """Trainer for instruction tuning: mean loss over the supervised tokens of a step, and scores of held-out answers.
 
-An item of the data loader has this rank's micro batches of one step. The loss of a step is the mean over the supervised
-tokens of the global batch. Every rank knows the number of these tokens in advance, so loss and gradient do not depend
-on how the batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining also uses: log,
-checks after each step, evaluation, checkpoints.
+An item of the data loader holds this rank's micro batches of one step. The loss of a step is the mean over the
+supervised tokens of the global batch. Every rank knows the number of these tokens in advance, so loss and gradient do
+not depend on how the batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining also
+uses: log, checks after each step, evaluation, checkpoints.
 """
 
 import math
@@ -188,7 +188,7 @@ def make_trainer(
     """Return the trainer of a run.
 
     Changes `args`: sets max_steps if it is not given, converts the strategy "epoch" of logging, evaluation and saving
-    to steps, and removes the warm-up of a run of one step.
+    to steps, sets ignore_data_skip, and removes the warm-up of a run of one step.
     """
     if args.max_steps <= 0:
         args.max_steps = math.ceil(args.num_train_epochs * data.order.steps)

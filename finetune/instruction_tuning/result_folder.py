@@ -32,9 +32,9 @@ def complete_result(
 ) -> None:
     """Check the saved adapter in a folder, convert a PiSSA adapter, and add the other files of the result.
 
-    The other files are tokenizer.model, the base's Python code and extraction.json, each if there is one, run.json and
-    training_curves.png. new_stop_ids: whether `add_stop_ids` changed the generation config, so that an adapter needs a
-    copy of it.
+    The other files are run.json, training_curves.png and, if they exist, tokenizer.model, the base's Python code and
+    extraction.json. new_stop_ids: whether `add_stop_ids` changed the generation config, which is then saved beside an
+    adapter too.
     """
     if args.method != "full":
         if new_stop_ids:

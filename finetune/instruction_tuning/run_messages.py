@@ -21,7 +21,7 @@ SEPARATOR = "─" * 40
 
 
 def preview(args: TuningArguments, tokenizer: Any, data: TuningData) -> str:
-    """Return the lines to print before training: counts, proportions, and three decoded examples."""
+    """Return the lines to print before training: counts, proportions, and up to three decoded examples."""
     examples, order = data.examples, data.order
     sources = len(order.per_epoch)  # the other parts come from --eval_data_path
     training, held_out = examples.parts[:sources], examples.parts[sources:]
@@ -98,7 +98,7 @@ def next_commands(args: TuningArguments) -> str:
     """Return the commands that try, merge and serve the result.
 
     For a model with its own Python code, no serving command is given, because vLLM may not support that code. An
-    adapter of a quantised base cannot be merged.
+    adapter of a quantised base can be merged only into the base before quantisation.
     """
     folder = (args.output_dir or "").rstrip("/")
     output, merged, base = shlex.quote(folder), shlex.quote(f"{folder}-merged"), shlex.quote(args.base_model)

@@ -28,7 +28,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
     flags={"adafactor": ("optim", "adafactor")},
     held_out=("val_set_size", "eval_data_path"),
 )
-# Used without --report_to: published command lines give --wandb_run_name even without reporting to Weights & Biases.
+# Used without --report_to: published commands give --wandb_run_name even if they do not report to Weights & Biases.
 PUBLISHED_WITHOUT_TRACKER = replace(
     PUBLISHED,
     renamed={},
@@ -106,10 +106,12 @@ def accumulation_steps(batch: int | None, micro: int, given: int, ranks: int) ->
     """Return the micro batches per rank and step: the global batch / (micro batch x ranks).
 
     batch: --batch_size. micro: --micro_batch_size. given: --gradient_accumulation_steps, 0 if not given. Raises
-    ValueError if the global batch is not divisible; the message proposes sizes.
+    ValueError if a size is below 1, if both `batch` and `given` are set, or if the global batch is not divisible; the
+    message then proposes sizes.
     """
-    if micro < 1 or (batch is not None and batch < 1):
-        raise ValueError(f"--batch_size {batch} and --micro_batch_size {micro} must be at least 1")
+    for option, size in (("batch_size", batch), ("micro_batch_size", micro)):
+        if size is not None and size < 1:
+            raise ValueError(f"--{option} {size} must be at least 1")
     if batch and given:
         raise ValueError("--batch_size and --gradient_accumulation_steps exclude each other; give one of the two")
     per_forward_pass = micro * ranks

@@ -67,7 +67,7 @@ def split_and_order(
 
 
 def held_out_rows(data: TuningData, sources: list[Source]) -> list[InstructionRow]:
-    """Read the rows of the held-out examples again from their files."""
+    """Return the rows of the held-out examples, read again from their files, in the order of sources and rows."""
     rows = []
     held_out = np.array(data.held_out)
     for source_index, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):

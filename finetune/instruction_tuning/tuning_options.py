@@ -32,7 +32,7 @@ class TuningOptions:
     val_set_size: float = option(0.0, "examples held out for eval_loss: a count, or a fraction below 1")
     batch_size: int | None = option(
         None,
-        "global batch: micro batch x accumulation x ranks; default: about 128, or by --gradient_accumulation_steps",
+        "examples per step; default: --gradient_accumulation_steps x micro batch x ranks, or else about 128",
     )
     share_prefixes: bool = option(True, "compute the shared prefix of packed examples once (not with FlashAttention)")
     trust_remote_code: bool = option(False, "execute the Python code in the folder of --base_model")
@@ -58,7 +58,7 @@ class TuningOptions:
 
     # Trainer's options with another default or a second name.
     per_device_train_batch_size: int = option(4, "examples per rank and forward pass", "--micro_batch_size")
-    gradient_accumulation_steps: int = option(0, "micro batches per step; 0: follows from --batch_size")
+    gradient_accumulation_steps: int = option(0, "micro batches per rank and step; 0: computed from --batch_size")
     num_train_epochs: float = option(3.0, "passes over the data", "--num_epochs")
     learning_rate: float = option(3e-4, "peak learning rate")
     warmup_steps: float = option(0.03, "steps of linear warm-up; below 1: a share of all steps")

@@ -22,7 +22,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source finetune/scripts/settings.sh
 NODES=${NODES:-} NODE_RANK=${NODE_RANK:-} MASTER_PORT=${MASTER_PORT:-29500}
 [[ $NODES =~ ^[1-9][0-9]*$ && $NODE_RANK =~ ^(0|[1-9][0-9]*)$ && -n ${MASTER_ADDR:-} ]] \
-    || fail "NODES='$NODES', NODE_RANK='$NODE_RANK', MASTER_ADDR='${MASTER_ADDR:-}' is not a valid setting; set NODES to the number of machines, NODE_RANK to the number of this machine (from 0) and MASTER_ADDR to the address of machine 0"
+    || fail "NODES='$NODES', NODE_RANK='$NODE_RANK', MASTER_ADDR='${MASTER_ADDR:-}' are not valid settings; set NODES to the number of machines, NODE_RANK to the number of this machine (from 0) and MASTER_ADDR to the address of machine 0"
 ((NODE_RANK < NODES)) || fail "NODE_RANK=$NODE_RANK is out of range; $NODES machines have the numbers 0 to $((NODES - 1))"
 first_rank=$((NODE_RANK * GPUS)) world_size=$((NODES * GPUS)) address=$MASTER_ADDR port=$MASTER_PORT
 launch --batch_size 192 "$@"

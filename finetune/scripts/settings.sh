@@ -16,7 +16,7 @@ detected=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --
 GPUS=${GPUS:-$((gpus > 0 ? gpus : 1))}          # ranks on this machine
 PRECISION=${PRECISION:-$detected}               # bf16 (Ampere and later), fp16 (V100), fp32
 METHOD=${METHOD:-lora}                          # lora, qlora, full
-# Full tuning partitions weights, gradients and optimizer states among the ranks (ZeRO-3); an adapter does not need it.
+# Full tuning partitions weights, gradients and optimizer states among the ranks (ZeRO-3); adapters need no partition.
 CONFIG=${CONFIG:-$([ "$METHOD" != full ] || echo "pretrain/configs/zero3$([ "$PRECISION" != fp16 ] || echo -fp16).json")}
 
 case "$PRECISION" in bf16 | fp16 | fp32) ;; *) fail "PRECISION=$PRECISION is not bf16, fp16 or fp32" ;; esac
@@ -32,7 +32,8 @@ if [ "$gpus" = 0 ]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + GPUS - 1) / GPUS))}
 fi
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # DeepSpeed calls deprecated functions of torch
-# Folder in which DeepSpeed compiles operations: one for each run, since a stale lock in a shared folder may delay the start by 30 minutes.
+# Folder in which DeepSpeed compiles operations: one for each run, since a stale lock in a shared folder may delay the
+# start by 30 minutes.
 [ -z "$CONFIG" ] || export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-${TMPDIR:-/tmp}/torch_extensions.$$}
 
 options=(--base_model "$BASE_MODEL" --data_path "$DATA_PATH" --output_dir "$OUTPUT_DIR" --method "$METHOD"
@@ -47,10 +48,11 @@ elif [ -f "$BASE_MODEL/checkpoint.json" ]; then # sealed by tools/checkpoint.py
     python tools/checkpoint.py verify "$BASE_MODEL"
 fi
 
-# launch OPTION…: starts one rank of finetune.py for each GPU of this machine; lora_multinode.sh sets the four values below.
-# On SIGTERM, SIGHUP or Ctrl-C the ranks finish the step, save a checkpoint and exit with status 143. A single rank without
-# DeepSpeed replaces this shell and receives the signal; else this shell sends SIGTERM to its ranks (torchrun would kill
-# them after 30 s). A second Ctrl-C ends the run without a checkpoint. If a rank fails, the others are killed.
+# launch OPTION…: starts one rank of finetune.py for each GPU of this machine; lora_multinode.sh sets the four values
+# below. On SIGTERM, SIGHUP or Ctrl-C the ranks finish the step, save a checkpoint and exit with status 143. A single
+# rank without DeepSpeed replaces this shell and receives the signal; otherwise this shell sends SIGTERM to its ranks
+# (torchrun would kill them after 30 s). A second Ctrl-C ends the run without a checkpoint. If a rank fails, the others
+# are killed.
 first_rank=0 world_size=$GPUS address=127.0.0.1 port=
 launch() {
     [ "$world_size" -gt 1 ] || [ -n "$CONFIG" ] || exec python finetune/finetune.py "${options[@]}" "$@"

@@ -105,7 +105,7 @@ def test_keep_training_layout_changes_an_attribute_of_bitsandbytes(repository: P
 
 
 def test_adapter_is_saved_without_matrices_of_its_base(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    """PeftModel.save_pretrained stores the matrix by default, and no longer after save_adapter_only."""
+    """PeftModel.save_pretrained stores a copy of the matrix by default, but not after save_adapter_only."""
     assert inspect.signature(PeftModel.save_pretrained).parameters["save_embedding_layers"].default == "auto"
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     model = get_peft_model(base, LoraConfig(target_modules=["lm_head"]))

@@ -209,4 +209,4 @@ def test_systems_have_figures_and_a_second_run_computes_nothing(
     assert second.stdout.splitlines()[-6:] == first.stdout.splitlines()[-6:]
     assert json.loads(output.read_text()) == result
     other = run_script("benchmarks/bench_extraction.py", *command, "--seeds", 2, "--minutes", 7, *tuning, status=2)
-    assert "has results with another minutes; name another --scratch" in other.stderr
+    assert "has results with other settings (minutes); name another --scratch" in other.stderr

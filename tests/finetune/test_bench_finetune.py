@@ -72,14 +72,14 @@ def test_batch_counts_counts_packed_examples() -> None:
 
 
 @pytest.mark.skipif(not TRL_PYTHON.is_file(), reason="TRL's environment is missing")
-def test_trl_in_its_own_environment(scratch: Path) -> None:
+def test_trl_is_measured_in_its_own_environment(scratch: Path) -> None:
     check_measurements(bench_finetune.run_contender("trl", scratch, str(TRL_PYTHON)))
 
 
 def test_invalid_option_is_an_error_of_one_line(run_script: RunScript) -> None:
     for option, message in (
         ("--stepz", "unknown option --stepz"),
-        ("--micro", "counts are at least 1, --batch a mult"),
+        ("--micro", "--rounds, --steps, --warm_up, --micro and --layers must be at least 1, --batch a mult"),
     ):
         done = run_script("benchmarks/bench_finetune.py", option, 3, status=2)
         assert done.stderr.startswith(f"error: {message}")

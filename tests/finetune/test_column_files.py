@@ -32,13 +32,13 @@ CONLL04 = """#doc 5
 """
 
 
-def tags(text: str) -> list[Span]:
-    """The spans of tags such as "B-x I-x O"."""
+def spans_of(text: str) -> list[Span]:
+    """Return the spans of tags such as "B-x I-x O"."""
     return entity_spans([tag for word in text.split() if (tag := parse_tag(word))])
 
 
 def inconsistent(*sentences: str) -> int:
-    """The inconsistent tags of a file with sentences of these tags."""
+    """Return the number of inconsistent tags in a file with sentences of these tags."""
     counts = TagCounts()
     for text in sentences:
         counts.add([tag for word in text.split() if (tag := parse_tag(word))])
@@ -117,7 +117,7 @@ def test_crossner_columns_give_the_examples_of_its_json(tmp_path: Path, shared_d
     ],
 )
 def test_spans_are_those_of_conlleval(text: str, spans: list[tuple[str, int, int]]) -> None:
-    assert tags(text) == spans
+    assert spans_of(text) == spans
 
 
 def test_inconsistent_tags_are_counted_by_the_scheme_of_the_file() -> None:
@@ -218,15 +218,15 @@ ROW = "0\tAnn\tB-x\t['N']\t[0]\n"
         ("auto", "Dear all,\n\nhello there\n", r"in.txt is not recognised .* lines 'Dear all,', 'hello there'\); give"),
         ("conll", "Ann B-x\nLee\n", r"in.txt:2 has one column \('Lee'\); write the token first"),
         ("conll", "Ann B-x\n\tO\n", "in.txt:2 has one column"),
-        ("conll", "Ann X-x\n", "in.txt:1 has the tag 'X-x'; write O, or B-, I-, E-, S- or M- and a type"),
-        ("conll", "Ann O\n# id 7\n", "in.txt:2 has the tag '7'"),
-        ("conll", "Ann B-\n", "in.txt:1 has the tag 'B-'"),
+        ("conll", "Ann X-x\n", "in.txt:1 has the invalid tag 'X-x'; write O, or B-, I-, E-, S- or M- and a type"),
+        ("conll", "Ann O\n# id 7\n", "in.txt:2 has the invalid tag '7'"),
+        ("conll", "Ann B-\n", "in.txt:1 has the invalid tag 'B-'"),
         ("conll", "\n\n-DOCSTART- O\n", "in.txt holds no sentences; give a file with one token"),
         ("conll", "\u3000 O\n", "in.txt:1 starts a sentence that has only white space; remove its lines"),
         ("conll04", "#doc 1\n0\tAnn\tO\n", "in.txt:2 has 3 columns, not five; separate"),
         ("conll04", ROW.replace("Ann", " "), "in.txt:1 has no token; separate"),
         ("conll04", ROW + ROW, r"in.txt:2 has the index '0', but the next token of this document has the index 1;"),
-        ("conll04", ROW.replace("B-x", "B"), "in.txt:1 has the tag 'B'"),
+        ("conll04", ROW.replace("B-x", "B"), "in.txt:1 has the invalid tag 'B'"),
         (
             "conll04",
             ROW.replace("'N'", "exit()"),

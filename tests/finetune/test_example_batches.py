@@ -10,7 +10,7 @@ from packed_attention.segment_attention import Segment
 
 
 class ListedExamples:
-    """Examples (ids, spans) in memory; all are of source 0, the last one of source 1."""
+    """Examples (ids, spans) in memory; the last one is of source 1, all others are of source 0."""
 
     def __init__(self, examples: list[tuple[list[int], list[tuple[int, int]]]]) -> None:
         self.examples = [(np.array(ids), np.array(spans)) for ids, spans in examples]
@@ -24,7 +24,7 @@ class ListedExamples:
 
 EXAMPLES: Any = ListedExamples(
     [([1, 5, 2, 6, 2], [(3, 5)]), ([1, 7, 2], [(0, 3)])]
-)  # EOS (2) inside, and the second all supervised
+)  # the first example has EOS (2) inside; all tokens of the second are supervised
 
 
 def test_packed_sequence_restarts_positions_and_has_no_target_for_first_tokens() -> None:

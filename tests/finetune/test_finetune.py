@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_prompts.template_files import folder_template
 from conftest import RunScript
 from instruction_data.named_templates import load_template
 from instruction_tuning.result_folder import sha256
@@ -142,13 +143,22 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
         finetune.main(
             command(tiny_checkpoint, rows_file, tmp_path / "whole", *more, *again, "--seed", 2, "--lora_r", 8)
         )
-    with pytest.raises(ValueError, match="the checkpoint has 11 steps, the run only 2; give a larger --max_steps"):
+    with pytest.raises(ValueError, match="the checkpoint has 11 steps, but the run has only 2; give a larger"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again, "--max_steps", "2"))
     with pytest.raises(ValueError, match="is not complete"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", "--resume_from_checkpoint", str(tmp_path)))
     with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", *again))
     assert not (tmp_path / "x").exists()
+
+
+def test_run_that_resumes_without_prompt_template_name_keeps_its_template(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
+    given = command(tiny_checkpoint, rows_file, tmp_path / "adapter", "--batch_size", 8, "--save_steps", 1)
+    finetune.main([*given, "--max_steps", "1", "--prompt_template_name", "alpaca_short"])
+    finetune.main([*given, "--max_steps", "2", "--resume_from_checkpoint", "True"])
+    assert folder_template(tmp_path / "adapter") == load_template("alpaca_short")
 
 
 @pytest.mark.integration

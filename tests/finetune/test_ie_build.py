@@ -34,7 +34,7 @@ TYPES = {
 
 
 def write_json(path: Path, *values: Any, lines: bool = True) -> Path:
-    """Write the values as JSON, one a line, or (lines=False) only the first value."""
+    """Write the values as JSON, one per line; with lines=False, write only the first value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values) if lines else json.dumps(values[0])
     path.write_text(text, encoding="utf-8")
@@ -46,7 +46,7 @@ def read(path: Path) -> list[Any]:
 
 
 def build_rows(folder: Path, *sentences: Any, types: Any = None, **options: Any) -> list[dict[str, str]]:
-    """The examples of a build in `folder` from these annotations and types."""
+    """Return the examples of a build in `folder` from these annotations and types."""
     given = write_json(folder / "annotated.jsonl", *sentences)
     if types is not None:
         options["types"] = write_json(folder / "types.json", types, lines=False)
@@ -207,7 +207,7 @@ def test_text_characters_is_the_median_length_of_the_first_build(tmp_path: Path)
     assert extraction(tmp_path)["ner"]["en"]["text_characters"] == len(longer["sentence"])
 
 
-def test_other_wording_in_extraction_json_is_an_error_and_stays(tmp_path: Path) -> None:
+def test_other_wording_in_extraction_json_is_an_error_and_is_kept(tmp_path: Path) -> None:
     other = write_json(tmp_path / "extraction.json", {"tasks": {"ner": {"en": {"instruction": "Name the {schema}."}}}})
     before = other.read_bytes()
     with pytest.raises(ValueError, match=r"extraction.json has another instruction for ner in en.*--wording"):
@@ -289,7 +289,7 @@ def test_error_for_annotations_that_are_not_utf8_names_the_file(tmp_path: Path) 
         ({"relation": {"en": ["born in"]}}, "no lists by language under 'entity'"),
         ({"entity": {"en": "person"}}, "no list of names under 'entity', 'en'"),
         ({"entity": {"zh": ["人物"]}}, "no types are known for the sentences in en"),
-        (["人物"], r"no item has a requested type .*; the annotated types are person 1, place 1; give the --types"),
+        (["人物"], "no item has a requested type .*; the annotated types with their counts are person 1, place 1;"),
     ],
 )
 def test_error_for_invalid_types_names_the_file(tmp_path: Path, types: Any, message: str) -> None:
@@ -323,12 +323,12 @@ def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, 
         ({"wording": "gone.json"}, "gone.json does not exist; --wording takes"),
         ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; create the folder"),
         ({"output": "in.jsonl"}, "in.jsonl is an input file; give --output another name"),
-        ({"output": "extraction.json"}, "give --output another name"),
+        ({"output": "extraction.json"}, "is the file that records the wording; give --output another name"),
         ({"requests": "extraction.json"}, "give --requests another name"),
         ({"requests": "rows.jsonl"}, "--output and --requests are both rows.jsonl; give --requests another name"),
         ({"requests": "in.jsonl"}, "in.jsonl is an input file; give --requests another name"),
         ({"requests": "no/folder/x.jsonl"}, "no/folder does not exist; create the folder of --requests"),
-        ({"format": "conll"}, "in.jsonl:1 has the tag"),
+        ({"format": "conll"}, "in.jsonl:1 has the invalid tag"),
         ({"order_augmentation": 0}, "--order_augmentation 0 is out of range; give 1 to 16"),
         ({"order_augmentation": 17}, "--order_augmentation 17 is out of range; give 1 to 16"),
     ],

@@ -117,7 +117,7 @@ JSON_VALUES = st.recursive(
 @given(st.dictionaries(st.text(max_size=3), st.lists(JSON_VALUES, max_size=4), max_size=4), st.sampled_from([
     "{}", ANN, json.dumps({"born in": [BORN]}), MIXED,
 ]))  # fmt: skip
-def test_predicted_items_are_as_many_as_answered(answer: dict[str, list[object]], gold: str) -> None:
+def test_predicted_items_are_all_items_of_the_answer(answer: dict[str, list[object]], gold: str) -> None:
     scores = score_answers([(json.dumps(answer), gold)])
     predicted = sum(scores[task]["predicted"] for task in ("entity", "triple"))
     assert predicted == sum(map(len, answer.values()))
@@ -164,7 +164,7 @@ def test_search_for_a_json_object_takes_linear_time() -> None:
 
 @pytest.mark.parametrize("variant", ["NER.gold", "NER.noisy", "NER.broken", "RE.gold_subjobj", "RE.noisy", "RE.broken"])
 def test_scores_equal_those_of_the_published_scorer(shared_data: Path, variant: str) -> None:
-    """Multiset matching; a published example asks for some of the types, so only their items are compared."""
+    """Items match as multisets. A published example asks for some of the types; only their items are compared."""
     pairs = []
     for line in (shared_data / f"iepile/eval/{variant}.json").read_text().splitlines():
         row = json.loads(line)
@@ -217,7 +217,7 @@ def test_rows_of_all_forms_are_paired(tmp_path: Path) -> None:
             scored_rows(str(file), str(gold))
 
 
-def test_lenient_scores_stand_beside_the_strict_ones(tmp_path: Path, run_script: RunScript) -> None:
+def test_lenient_scores_are_added_to_the_strict_scores(tmp_path: Path, run_script: RunScript) -> None:
     answers = (ANN, f"```json\n{ANN}\n```", f"{ANN} That is all.", "Ann")
     predictions = lines(tmp_path / "p.jsonl", *({"prediction": answer, "output": ANN} for answer in answers))
     target = tmp_path / "scores.json"

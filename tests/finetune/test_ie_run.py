@@ -22,7 +22,7 @@ ANSWER_KEYS = ("prediction", "finish_reason")
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """An adapter folder whose weights are random, with a tokenizer that has the alpaca template."""
+    """A folder with an adapter of random weights and a tokenizer that has the alpaca_short template."""
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
@@ -44,8 +44,8 @@ def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[di
     assert all(answer.text for answer in alone)
 
 
-def test_answer_ends_where_the_positions_of_the_model_do(tiny_checkpoint: Path) -> None:
-    """A long prompt, which leaves 4 tokens, is answered beside short ones as alone."""
+def test_answer_ends_at_the_last_position_of_the_model(tiny_checkpoint: Path) -> None:
+    """A long prompt, which leaves room for 4 tokens, has the same answer beside short prompts and alone."""
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     encoder = PromptEncoder(tokenizer)
     model.generation_config.eos_token_id = encoder.tokenizer.eos_token_id
@@ -74,7 +74,7 @@ def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
 
 
 def test_settings_of_the_checkpoint_do_not_change_greedy_answers(tiny_checkpoint: Path) -> None:
-    """transformers takes values that are not given from the checkpoint's generation_config.json."""
+    """By default, transformers takes settings that are not given from the checkpoint's generation_config.json."""
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     encoder = PromptEncoder(tokenizer)
     prompts = encoder.batch_prompt_ids([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
@@ -155,15 +155,15 @@ MESSAGES = [{"role": "user", "content": "Extract.", "input": "Ann came."}, {"rol
 def test_rows_that_cannot_be_answered_stop_the_run_or_are_skipped(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A row of messages is answered; a number as input, a role that the template lacks and 600 tokens are not."""
+    """Not usable: a number as input, a role that the template lacks, a prompt that is longer than the context."""
     data, target = tmp_path / "d.jsonl", tmp_path / "p.jsonl"
     bad: list[tuple[dict[str, Any], str]] = [
         ({"messages": [{**MESSAGES[0], "input": 5}]}, "d.jsonl:2 has a message whose input is not text"),
         (
             {"instruction": "q", "system": "s"},
-            "d.jsonl:2 cannot be used (the chat template cannot render these messages: the alpaca",
+            "d.jsonl:2 cannot be used: the chat template cannot render these messages: the alpaca",
         ),
-        ({"instruction": "山 " * 600}, "tokens, but the model has only 512 positions; shorten it"),
+        ({"instruction": "山 " * 600}, "leaves no room for an answer in the model's 512 positions; shorten it"),
     ]
     given: dict[str, Any] = {"base_model": str(tiny_checkpoint), "data_path": str(data), "output": str(target)}
     given |= {"prompt_template_name": "alpaca", "max_new_tokens": 4}

@@ -35,7 +35,7 @@ def test_template_of_the_base_is_kept_unless_another_is_named(tokenizer: Any) ->
     assert choose_template("llama-2", tokenizer, "B") == (load_template("llama-2"), "llama-2")
 
 
-def test_base_with_named_templates_only_is_tuned_with_alpaca_and_they_are_named(tokenizer: Any, tmp_path: Path) -> None:
+def test_base_with_only_named_templates_gets_alpaca_and_they_are_listed(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates/tool_use.jinja").write_text("tools")
     origin = f"alpaca, since {tmp_path} has none, only the named template tool_use"

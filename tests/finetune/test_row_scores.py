@@ -1,4 +1,4 @@
-"""Scores of rows: intervals of F1, scores by type and by order, names not in the text, answers that stop, /extract."""
+"""Scores of rows: intervals of F1, scores by type and by order, names not in the text, finish reasons, /extract."""
 
 import json
 import time
@@ -110,10 +110,10 @@ def test_table_shows_types_in_one_line_each() -> None:
 def test_not_in_text_is_the_share_of_predicted_names(answer: dict[str, Any], text: str, share: float) -> None:
     assert score_rows([ScoredRow(json.dumps(answer), ANN, text)])["not_in_text"] == share
     rows = [ScoredRow(json.dumps(answer), ANN, text), ScoredRow('{"person": ["Zoe"]}', ANN), ScoredRow("no", ANN, "")]
-    assert score_rows(rows)["not_in_text"] == share  # of the rows with a text
+    assert score_rows(rows)["not_in_text"] == share  # only rows with a text count
 
 
-def test_stopped_is_the_share_of_the_rows_that_say_how_they_ended() -> None:
+def test_stopped_is_a_share_of_the_rows_with_a_finish_reason() -> None:
     rows = [ScoredRow(ANN, ANN, None, reason) for reason in ("stop", "length", "stop", "abort", "")]
     scores = score_rows(rows)
     assert scores["stopped"] == 2 / 4
@@ -137,8 +137,8 @@ def test_orders_of_a_test_set_have_mean_and_deviation_of_f1() -> None:
         assert "orders" not in score_rows(incomplete)
 
 
-def test_interval_of_several_orders_is_as_wide_as_that_of_one() -> None:
-    """The same answers in four orders are no more evidence."""
+def test_interval_of_several_orders_equals_the_interval_of_one_order() -> None:
+    """The same answers in four orders do not narrow the interval."""
     rows = [ScoredRow(ANN if number % 3 else "{}", ANN, f"text {number}", "", "0") for number in range(60)]
     four = [row._replace(order=str(order)) for order in range(4) for row in rows]
     assert score_rows(four)["entity"]["f1_interval"] == score_rows(rows)["entity"]["f1_interval"]

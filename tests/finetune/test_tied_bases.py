@@ -49,7 +49,7 @@ def two_matrices(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 def run_printed_commands(printed: str, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Run the demo and the merge that a run prints; return the words of all its next commands."""
-    monkeypatch.setattr("sys.stdin", StringIO())  # the demo ends where the typed instructions end
+    monkeypatch.setattr("sys.stdin", StringIO())  # no typed instructions, so the demo ends at once
     lines = [
         line.partition(" it: ")[2] for line in printed.splitlines() if line.startswith(("try it", "merge", "serve"))
     ]
@@ -83,7 +83,7 @@ def test_next_commands_work_and_untying_is_announced_before_training(
     base: str,
     change: str,
 ) -> None:
-    """The merged checkpoint, which is the one to serve, has the adapter's logits."""
+    """The merged checkpoint, which the printed command serves, has the logits of base and adapter."""
     options, names = CHANGES[change]
     folder, adapter = tied_checkpoint if base == "tied" else tiny_checkpoint, tmp_path / "my adapter"
     finetune.main(command(folder, rows_file, adapter, *STEPS, *options))

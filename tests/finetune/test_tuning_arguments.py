@@ -33,7 +33,7 @@ def test_accumulation_times_micro_batches_is_the_global_batch(
         (12, 4, 0, 8, "x 8 ranks; take --batch_size 32$"),
         (16, 4, 4, 1, "exclude each other"),
         (0, 4, 0, 1, "at least 1"),
-        (10**17, 10**17 - 1, 0, 1, "or --micro_batch_size 10000$"),  # at once
+        (10**17, 10**17 - 1, 0, 1, "or --micro_batch_size 10000$"),  # the search is limited
     ],
 )
 def test_error_for_indivisible_batch_proposes_divisible_sizes(

@@ -1,4 +1,4 @@
-"""finetune.py: every option of Trainer has an effect, or is refused by name; the cases are those of pretraining."""
+"""finetune.py: every option of Trainer has an effect, or is refused by name; pretraining has the same cases."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ ALL = CASES | {
     "logging_first_step": Case("False", "--logging_steps 2", effect=other_steps("loss", [1, 2], [2])),
     "ddp_find_unused_parameters": Case("True", effect=passed_to_ddp("find_unused_parameters", True)),
 }
-# Options whose code is Trainer's and the same in both trainers.
+# Options that Trainer implements in the same way for both trainers.
 SAME_IN_PRETRAINING = {
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1",
     "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "full_determinism", "torch_empty_cache_steps",
@@ -55,7 +55,7 @@ def runs() -> dict[str, Run]:
 def run_with(
     runs: dict[str, Run], tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> RunWith:
-    """run_with("--seed 5") trains three steps; a second run with the same options is the first one."""
+    """run_with("--seed 5") trains three steps; a repeated call with the same options returns the first run."""
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
     plain = "--gradient_accumulation_steps 1 --micro_batch_size 4 --max_steps 3"

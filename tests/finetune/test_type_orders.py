@@ -26,7 +26,7 @@ SENTENCES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("types", [1, 2, 3, 4, 60])
 @pytest.mark.parametrize("count", [1, 5, 16])
-def test_orders_are_distinct_as_far_as_there_are_permutations(types: int, count: int) -> None:
+def test_orders_are_distinct_if_there_are_enough_permutations(types: int, count: int) -> None:
     names = [f"t{number}" for number in range(types)]
     orders = random_orders(names, count, "0 ner en")
     distinct = min(count, factorial(types))
@@ -49,7 +49,7 @@ def question(wording: str) -> dict[str, ExtractionQuestion]:
     return {"en": ExtractionQuestion(wording, wording.replace("{schema}", ", ".join(TYPES)), TYPES, 20)}
 
 
-def test_one_order_is_the_given_one() -> None:
+def test_order_augmentation_of_1_keeps_the_given_order() -> None:
     questions = question(WORDING["ner"]["en"])
     assert reordered_questions(questions, "ner", 1, 7) == [questions]
 
@@ -61,7 +61,7 @@ def test_error_for_a_wording_without_types_names_the_option() -> None:
 
 
 def build(folder: Path, **options: Any) -> list[dict[str, Any]]:
-    """The examples of a build from SENTENCES and TYPES."""
+    """Return the examples of a build from SENTENCES and TYPES."""
     (folder / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in SENTENCES))
     (folder / "types.json").write_text(json.dumps(TYPES))
     ie_build.main(str(folder / "in.jsonl"), str(folder / "rows.jsonl"), types=str(folder / "types.json"), **options)
