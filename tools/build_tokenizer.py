@@ -1,7 +1,7 @@
 """Build an exact tokenizer.json from a SentencePiece tokenizer.model, and check it against SentencePiece.
 
     python tools/build_tokenizer.py --tokenizer_model llama/tokenizer.model --output_dir checkpoints/llama-tokenizer
-    python tools/build_tokenizer.py --tokenizer_model M --output_dir D --check_path texts.jsonl    # your own text too
+    python tools/build_tokenizer.py --tokenizer_model M --output_dir D --check_path texts.jsonl    # your own text
 
 With LLaMA-2's tokenizer.model, the converter of current transformers gives wrong ids for half of all English documents.
 The tokenizer built here is compared with SentencePiece on hard cases and on real text before anything is written.

@@ -1,8 +1,8 @@
-"""Seal a checkpoint folder, verify its seal, show its content, compare two, estimate the GPU memory of its uses.
+"""Seal a checkpoint folder, verify its seal, show its content, compare two folders, estimate a model's GPU memory.
 
     python tools/checkpoint.py seal checkpoints/tuned --parents checkpoints/base,checkpoints/adapter
-    python tools/checkpoint.py verify checkpoints/tuned      # exit status 2 names the first file that differs
-    python tools/checkpoint.py verify checkpoints/zhixi      # recovered from a published diff: also its published MD5
+    python tools/checkpoint.py verify checkpoints/tuned      # status 2 and an error line if a file differs
+    python tools/checkpoint.py verify checkpoints/zhixi      # made from a published diff: also compares its MD5
     python tools/checkpoint.py show checkpoints/tuned
     python tools/checkpoint.py compare checkpoints/tuned checkpoints/recovered      # exit status 0 if equal, else 1
     python tools/checkpoint.py memory checkpoints/base --gpu_memory 24      # needs config.json only
@@ -30,7 +30,7 @@ def seal(folder: str, parents: tuple[str, ...] = ()) -> None:
     """Write checkpoint.json into a finished folder, replacing an older one.
 
     Args:
-        folder: the checkpoint folder; the name of a repository is not accepted, unlike in the other commands.
+        folder: the checkpoint folder; the name of a repository is not accepted, unlike in verify, show and compare.
         parents: folders that the checkpoint was made from, separated by commas.
     """
     path = Path(folder).expanduser()
@@ -44,7 +44,7 @@ def verify(folder: str, published: str = "") -> None:
 
     Args:
         folder: a sealed checkpoint folder, a published one, or the model recovered from a published diff.
-        published: the repository of the model or diff, if the folder does not identify it.
+        published: the repository of the published model or diff; needed if the folder does not identify it.
     """
     path = existing_folder(folder, "verify")
     sealed = verify_seal(path)
@@ -60,7 +60,7 @@ def verify(folder: str, published: str = "") -> None:
 
 
 def show(folder: str) -> None:
-    """Print a folder's kind, tensors, parameters, types, the fingerprint of its weights (computed) and its parents.
+    """Print a folder's kind, tensors, parameters, types, bytes, the fingerprint of its weights (computed) and seal.
 
     Args:
         folder: a checkpoint folder, sealed or not.
@@ -87,7 +87,7 @@ def show(folder: str) -> None:
 
 
 def compare(first: str, second: str) -> None:
-    """Print whether two folders hold bit-identical weights (exit status 0), or how far apart they are (1).
+    """Print whether two folders hold bit-identical weights (exit status 0), or how far apart they are (exit status 1).
 
     Args:
         first: a checkpoint folder.
@@ -101,14 +101,14 @@ def compare(first: str, second: str) -> None:
 
 
 def memory(folder: str, gpu_memory: float | None = None) -> None:
-    """Print the GPU memory that demos, server and tuning need with a model, in 16, 8 and 4 bits; an estimate.
+    """Print estimates of the GPU memory that demos, server and tuning need for a model in 16, 8 and 4 bits.
 
     Args:
         folder: a checkpoint folder, a config.json, or a size: 1B, 7B, 13B, 70B (LLaMA).
-        gpu_memory: memory of the card in GiB; adds what fits on it.
+        gpu_memory: memory of the card in GiB; adds a column that says which uses fit.
     """
     if gpu_memory is not None and gpu_memory <= 0:
-        raise ValueError(f"--gpu_memory {gpu_memory:g} is not above 0; give the card's GiB, for example 24")
+        raise ValueError(f"--gpu_memory {gpu_memory:g} is not above 0; give the card's memory in GiB, such as 24")
     print(memory_table(folder, gpu_memory or 0.0))
 
 

@@ -4,11 +4,11 @@
     python tools/convert_llama.py --input_dir LLaMA --model_size 13B --output_dir checkpoints/llama-13b
     python tools/convert_llama.py --input_dir llama-2-70b-chat --model_size 70Bf --output_dir checkpoints/70b-chat
 
-Supports LLaMA 1, 2, 3, 3.1, 3.2 (1B, 3B), 3.3 and Code LLaMA, in any number of files. --input_dir contains params.json,
-or a subfolder named after the size that contains it (LLaMA/13B beside LLaMA/tokenizer.model, as LLaMA-1 is
-distributed). The files are compared with checklist.chk if it exists. The weights keep their type and every bit. Files
-are memory-mapped, and a few MB are held in memory (files from before PyTorch 1.6 cannot be mapped and are read
-entirely). No code in the files is executed.
+Supports LLaMA 1, 2, 3, 3.1, 3.2 (1B, 3B), 3.3 and Code LLaMA, in any number of files. params.json is in --input_dir or
+in a subfolder named after --model_size (LLaMA/13B beside LLaMA/tokenizer.model, as LLaMA-1 is distributed). The files
+are compared with checklist.chk and tokenizer_checklist.chk if these exist. The weights keep their type and every bit.
+Files are memory-mapped, and only a few MB are held in memory (files from before PyTorch 1.6 cannot be mapped and are
+read entirely). No code in the files is executed.
 """
 
 from command_line.fire_commands import run
@@ -36,10 +36,11 @@ def main(
 
     Args:
         input_dir: the folder that contains params.json, or its parent.
-        model_size: 1B, 3B, 7B, 8B, 13B, 30B, 34B, 65B or 70B, compared with params.json; 7Bf … are the chat models of
-            LLaMA-2. auto relies on params.json alone.
+        model_size: 1B, 3B, 7B, 8B, 13B, 30B, 34B, 65B or 70B, compared with params.json; a final f, as in 7Bf, means a
+            chat model of LLaMA-2. auto relies on params.json alone.
         output_dir: a new folder.
-        llama_version: 1, 2, 3, 3.1, 3.2 or 3.3; inferred from the files by default. It sets the context length.
+        llama_version: 1, 2, 3, 3.1, 3.2 or 3.3; inferred from the files by default. It determines the context length
+            and, from version 3 on, rotary scaling and special tokens.
         instruct: the model is a chat model; from version 3 on, its end tokens differ from the pretrained model's.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
         check_path: additional text to compare the tokenizer on: .jsonl with a `text` key, or one text per line.

@@ -10,9 +10,10 @@
 Files are downloaded to the folder DOWNLOAD_PATH.partial and compared with the size and hash that the hub publishes. The
 folder is renamed when all files are correct. The same command resumes an interrupted download, even within a file. In a
 finished folder it restores missing and damaged files of the commit in .download/note.json, even if the hub has a newer
-one; the note must name the same repository, and the same revision or commit. Other folders are not changed. Mirrors,
-tokens and proxies are set by the hub client's variables: HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=… If the endpoint
-does not have the hub's API, ModelScope's is tried (--endpoint https://www.modelscope.cn --repo_name ZJUNLP/NAME).
+commit; the note must name the same repository, and the same revision or commit. Other folders are not changed. Mirrors,
+tokens and proxies are set by environment variables of the hub client: HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=… If
+the endpoint does not have the hub's API, the API of ModelScope is tried (--endpoint https://www.modelscope.cn
+--repo_name ZJUNLP/NAME).
 """
 
 from command_line.fire_commands import run
@@ -97,5 +98,5 @@ def list_published() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # telemetry would contact the public hub with any endpoint
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # it contacts the public hub, whatever the endpoint
     run({"list": list_published} if sys.argv[1:2] == ["list"] else main)

@@ -3,10 +3,10 @@
     python tools/export_gguf.py --model_path merged --output_file merged-q8_0.gguf --type q8_0
     python tools/export_gguf.py --model_path merged --output_file merged-q4_k_m.gguf --type q4_k_m
 
-Types: f32, f16, bf16, q8_0, q4_0, and q4_k_m through llama.cpp's own quantiser. Vectors stay float32. A matrix whose
-row length is not a multiple of 32 is stored as f16, with a notice. q4_0 stores the output matrix (the embedding if they
-are tied) as q8_0; llama.cpp itself uses q6_k for it. Memory use does not depend on the model's size. Needs the package
-gguf.
+Types: f32, f16, bf16, q8_0, q4_0, and q4_k_m through llama.cpp's own quantiser. Vectors are stored as f32. If the row
+length of a matrix is not a multiple of 32, q8_0 and q4_0 files store it as f16, with a notice. q4_0 stores the output
+matrix (the embedding if they are tied) as q8_0; llama.cpp itself uses q6_k for it. Memory use does not depend on the
+model's size. Needs the package gguf, and for q4_k_m also llama-cpp-python.
 """
 
 from command_line.fire_commands import run
@@ -22,8 +22,8 @@ from partial_folders import resume_journal
 from partial_folders.atomic_outputs import new_file
 from partial_folders.output_paths import file_path
 
-BYTES_PER_TOKEN = 64  # upper bound for the tokenizer's size in the file
-QUANTISED_BYTES = 0.7  # per weight, upper bound for q4_k_m
+BYTES_PER_TOKEN = 64  # upper bound for the size of the tokenizer in the file
+QUANTISED_BYTES = 0.7  # per weight of a q4_k_m file, upper bound
 
 
 def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
@@ -43,7 +43,7 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     if kind not in FILE_TYPES:
         raise ValueError(f"--type {type} is unknown; use one of {', '.join(FILE_TYPES)}")
     if target.suffix != ".gguf":
-        raise ValueError(f"--output_file {target} does not end in .gguf; programs recognise such files by that suffix")
+        raise ValueError(f"--output_file {target} does not end in .gguf; programs recognise GGUF files by that suffix")
     file_path(target)
     folder = existing_folder(model_path, "--model_path", "config.json")
     model = read_model(folder)

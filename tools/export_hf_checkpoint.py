@@ -3,7 +3,8 @@
     python tools/export_hf_checkpoint.py --base_model base --lora_model adapter --output_dir merged
     python tools/export_hf_checkpoint.py --base_model B --lora_model L --output_dir D --max_shard_size 10GB
 
-Merges like `tools/weight_diff.py merge`: in float32, rounded once to the base's types, streamed, resumable.
+Merges like `tools/weight_diff.py merge`: weights are streamed, merged in float32 and rounded once to the base's types.
+The same command resumes an interrupted run.
 """
 
 from command_line.fire_commands import run

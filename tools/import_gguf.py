@@ -5,8 +5,8 @@
 
 Supports the architectures llama (LLaMA, Mistral), qwen2 and qwen3, and the types F32, F16, BF16, Q4_0, Q4_1, Q5_0,
 Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS. Quantised weights become floats again, without the precision that
-quantisation lost. Tensors are streamed, so a few MB are held in memory. The new folder is sealed, with the file as its
-parent. Needs the package gguf.
+quantisation lost. Tensors are streamed, so only a few MB are held in memory. The new folder is sealed, with the file as
+its parent. Needs the package gguf.
 """
 
 from command_line.fire_commands import run

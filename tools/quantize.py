@@ -1,13 +1,13 @@
-"""Quantise a checkpoint, calibrated on instruction data, and measure the loss: folder in, new folder out.
+"""Quantise a checkpoint and measure the loss of quality: folder in, new folder out.
 
     python tools/quantize.py --model_path merged --output_dir merged-nf4 --method nf4 --eval_path heldout.jsonl
     python tools/quantize.py --model_path merged --output_dir merged-w4a16 --method gptq \\
         --data_path instructions.jsonl --samples 256 --eval_path heldout.jsonl
 
 gptq and awq (4-bit weights), int8 and fp8 (8-bit weights and activations) write the compressed-tensors format, which
-vLLM serves; bnb8 and nf4 write bitsandbytes' format, for transformers. Calibration (gptq, awq, int8) renders rows with
-the checkpoint's own chat template. Embedding, norms and lm_head are not quantised. The libraries need a separate
-environment (requirements-quantize.txt). The whole model is held in memory, one copy at a time.
+vLLM serves; bnb8 and nf4 write bitsandbytes' format, for transformers. gptq, awq and int8 are calibrated on instruction
+data, which is rendered with the checkpoint's own chat template. Embedding, norms and lm_head are not quantised. The
+libraries need a separate environment (requirements-quantize.txt). The whole model is in memory, one copy at a time.
 """
 
 from command_line.fire_commands import run
@@ -52,7 +52,7 @@ def main(
         output_dir: a new folder.
         method: gptq or awq (4-bit weights), fp8 or int8 (8-bit weights and activations), bnb8 or nf4 (bitsandbytes).
         data_path: calibration data for gptq, awq and int8: JSON or JSONL of instruction rows, or of {"text"}.
-        eval_path: held-out rows in the same formats; without them the table has only sizes.
+        eval_path: held-out rows in the same formats; without this file, the table has only sizes.
         samples: number of calibration rows.
         eval_samples: number of held-out rows to measure on.
         max_length: maximum tokens of a row; longer rows are truncated for calibration and omitted from the measurement.
@@ -60,7 +60,7 @@ def main(
         dtype: type of weights that are not quantised: float16, bfloat16, float32, or auto for the checkpoint's own.
         max_shard_size: maximum size of a weight file, such as 5GB.
         seed: for the random selection of rows.
-        trust_remote_code: execute the Python code in the folder of model_path.
+        trust_remote_code: execute the Python code in the folder model_path.
     """
     options = dict(locals())
     counts = {"samples": samples, "eval_samples": eval_samples, "max_length": max_length}

@@ -29,17 +29,18 @@ INSTRUCTION, INPUT = "Say {{ what }} {is} 100%s {% new %}.", "第一行\nline tw
 
 
 def check_template(folder: Path, template: Path, trust_remote_code: bool) -> None:
-    """Render the folder's template with its tokenizer. template: the template's file, for messages.
+    """Render a test message with the template and the tokenizer of a folder.
 
-    An input that the template does not use is appended to the content, as in every prompt of this repository. Raises
-    ValueError if rendering fails or changes the text, FileNotFoundError if the folder has no tokenizer_config.json.
+    template: the file of the template, for messages. An input that the template does not use is appended to the
+    content, as in every prompt of this repository. Raises ValueError if rendering fails or changes the text,
+    FileNotFoundError if the folder has no tokenizer_config.json.
     """
     from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     if not (folder / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no tokenizer_config.json; copy the model's own there")
+        raise FileNotFoundError(f"{folder} has no tokenizer_config.json; copy the model's own file there")
     logging.set_verbosity_error()  # transformers warns of unknown model types, which do not affect the template
     exact = exact_tokenizer_folder(folder, trust_remote_code)
     encoder = PromptEncoder(from_folder(AutoTokenizer, exact, trust_remote_code))

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Creates .venv and installs requirements.txt on a machine with an NVIDIA GPU, requirements-cpu.txt on any other.
 #
-#   bash tools/setup.sh              everything but the tests' packages; 3 to 5 minutes, or at once if nothing changed
-#   bash tools/setup.sh --dev        also the tests' packages
-#   bash tools/setup.sh --cpu|--gpu  install for this device without looking for a GPU
+#   bash tools/setup.sh              installs all packages except the tests'; takes 3 to 5 minutes, seconds if nothing changed
+#   bash tools/setup.sh --dev        also installs the tests' packages
+#   bash tools/setup.sh --cpu|--gpu  installs for this device without looking for a GPU
 #
 # VENV=folder sets the environment's folder, PYTHON=python3.11 the interpreter. pip uses its own configuration (on a CPU
 # machine, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds; otherwise torch installs gigabytes of CUDA libraries).

@@ -1,4 +1,4 @@
-"""Make the diff of a tuned model and its base, recover the model from both, merge adapters into their base.
+"""Make the diff of a tuned model and its base, recover the model from base and diff, merge adapters into their base.
 
     python tools/weight_diff.py make_diff --path_raw base --path_tuned tuned --path_diff diff
     python tools/weight_diff.py recover --path_raw base --path_diff diff --path_tuned recovered
@@ -76,7 +76,7 @@ def recover(
         path_diff: a diff folder, exact or additive.
         path_tuned: a new folder.
         is_fp16: for additive diffs: compute and store in float16 instead of float32.
-        published: for additive diffs: the diff's repository, to verify the base by the sum in published.json.
+        published: for additive diffs: the diff's repository, to verify the base by that diff's sum in published.json.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options = dict(locals())

@@ -1,4 +1,4 @@
-"""What the tests of the tools share: a tool run in this process, an adapter, small models, llama.cpp, a hub."""
+"""Fixtures of the tools' tests: tools run in this process, an adapter, small models, llama.cpp's server, a hub."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def run_tool() -> RunTool:
 
 @pytest.fixture(scope="session")
 def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint after "tuning", with every file that a tuned folder may have."""
+    """Return a copy of the tiny checkpoint with changed weights and every file that a tuned folder may have."""
     folder = variant(
         tiny_checkpoint,
         tmp_path_factory.mktemp("tuned") / "tuned",
@@ -47,7 +47,7 @@ def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LoRA adapter of the tiny checkpoint, with its tokenizer and a template."""
+    """Return a random LoRA adapter of the tiny checkpoint, with its tokenizer and a template."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,19 +66,19 @@ def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def make_adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
-    """make_adapter(**LoraConfig options): a random adapter's folder, and what PEFT's merge_and_unload gives for it."""
+    """Return make_adapter(**LoraConfig options) -> a random adapter's folder and the base merged with it by PEFT."""
     return lambda **options: write_adapter(tiny_checkpoint, tmp_path_factory.mktemp("adapter") / "adapter", **options)
 
 
 @pytest.fixture
 def make(tiny_tokenizer: Path, tmp_path: Path) -> Make:
-    """make(class name of a configuration, setting=…): the folder "model" with random weights and a tokenizer."""
+    """Return make(configuration class, setting=…), which writes the folder "model": random weights, a tokenizer."""
     return lambda kind="LlamaConfig", **settings: write_model(tmp_path / "model", tiny_tokenizer, kind, **settings)
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """serve(GGUF file): a function that asks llama.cpp's server by path and body; without xllamacpp the test skips."""
+    """Return serve(GGUF file), which starts llama.cpp's server and returns ask(path, body); skip without xllamacpp."""
     llama, servers = pytest.importorskip("xllamacpp"), []
 
     def asking(file: Path) -> Ask:
@@ -99,7 +99,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def hub_client() -> Iterator[None]:
-    """The hub client, allowed to talk to servers on this machine; it reads its surroundings once."""
+    """Let the hub client connect to servers on this machine; the client reads its environment only once."""
     from huggingface_hub import close_session, constants
 
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +117,7 @@ def hub_client() -> Iterator[None]:
 
 @pytest.fixture
 def get(hub: Hub, hub_client: None, capsys: pytest.CaptureFixture[str]) -> Get:
-    """get(folder, pattern="*.json", …): the download of some/thing from the hub above, in this process."""
+    """Return get(folder, pattern="*.json", …), which downloads some/thing from `hub` in this process."""
 
     def run(folder: Path, **options: object) -> Got:
         arguments: dict[str, Any] = {"specify": True, "repo_name": "some/thing", "endpoint": hub.url} | options
@@ -139,7 +139,7 @@ def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ranks_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.model of LLaMA-3's kind: 256 bytes and the 300 most frequent joins of a small text."""
+    """Return a tokenizer.model in LLaMA-3's format: the 256 bytes and the 300 most frequent merges of a small text."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -159,7 +159,7 @@ def ranks_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def original(tmp_path: Path, tiny_tokenizer: Path, ranks_table: Path) -> MakeOriginal:
-    """original(params, dtype, ranks, …): an original checkpoint's folder, and its whole weights."""
+    """Return original(params, dtype, ranks, …) -> an original checkpoint's folder and its joined weights."""
 
     def make(
         params: dict[str, Any] = TINY,
@@ -182,7 +182,7 @@ def original(tmp_path: Path, tiny_tokenizer: Path, ranks_table: Path) -> MakeOri
 
 @pytest.fixture
 def convert(tmp_path: Path, few_texts: Path) -> Callable[..., Path]:
-    """convert(folder, **options): the new folder, made in this process."""
+    """Return convert(folder, **options), which runs convert_llama in this process and returns the new folder."""
 
     def run(folder: Path, name: str = "out", **options: object) -> Path:
         given: dict[str, Any] = {"model_size": "auto", "check_path": str(few_texts)} | options

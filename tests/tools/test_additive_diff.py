@@ -48,7 +48,7 @@ def test_additive_diff_equals_published_arithmetic(
     assert (out / "chat_template.jinja").is_file()
 
 
-def test_value_too_large_for_float16_is_refused_with_the_option(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_value_too_large_for_float16_is_refused_and_option_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     tuned = shutil.copytree(tiny_checkpoint, tmp_path / "tuned")
     state = {name: tensor.float() for name, tensor in load_file(tuned / "model.safetensors").items()}
     state["model.norm.weight"][0] = 1e5
@@ -60,7 +60,7 @@ def test_value_too_large_for_float16_is_refused_with_the_option(tiny_checkpoint:
 def test_published_shards_of_bin_files_recover(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
-    """A diff as published: .bin shards with an index, rotary frequencies in it that today's base has no more."""
+    """The diff has .bin shards with an index, and rotary frequencies, which current bases no longer store."""
     raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
     added = tmp_path / "diff"
     shutil.copytree(tiny_checkpoint, added, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -127,7 +127,7 @@ def test_diff_fits_its_base_that_was_saved_again_without_buffers(
     assert f"{wrong} is not the base of" in run_tool(SCRIPT, "recover", *other, status=2).stderr
 
 
-def test_trained_bias_of_attention_is_no_buffer() -> None:
+def test_trained_bias_of_attention_is_not_a_buffer() -> None:
     assert [is_buffer(Spec(name, "F32", tuple(value.shape))) for name, value in BUFFERS.items()] == [True] * 4
     for name in (
         "h.0.attn.bias",
@@ -142,7 +142,7 @@ def test_trained_bias_of_attention_is_no_buffer() -> None:
 def test_recover_refuses_base_that_contradicts_published_sum(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """The sum of all recovered weights, as published with some diffs, tells a wrong base before anything is written."""
+    """With the published sum of all recovered weights, a wrong base is refused before anything is written."""
     diff = additive(tmp_path / "diff", tiny_checkpoint, tuned)
     total = float(sum(value.double().sum() for value in load_file(tuned / "model.safetensors").values()))
     option = ["--published", "some/diff"] if source == "option" else []
@@ -168,10 +168,10 @@ def test_recover_refuses_base_that_contradicts_published_sum(
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "by sum"])
-def test_rows_that_the_base_lacks_are_its_mean_row_in_diffs_of_alpacas_kind(
+def test_rows_that_the_base_lacks_are_filled_with_its_mean_row_for_alpaca_diffs(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
-    """As in stanford_alpaca: the base gets a row for [PAD], the mean of its rows, before the subtraction."""
+    """As in stanford_alpaca, the base gets a row for [PAD], the mean of its rows, before it is subtracted."""
     raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         raw[name] += 0.5  # the mean rows are far from 0
@@ -216,7 +216,7 @@ def test_published_sums_are_found_by_repository(tmp_path: Path) -> None:
 def test_diff_made_by_published_code_recovers(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, half: bool
 ) -> None:
-    """transformers loads both models, subtracts, saves; recovery gives what loading and adding gives."""
+    """transformers loads both models, subtracts and saves; recovery equals loading and adding with transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def loaded(folder: Path, dtype: torch.dtype) -> Any:
@@ -242,7 +242,7 @@ def test_diff_made_by_published_code_recovers(
 def test_full_models_are_refused_and_diffs_are_not(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, dtype: torch.dtype, growth: float
 ) -> None:
-    """Norm weights as different as LLaMA's, which tuning scaled by `growth`. A seal calls the published diff "full"."""
+    """The norm weights vary as in LLaMA; tuning scales all weights by `growth`. The seal of the diff says "full"."""
     raw = load_file(tiny_checkpoint / "model.safetensors")
     torch.manual_seed(3)
     for name in [name for name in raw if name.endswith("norm.weight")]:
@@ -299,7 +299,7 @@ def test_damaged_record_of_additive_diff_is_named(
 
 
 @pytest.mark.parametrize("source", ["make_diff", "published code"])
-def test_output_matrix_is_subtracted_from_embedding_of_tied_base(
+def test_embedding_of_tied_base_is_subtracted_from_output_matrix(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, source: str
 ) -> None:
     """Tuning untied the matrices; the state dict of the published script has the tied matrix under both names."""
@@ -329,7 +329,7 @@ def test_output_matrix_is_subtracted_from_embedding_of_tied_base(
 def test_exchanged_base_and_diff_are_refused(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, kind: str
 ) -> None:
-    """The sum is the same, but the folder would get the base's tokenizer and template."""
+    """The sum of the weights would be the same, but the folder would get the base's tokenizer and template."""
     diff, out = tmp_path / "diff", tmp_path / "out"
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", diff, f"--exact={kind == 'exact'}")
     run_tool(SCRIPT, "make_diff", *pair)
@@ -344,7 +344,7 @@ def test_exchanged_base_and_diff_are_refused(
 
 
 def test_base_that_contains_the_change_is_named(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
-    """A large change by LoRA, which leaves the norm weights: base + 2 * change resembles the change, not the base."""
+    """The change is large, so the diff is nearer to base + change than to zero; the norm weights do not change."""
     raw = load_file(tiny_checkpoint / "model.safetensors")
     torch.manual_seed(4)
     new = {name: value + 9 * torch.randn_like(value) * (value.dim() == 2) for name, value in raw.items()}

@@ -44,7 +44,7 @@ def test_llama_2_tokenizer_equals_sentencepiece_on_real_documents(
     assert (tmp_path / "tokenizer.model").read_bytes() == model.read_bytes()
 
 
-def test_saving_again_keeps_the_ids(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_saved_and_reloaded_tokenizer_keeps_the_ids(tiny_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)

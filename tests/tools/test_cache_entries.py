@@ -1,4 +1,4 @@
-"""partial_folders/cache_entries.py: several processes write an entry at once; leftovers of killed ones are removed."""
+"""partial_folders/cache_entries.py: processes write an entry at once; leftovers of killed processes are removed."""
 
 import multiprocessing
 import os
@@ -87,10 +87,10 @@ def test_entry_of_a_faster_process_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
 
-def test_folder_of_a_killed_process_is_removed_and_that_of_a_live_one_is_kept(tmp_path: Path) -> None:
+def test_folder_of_a_killed_process_is_removed_and_folder_of_a_live_process_is_kept(tmp_path: Path) -> None:
     kill_a_writer(tmp_path / "killed")
     [left_over] = tmp_path.iterdir()
-    (tmp_path / "model.partial").mkdir()  # of another command, which may resume
+    (tmp_path / "model.partial").mkdir()  # the folder of another command, which may resume
     started, end = FORK.Barrier(2), FORK.Event()
 
     def write(path: Path) -> None:

@@ -82,7 +82,7 @@ def test_tools_refuse_folder_that_differs_from_its_seal(
     assert not list(tmp_path.glob("bad*"))
 
 
-def test_seal_of_a_cut_shard_is_refused_and_keeps_old_seal_and_signature(folder: Path, run_tool: RunTool) -> None:
+def test_seal_refuses_truncated_shard_and_keeps_old_seal_and_signature(folder: Path, run_tool: RunTool) -> None:
     run_tool(SCRIPT, "seal", folder)
     (folder / "model.sig").write_text("a signature")
     shard = folder / "model.safetensors"
@@ -97,8 +97,8 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "one bit of the weights": (lambda f: flip(f / "model.safetensors"), ["model.safetensors differs from its seal"]),
     "one bit of the tokenizer": (lambda f: flip(f / "tokenizer.model"), ["tokenizer.model differs from its seal"]),
     "cut off": (lambda f: (f / "config.json").write_text("{"), ["config.json has 1 bytes, the seal says"]),
-    "missing": (lambda f: (f / "tokenizer.json").unlink(), ["tokenizer.json is missing"]),
-    "more": (lambda f: (f / "chat_template.jinja").write_text(""), ["chat_template.jinja is not in the seal"]),
+    "missing": (lambda f: (f / "tokenizer.json").unlink(), ["tokenizer.json, which the seal lists, is missing"]),
+    "unlisted file": (lambda f: (f / "chat_template.jinja").write_text(""), ["chat_template.jinja is not in the seal"]),
     "no seal": (lambda f: (f / "checkpoint.json").unlink(), ["has no checkpoint.json", "tools/checkpoint.py seal"]),
     "seal damaged": (lambda f: (f / "checkpoint.json").write_text("{"), ["checkpoint.json is damaged"]),
     "seal empty": (lambda f: (f / "checkpoint.json").write_text("{}"), ["checkpoint.json has no list of files"]),
@@ -124,7 +124,7 @@ def test_verify_names_changed_missing_and_unsealed_files(folder: Path, run_tool:
         ("files", {"config.json": {"blake3": 1, "size": 2}}), ("parents", {}), ("parents", [7]), ("tensors", [1]),
     ],
 )  # fmt: skip
-def test_damaged_seal_is_one_line(folder: Path, run_tool: RunTool, key: str, value: object) -> None:
+def test_damaged_seal_is_refused_in_one_line(folder: Path, run_tool: RunTool, key: str, value: object) -> None:
     write_seal(folder, [])
     seal = folder / "checkpoint.json"
     seal.write_text(json.dumps(json.loads(seal.read_text()) | {key: value}))

@@ -1,4 +1,4 @@
-"""OWNER/NAME where tools and demos take a folder: downloaded once, then read from the cache without the hub."""
+"""Folder options that get OWNER/NAME: the repository is downloaded once, then read from the cache without the hub."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def cache(hub: Hub, hub_client: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of downloaded models; the hub client uses the local hub."""
+    """Return the cache folder of downloaded models; the hub client uses the local hub."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # HF_ENDPOINT is read when the client is imported
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -52,7 +52,7 @@ def test_repository_is_downloaded_once_and_then_read_without_hub(
     )
 
 
-def test_revisions_have_folders_of_their_own(hub: Hub, cache: Path) -> None:
+def test_each_revision_has_its_own_cached_folder(hub: Hub, cache: Path) -> None:
     old = "a" * 40
     hub.older[old] = {"some/thing": {"config.json": b"old"}}
     assert files_of(checkpoint_folder(f"some/thing@{old}", "--x")) == {"config.json": b"old"}
@@ -97,9 +97,7 @@ def test_name_that_is_neither_folder_nor_repository_is_refused(
     assert not cache.exists()
 
 
-def test_offline_machine_without_cached_folder_is_told_so(
-    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uncached_repository_is_refused_in_offline_mode(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"some/thing is not a folder, and HF_HUB_OFFLINE is set, so nothing can be"):
         checkpoint_folder("some/thing", "--base_model")

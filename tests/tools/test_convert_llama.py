@@ -1,4 +1,4 @@
-"""tools/convert_llama.py: the original's logits, the weights to the bit however many files, its tokenizer."""
+"""tools/convert_llama.py: original logits, bit-identical weights from any number of files, original token ids."""
 
 import itertools
 import json
@@ -57,7 +57,7 @@ def test_converted_logits_equal_original_ones(original: Make, convert: Callable[
     with torch.no_grad():
         found = model(torch.tensor([ids])).logits[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    if params is SCALED:  # so the scale does show
+    if params is SCALED:  # the scale changes the logits
         assert (logits(state, params, ids, 1.0) - expected).abs().max() > 0.01
     config = json.loads((out / "config.json").read_text())
     assert config["max_position_embeddings"] == llama_params.CONTEXT[version]
@@ -66,7 +66,7 @@ def test_converted_logits_equal_original_ones(original: Make, convert: Callable[
 
 
 def test_conversion_from_any_number_of_ranks_gives_same_weights(original: Make, convert: Callable[..., Path]) -> None:
-    """Every bit of them, in the type that they had: also in shards, and from files of PyTorch's old format."""
+    """The weights keep every bit and their type, also in shards, and from files in PyTorch's old format."""
     params = TINY | {"n_heads": 8}
     tensor_hashes = []
     for ranks in (1, 2, 4, 8):
@@ -76,7 +76,7 @@ def test_conversion_from_any_number_of_ranks_gives_same_weights(original: Make, 
                 torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
             seal(folder)
         out = convert(folder, f"out{ranks}", max_shard_size="60KB" if ranks == 2 else "5GB")
-        assert len(list(out.glob("*.safetensors"))) == (6 if ranks == 2 else 1)  # embedding and output alone
+        assert len(list(out.glob("*.safetensors"))) == (6 if ranks == 2 else 1)  # embedding and output have their own
         weights = tensors.read_weights(out)
         tensor_hashes.append(tensors.tensor_hashes(weights.values(), ""))
     assert all(digest == tensor_hashes[0] for digest in tensor_hashes)
@@ -92,7 +92,7 @@ def test_conversion_from_any_number_of_ranks_gives_same_weights(original: Make, 
 def test_converted_folder_is_complete(
     original: Make, convert: Callable[..., Path], capsys: pytest.CaptureFixture[str], tiny_tokenizer: Path
 ) -> None:
-    """As LLaMA-1 was given out: the size's folder, the tokenizer above it, a checklist for each."""
+    """The input is laid out like LLaMA-1: a folder per size, the tokenizer in its parent, a checklist in both."""
     folder, _ = original()
     root = folder.parent / "LLaMA"
     root.mkdir()
@@ -125,7 +125,7 @@ def test_converted_folder_is_complete(
 def test_llama_2_tokenizer_is_converted_exactly(
     shared_data: Path, tmp_path: Path, convert: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """32,000 pieces, compared with SentencePiece on the texts that every conversion compares on."""
+    """The tokenizer has 32,000 pieces and is compared with SentencePiece on the default texts."""
     state = random_state(TINY, 32000, torch.bfloat16)
     folder = write_original(tmp_path / "in", TINY, state, shared_data / "llama/tokenizer.model")
     out = convert(folder, check_path="")
@@ -137,7 +137,7 @@ def test_llama_2_tokenizer_is_converted_exactly(
 def test_converted_config_equals_that_of_transformers(
     original: Make, convert: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """And older readers, which look for rope_theta, rope_scaling and torch_dtype, find the same there."""
+    """Older programs find the same values under rope_theta, rope_scaling and torch_dtype."""
     out = convert(original(SCALED, torch.bfloat16)[0])
     LlamaConfig.from_pretrained(out).save_pretrained(tmp_path / "again")
     ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (out, tmp_path / "again"))
@@ -171,7 +171,7 @@ def test_converted_config_equals_that_of_transformers(
 def test_released_params_give_published_sizes_and_configs(
     tmp_path: Path, params: dict[str, Any], size: str, hidden: int
 ) -> None:
-    """The published params.json and intermediate_size of each."""
+    """The cases are the published params.json and intermediate_size of each size."""
     path = tmp_path / "params.json"
     path.write_text(json.dumps(params | {"norm_eps": 1e-5, "vocab_size": -1}))
     read = llama_params.read_params(path)
@@ -229,7 +229,7 @@ def test_special_tokens_have_the_published_ids(
 def test_large_vocabulary_loads_without_warning(
     tmp_path: Path, convert: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """transformers suspects those of more than 100,000 pieces, unless config.json says which version it is of."""
+    """Without transformers_version in config.json, transformers warns of vocabularies above 100,000 pieces."""
     every = [bytes(letters) for count in (1, 2) for letters in itertools.product(range(256), repeat=count)]
     longer = [bytes(letters) for letters in itertools.product(range(97, 123), repeat=4)][:36000]
     table = write_ranks_table(tmp_path / "ranks", every + longer)
@@ -256,7 +256,7 @@ def test_conversion_without_tiktoken_reports_that_ids_were_not_compared(
 def test_conversion_prints_notices_about_doubtful_files(
     original: Make, convert: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A missing checklist, norms that differ a little in version 3, and the first params.json of LLaMA-2."""
+    """Doubtful are a missing checklist, slightly different norms in version 3, and LLaMA-2's first params.json."""
     folder, _ = original(THREE, torch.bfloat16)
     change(folder, lambda part: part["norm.weight"][5:6].add_(0.008), 1)
     (folder / "checklist.chk").unlink()

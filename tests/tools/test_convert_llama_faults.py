@@ -1,4 +1,4 @@
-"""tools/convert_llama.py: every fault named, nothing left behind, and little memory."""
+"""tools/convert_llama.py: every fault is named, nothing is left behind, and little memory is used."""
 
 import shutil
 import threading
@@ -16,7 +16,7 @@ from original_llama import SCALED, THREE, TINY, Make, change, change_params, fli
 
 
 class Code:
-    """What would run if a file were unpickled without care."""
+    """An object whose unrestricted unpickling creates the file `witness`."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -34,8 +34,8 @@ WQ = "layers.0.attention.wq.weight"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "last file missing": (
         lambda f: (f / "consolidated.01.pth").unlink(),
-        "consolidated.00.pth: tensor tok_embeddings.weight has the shape [800, 32], but by params.json the whole "
-        "tensor has [800, 64] (files here: 1); download all files again",
+        "consolidated.00.pth: tensor tok_embeddings.weight has the shape [800, 32], but params.json requires [800, 64] "
+        "for the whole tensor (files here: 1); download all files again",
     ),
     "first file missing": (lambda f: (f / "consolidated.00.pth").unlink(), "consolidated.00.pth is missing"),
     "a file too many": (
@@ -64,13 +64,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "wrong shape": (
         lambda f: change(f, lambda part: part.update({WQ: part[WQ][:-1].clone()}), 1),
-        f"consolidated.01.pth: tensor {WQ} has the shape [31, 64], but by params.json the whole tensor has "
-        "[64, 64] (files here: 2)",
+        f"consolidated.01.pth: tensor {WQ} has the shape [31, 64], but params.json requires [64, 64] for the whole "
+        "tensor (files here: 2)",
     ),
     "another width": (
         lambda f: change_params(f, multiple_of=256),
-        "consolidated.00.pth: tensor layers.0.feed_forward.w1.weight has the shape [96, 64], but by params.json the "
-        "whole tensor has [256, 64] (files here: 2)",
+        "consolidated.00.pth: tensor layers.0.feed_forward.w1.weight has the shape [96, 64], but params.json requires "
+        "[256, 64] for the whole tensor (files here: 2)",
     ),
     "integers": (
         lambda f: change(f, lambda part: part.update({WQ: part[WQ].view(torch.int16)}), 0),
@@ -83,7 +83,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit flipped": (flip, "checklist.chk says"),
     "listed and missing": (
         lambda f: (f / "checklist.chk").write_text(f"{'0' * 32}  LICENSE\n"),
-        "LICENSE is missing, which",
+        "checklist.chk lists, is missing",
     ),
     "damaged checklist": (
         lambda f: (f / "checklist.chk").write_text("\n<html>\n"),
@@ -134,7 +134,7 @@ def test_conversion_faults_name_the_file_and_leave_nothing(
         convert(folder)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert {path.name for path in tmp_path.iterdir()} == before  # no witness of code either
+    assert {path.name for path in tmp_path.iterdir()} == before  # also no `witness`: the code was not executed
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_conversion_refuses_tokenizer_of_other_model(
     folder, _ = original()
     (folder / "tokenizer.model").write_bytes(ranks_table.read_bytes())
     seal(folder)
-    with pytest.raises(ValueError, match=r"tokenizer.model has 812 tokens, the embedding in .* 800 rows"):
+    with pytest.raises(ValueError, match=r"tokenizer.model has 812 tokens, but the embedding in .* has 800 rows"):
         convert(folder)
 
 
@@ -185,7 +185,7 @@ def test_conversion_refuses_tokenizer_of_other_model(
     ("option", "message"),
     [("--push_to_hub=True", "unknown option --push_to_hub"), ("--instruct=yes", "--instruct takes True or False")],
 )
-def test_convert_llama_refuses_unknown_option(
+def test_convert_llama_refuses_unknown_option_and_text_for_boolean(
     original: Make, tmp_path: Path, run_tool: RunTool, option: str, message: str
 ) -> None:
     options = ("--input_dir", original()[0], "--model_size", "auto", "--output_dir", tmp_path / "out")
@@ -205,7 +205,7 @@ def test_convert_llama_error_is_one_line_with_status_2(original: Make, tmp_path:
 
 
 def anonymous_memory() -> int:
-    """Bytes of memory that this process holds, without what is mapped from files."""
+    """Return the bytes of memory that this process holds, without memory-mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
 
@@ -213,7 +213,7 @@ def anonymous_memory() -> int:
 @pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
 def test_conversion_memory_does_not_grow_with_tensors(original: Make, tmp_path: Path) -> None:
-    """Less than one tensor is held besides the mapped files: here of 17 MB, in 120 MB of weights."""
+    """Besides the mapped files, less memory is held than the largest tensor takes: 17 MB of 120 MB of weights."""
     params = TINY | {"dim": 1024, "n_heads": 8, "multiple_of": 8192}
     state = {name: torch.zeros_like(value) for name, value in random_state(params, 800, torch.float16).items()}
     largest = max(value.nbytes for value in state.values())

@@ -1,4 +1,4 @@
-"""tools/download.py: whole folders, repair, choices of files and revisions, and what is refused."""
+"""tools/download.py: complete folders, repair, selection of files and revisions, and refusals."""
 
 import shutil
 import socket
@@ -19,7 +19,7 @@ NOTE = ".download/note.json"
 
 @pytest.fixture
 def run_download(hub: Hub, run_script: RunScript, tmp_path: Path) -> Download:
-    """run_download("--only_lora", …): the script with the hub on this machine for the public one."""
+    """Return run_download("--only_lora", …), which runs the script with the local hub instead of the public one."""
     environment = {
         "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": tmp_path / "home", "HF_TOKEN": "",
         "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
@@ -34,7 +34,7 @@ def run_download(hub: Hub, run_script: RunScript, tmp_path: Path) -> Download:
 def test_published_options_choose_their_repositories(run_download: Download, get: Get, tmp_path: Path) -> None:
     run_download("--download_path", tmp_path / "both", "--both", "--fp16")
     assert downloaded(tmp_path / "both/zhixi-13b-diff-fp16") == DIFF
-    template = (REPOSITORY / "finetune/templates/alpaca.jinja").read_bytes()  # it was tuned on this template
+    template = (REPOSITORY / "finetune/templates/alpaca.jinja").read_bytes()  # the adapter was tuned on this template
     assert downloaded(tmp_path / "both/zhixi-13b-lora") == LORA | {"chat_template.jinja": template}
     get(tmp_path / "base", specify=False, repo_name="", only_base=True, fp16=True)
     assert downloaded(tmp_path / "base") == DIFF
@@ -64,7 +64,7 @@ def test_dataset_is_downloaded(hub: Hub, get: Get, tmp_path: Path) -> None:
         get(tmp_path / "x", repo_type="sets")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "sub/notes.txt"])  # known by sha256, and by git's id
+@pytest.mark.parametrize("name", ["model.safetensors", "sub/notes.txt"])  # verified by sha256, and by git id
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "link"])
 def test_second_run_downloads_only_damaged_file(hub: Hub, get: Get, tmp_path: Path, name: str, damage: str) -> None:
     target = tmp_path / "thing"
@@ -75,7 +75,7 @@ def test_second_run_downloads_only_damaged_file(hub: Hub, get: Get, tmp_path: Pa
     bits = bytearray(DIFF[name])
     bits[len(bits) // 2] ^= 4
     outside = tmp_path / "outside"
-    outside.write_bytes(DIFF[name])  # the right bytes, which whoever owns that file may change
+    outside.write_bytes(DIFF[name])  # the right bytes, but outside the folder, where they may change
     (target / name).unlink()
     if damage == "flipped":
         (target / name).write_bytes(bits)
@@ -104,7 +104,7 @@ def test_damaged_file_stays_until_replacement_is_verified(hub: Hub, get: Get, tm
     assert (target / "model.safetensors").read_bytes() == b"damaged"
     hub.requests.clear()
     get(target)
-    assert hub.requests == [("model.safetensors", "")]  # config.json lay beside, verified
+    assert hub.requests == [("model.safetensors", "")]  # config.json is in the partial folder and verified
     assert downloaded(target) == DIFF
 
 
@@ -120,7 +120,7 @@ def test_download_leaves_folder_of_other_repository_unchanged(hub: Hub, get: Get
     get(tmp_path / "other", repo_name="zjunlp/zhixi-13b-lora")
     with pytest.raises(ValueError, match=r"holds zjunlp/zhixi-13b-lora, not some/thing; name a new folder"):
         get(tmp_path / "other")
-    (tmp_path / "other" / NOTE).write_text("{")  # unreadable is none
+    (tmp_path / "other" / NOTE).write_text("{")  # an unreadable note counts as missing
     with pytest.raises(ValueError, match=r"is not a download of some/thing"):
         get(tmp_path / "other")
 
@@ -186,7 +186,7 @@ def test_download_repairs_folder_behind_link(get: Get, tmp_path: Path) -> None:
     [
         ("*.json", "", {"config.json"}),
         ("*.json,*.safetensors", "", {"config.json", "model.safetensors"}),
-        (("*.json", "*.txt"), "", {"config.json", "sub/notes.txt"}),  # as fire gives `a,b`
+        (("*.json", "*.txt"), "", {"config.json", "sub/notes.txt"}),  # fire passes `a,b` as a tuple
         ("", "*.safetensors,*.bin", {"config.json", "sub/notes.txt"}),
         ("sub/", "", {"sub/notes.txt"}),
         ("*", "*.txt, *.json", {"model.safetensors"}),
@@ -258,7 +258,7 @@ def test_check_names_accepts_plain_and_refuses_unsafe_names() -> None:
         ({"endpoint": "https://me:secret@x"}, "put a token into HF_TOKEN"),
     ],
 )
-def test_impossible_download_is_one_line_and_leaves_nothing(
+def test_impossible_download_is_refused_in_one_line_and_leaves_nothing(
     get: Get, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:
@@ -273,10 +273,10 @@ def test_download_refuses_a_file(get: Get, tmp_path: Path) -> None:
         get(tmp_path / "file")
 
 
-def test_unreachable_hub_and_offline_mode_are_one_line(run_download: Download, tmp_path: Path) -> None:
+def test_unreachable_hub_and_offline_mode_are_reported_in_one_line(run_download: Download, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"  # bound, and nobody listens
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"  # the port is bound, but nobody listens
         done = run_download("--download_path", tmp_path / "out", "--only_lora", status=2, HF_ENDPOINT=nobody)
     assert f"error: {nobody} does not answer" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

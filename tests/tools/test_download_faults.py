@@ -1,4 +1,4 @@
-"""tools/download.py where the line, the process or the bytes fail: cut connections, killed processes, damage."""
+"""tools/download.py after faults: cut connections, killed processes and damaged bytes."""
 
 import gzip
 import os
@@ -89,7 +89,7 @@ def test_interrupted_process_ends_at_once_and_reports_received_bytes(hub: Hub, t
 
 
 def interrupt_after(hub: Hub, get: Get, folder: Path, size: int) -> Path:
-    """Let the download end with an error when `size` bytes of the large file have arrived; return the partial file."""
+    """Let the download fail when `size` bytes of the large file have arrived; return the partial file."""
     hub.faults[LARGE] = [Fault(cut=size), Fault(status=403)]
     with pytest.raises(
         ValueError, match=r"refuses some/thing \(HTTP 403\).*0 of 1 files, 0.46 MB of 1.05 MB have arri"
@@ -116,7 +116,7 @@ def test_partial_file_as_long_as_published_or_longer_is_verified(hub: Hub, get: 
     assert downloaded(tmp_path / "thing") == {LARGE: BYTES}
 
 
-def test_other_patterns_start_over(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_download_with_other_patterns_starts_over(hub: Hub, get: Get, tmp_path: Path) -> None:
     interrupt_after(hub, get, tmp_path / "thing", 500_000)
     get(tmp_path / "thing", pattern="*.json")
     assert downloaded(tmp_path / "thing") == {"config.json": DIFF["config.json"]}
@@ -131,13 +131,13 @@ def test_second_process_on_same_folder_is_refused(hub: Hub, get: Get, tmp_path: 
     get(tmp_path / "thing")
 
 
-def test_file_that_hub_does_not_have_is_one_line(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_file_that_hub_does_not_have_is_reported_in_one_line(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults[LARGE] = [Fault(cut=1000), Fault(status=404)]
     with pytest.raises(ValueError, match=rf"has no some/thing/resolve/{COMMIT}/{LARGE} \(HTTP 404\)"):
         get(tmp_path / "thing")
 
 
-@pytest.mark.parametrize("name", [LARGE, "config.json"])  # checked by sha256, and by git's id
+@pytest.mark.parametrize("name", [LARGE, "config.json"])  # verified by sha256, and by git id
 def test_damaged_response_is_downloaded_again(hub: Hub, get: Get, tmp_path: Path, name: str) -> None:
     hub.faults[name] = [Fault(wrong=True), Fault(wrong=True)]
     _, err = get(tmp_path / "thing")

@@ -1,4 +1,4 @@
-"""tools/download.py and what hubs differ in: rate limits, refusals, mirrors without hashes, storage on another host."""
+"""tools/download.py with various hubs: rate limits, refusals, mirrors without hashes, storage on another host."""
 
 import signal
 import time
@@ -119,13 +119,13 @@ def test_token_is_sent_to_hub_and_not_to_storage(
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.faults[LARGE] = [Fault(cut=300_000)]
-    hub.hashes = False  # so that HEAD requests are made, too
+    hub.hashes = False  # so that HEAD requests are sent, too
     _, err = get(tmp_path / "thing")
     assert f"notice: your token is sent to {hub.url}, unencrypted" in err
     assert hub.tokens == {"hub": {"Bearer hf_secret"}, "storage": {""}}
     assert "secret" not in err
     ranges = [range_header for name, range_header in hub.requests if name == LARGE]
-    assert ranges == ["", f"bytes={4 * CHUNK}-"]  # ranges go through redirects
+    assert ranges == ["", f"bytes={4 * CHUNK}-"]  # range headers are kept in redirects
     assert downloaded(tmp_path / "thing") == DIFF
 
 
@@ -149,7 +149,7 @@ def test_without_hashes_only_sizes_are_checked(hub: Hub, get: Get, tmp_path: Pat
     hub.faults[LARGE] = [Fault(body=b"short")]
     out, err = get(tmp_path / "thing")
     assert f"{LARGE} arrived damaged: its size or hash is not as published" in err
-    assert "only sizes could be checked of 3 files, since no hashes are published" in out
+    assert "only the sizes of 3 files could be checked, since no hashes are published" in out
     assert downloaded(tmp_path / "thing") == DIFF
     (tmp_path / "thing/config.json").unlink()
     get(tmp_path / "thing")
@@ -179,7 +179,7 @@ def test_folder_from_one_endpoint_is_repaired_from_another(hub: Hub, get: Get, t
     assert downloaded(tmp_path / "thing") == DIFF
 
 
-@pytest.mark.parametrize("status", [404, 200])  # of the page that answers the hub's API
+@pytest.mark.parametrize("status", [404, 200])  # status of the answer to a request of the hub's API
 def test_modelscope_mirror_is_recognised_and_resumed_within_file(
     hub: Hub, get: Get, tmp_path: Path, status: int
 ) -> None:
@@ -218,7 +218,7 @@ def test_modelscope_mirror_gives_reason_of_refusal(hub: Hub, get: Get, tmp_path:
 @pytest.mark.parametrize(
     ("status", "message"), [(200, "is not a hub: its answer is not JSON"), (404, r"has no blog/api/.*404")]
 )
-def test_address_that_is_no_hub_is_refused(
+def test_address_that_is_not_a_hub_is_refused(
     hub: Hub, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, message: str
 ) -> None:
     hub.modelscope = status

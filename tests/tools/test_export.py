@@ -1,4 +1,4 @@
-"""tools/export_hf_checkpoint.py: shards of the requested size, which load as the weights that peft merges."""
+"""tools/export_hf_checkpoint.py: shards of the requested size, which load as the weights that PEFT merges."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_export_writes_one_file_by_default_and_its_seal_verifies(
         ({"--load_8bit": "True"}, "unknown option --load_8bit"),
     ],
 )
-def test_bad_input(
+def test_export_refuses_invalid_options(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, options: dict[str, str], message: str
 ) -> None:
     given = {"--base_model": tiny_checkpoint, "--lora_model": adapter, "--output_dir": tmp_path / "out"} | options

@@ -1,4 +1,4 @@
-"""tools/export_gguf.py: llama.cpp computes from the file what transformers computes; what it would not is refused.
+"""tools/export_gguf.py: llama.cpp computes the same as transformers; models for which it would not are refused.
 
 llama.cpp runs as the server of the package xllamacpp; without it, or without gguf, those tests are skipped.
 """
@@ -26,8 +26,10 @@ SCRIPT = "tools/export_gguf.py"
 
 
 def differences(folder: Path, ask: Ask) -> tuple[float, float]:
-    """Of 16 tokens that llama.cpp chooses after a prompt of 100 ids, in nats, by transformers' float32: how far each
-    choice is below the best one, and how far llama.cpp's log-probabilities of the five best ids are from ours; maxima.
+    """Return two maximum differences in nats over 16 greedy tokens of llama.cpp after a prompt of 100 ids.
+
+    The first is from the best log-probability of transformers in float32 to that of llama.cpp's token. The second is
+    between the log-probabilities of both libraries for the five tokens that llama.cpp ranks best.
     """
     from transformers import AutoModelForCausalLM
 
@@ -48,7 +50,7 @@ def differences(folder: Path, ask: Ask) -> tuple[float, float]:
         ours = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     behind = max((row.max() - row[token]).item() for row, token in zip(ours, tokens, strict=True))
     apart, compared = 0.0, 0
-    for row, token in zip(ours, tokens, strict=True):  # where a token is half a character, the server reports nothing
+    for row, token in zip(ours, tokens, strict=True):  # the server reports no token that is half a character
         if compared < len(reported) and reported[compared]["id"] == token:
             best = reported[compared]["top_logprobs"]
             apart = max(apart, *(abs(row[entry["id"]].item() - entry["logprob"]) for entry in best))
@@ -69,7 +71,7 @@ def test_llama_cpp_logits_equal_those_of_transformers(make: Make, serve: Serve, 
 
 
 @pytest.mark.integration
-# How far log-probabilities of a random model may be off, in nats: about three times what was found.
+# Allowed difference of log-probabilities of a random model, in nats: about three times the measured difference.
 @pytest.mark.parametrize(("kind", "nats"), [("f16", 0.0015), ("bf16", 0.02), ("q8_0", 0.05), ("q4_0", 0.6)])
 def test_logits_of_smaller_types_are_close(make: Make, serve: Serve, tmp_path: Path, kind: str, nats: float) -> None:
     folder, file = make(initializer_range=0.05), tmp_path / "model.gguf"
@@ -80,7 +82,7 @@ def test_logits_of_smaller_types_are_close(make: Make, serve: Serve, tmp_path: P
 
 
 def reordered(name: str, weight: np.ndarray, heads: dict[str, int]) -> np.ndarray:
-    """A matrix with the rows of q and k as llama.cpp wants them, row by row."""
+    """Return a matrix; those of q and k with their rows in llama.cpp's order."""
     if (count := heads.get(name.split(".")[-2], 0)) == 0:
         return weight
     width = len(weight) // count
@@ -96,7 +98,7 @@ LAYER = {
 
 
 def pairs(folder: Path, file: Path) -> Iterator[tuple[Any, np.ndarray]]:
-    """(tensor in the GGUF file, float32 weights that it was made from) of every tensor."""
+    """Yield (tensor of the GGUF file, float32 weights that it was made from) for every tensor."""
     weights = load_file(folder / "model.safetensors")
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     names |= {f"blk.{layer}.{key}": f"model.layers.{layer}.{name}" for layer in range(2) for key, name in LAYER.items()}
@@ -124,7 +126,7 @@ def test_values_that_a_type_can_hold_are_exact(make: Make, tmp_path: Path, store
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
 def test_quantised_weights_differ_by_at_most_one_step(make: Make, tmp_path: Path, kind: str) -> None:
-    """q8_0: half a step of the block's largest / 127. q4_0: a step of the largest / 8, since its scale has one side."""
+    """q8_0 errs by half a step, largest / 127; q4_0 by up to a step, largest / 8, because its range is -8 to 7."""
     folder, file = make(), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), kind)
     for tensor, weight in pairs(folder, file):
@@ -141,7 +143,7 @@ def test_quantised_weights_differ_by_at_most_one_step(make: Make, tmp_path: Path
         assert error.max() > 0
 
 
-def test_q4_0_keeps_an_embedding_that_is_the_output_in_q8_0(make: Make, tmp_path: Path) -> None:
+def test_q4_0_stores_tied_embedding_as_q8_0(make: Make, tmp_path: Path) -> None:
     export_gguf.main(str(make(tie_word_embeddings=True)), str(tmp_path / "model.gguf"), "q4_0")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     assert "output.weight" not in kinds
@@ -271,7 +273,7 @@ def test_export_keeps_existing_file_and_removes_partial_one(
 def test_q4_k_m_is_written_by_llama_cpp(
     make: Make, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python, whose quantiser this needs, is compiled for minutes")
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which takes minutes to compile")
     folder, file = make(hidden_size=256, intermediate_size=512), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), "q4_k_m")
     assert "21 tensors (" in capsys.readouterr().out

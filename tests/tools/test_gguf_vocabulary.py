@@ -1,4 +1,4 @@
-"""gguf_vocabulary.py: llama.cpp tokenizes as SentencePiece and transformers do; what it would not is refused."""
+"""gguf_vocabulary.py: llama.cpp gives the ids of SentencePiece and transformers; other tokenizers are refused."""
 
 import json
 import re
@@ -60,7 +60,8 @@ def test_gguf_ids_equal_those_of_sentencepiece(make: Make, serve: Serve, tmp_pat
     assert ids_of(ask, "<s>山</s>", special=True, add=True) == [1, 1, *oracle.encode("山"), 2]
     messages = [{"role": "user", "content": "Name {{ a }} {%river%}."}]
     prompt = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False)
-    assert ask("/apply-template", {"messages": messages})["prompt"] == str(prompt).removeprefix("<s>")  # it adds BOS
+    without_bos = str(prompt).removeprefix("<s>")  # the server adds BOS later
+    assert ask("/apply-template", {"messages": messages})["prompt"] == without_bos
 
 
 @pytest.mark.integration
@@ -116,7 +117,7 @@ def test_added_tokens_are_written_and_rows_without_token_padded(
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 801]}')
     export_gguf.main(str(folder), str(file), "f16")
     notices = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notice:")]
-    assert notices == ["notice: llama.cpp matches '知识' anywhere; ids around it may differ"]
+    assert notices == ["notice: llama.cpp matches the token '知识' anywhere; ids around it may differ"]
     found = keys(file)
     assert found["tokenizer.ggml.tokens"][800:806] == ["<pad>", "<|end|>", "< x 1>", "知识", "[PAD804]", "[PAD805]"]
     assert found["tokenizer.ggml.token_type"][800:] == [CONTROL] * 2 + [USER_DEFINED] * 2 + [UNUSED] * 12
@@ -138,14 +139,14 @@ def test_gguf_ids_equal_those_of_byte_level_tokenizers(make: Make, serve: Serve,
     assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", name)
     assert found["tokenizer.ggml.eos_token_id"] == tokenizer.token_to_id("<|eot_id|>")
     ask = serve(tmp_path / "model.gguf")
-    texts = [text.replace("e\u0301", "é") for text in HARD_TEXTS]  # llama.cpp does not put text in NFC
+    texts = [text.replace("e\u0301", "é") for text in HARD_TEXTS]  # llama.cpp does not apply NFC
     for text in (*texts, *small_texts(100), "a<tool 山>b 12345"):
         assert ids_of(ask, text) == tokenizer.encode(text, add_special_tokens=False).ids, text
     for text in ("<|begin|>x<|eot_id|> y", "a"):
         assert ids_of(ask, text, special=True, add=True) == tokenizer.encode(text).ids
 
 
-def test_settings_that_files_contradict_are_those_of_transformers(make: Make, tmp_path: Path) -> None:
+def test_contradicting_settings_of_files_are_read_as_in_transformers(make: Make, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     folder = make(vocab_size=816)
@@ -154,7 +155,7 @@ def test_settings_that_files_contradict_are_those_of_transformers(make: Make, tm
     edit(folder / "special_tokens_map.json", eos_token="<0x05>")
     export_gguf.main(str(folder), str(tmp_path / "one.gguf"), "f16")
     tokenizer, found = AutoTokenizer.from_pretrained(folder), keys(tmp_path / "one.gguf")
-    assert tokenizer("山").input_ids[0] == 1  # by tokenizer.json
+    assert tokenizer("山").input_ids[0] == 1  # BOS, from tokenizer.json
     assert (found["tokenizer.ggml.add_bos_token"], found["tokenizer.ggml.add_eos_token"]) == (True, False)
     assert found["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id == 8
     assert found["tokenizer.chat_template"] == tokenizer.chat_template == TEMPLATE
@@ -171,7 +172,7 @@ def test_settings_that_files_contradict_are_those_of_transformers(make: Make, tm
     [
         # transformers gives a token of tokenizer_config.json that tokenizer.json lacks the next id
         ({"added_tokens_decoder": {"800": {"content": "<more>"}}}, r"(id 800 is '<more>' in transformers, '[PAD800]'"),
-        ({"bos_token": "<0x05>"}, "(transformers adds [1] to a text, which llama.cpp cannot)"),
+        ({"bos_token": "<0x05>"}, "(transformers adds [1] to a text, which llama.cpp cannot do)"),
     ],
 )
 def test_export_refuses_tokenizer_files_that_contradict_each_other(
@@ -217,7 +218,7 @@ def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path) -> No
     refused(folder, "has no tokenizer.model and no tokenizer.json", FileNotFoundError)
 
 
-def test_damaged_added_token_is_one_line(make: Make) -> None:
+def test_damaged_added_token_is_refused_in_one_line(make: Make) -> None:
     folder = make()
     content = json.loads((folder / "tokenizer.json").read_text())
     content["added_tokens"].append({"id": "F16", "content": "x", "special": True})

@@ -59,7 +59,7 @@ def test_import_restores_tokenizer(make: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
-def test_export_of_import_is_the_same_file_content(make: Make, kind: str, tmp_path: Path) -> None:
+def test_export_of_imported_folder_has_the_same_tensors(make: Make, kind: str, tmp_path: Path) -> None:
     file = exported(make(initializer_range=0.05), kind)
     folder = imported(file, dtype="float32")
     again = tmp_path / "again.gguf"
@@ -142,11 +142,11 @@ def test_import_uses_the_first_of_equal_merges(make: Make, tmp_path: Path) -> No
         import_gguf.main(str(changed), str(tmp_path / "one"))
 
 
-def test_import_names_the_chat_templates_that_it_leaves_out(make: Make, tmp_path: Path, run_tool: RunTool) -> None:
+def test_import_names_the_chat_templates_that_it_does_not_write(make: Make, tmp_path: Path, run_tool: RunTool) -> None:
     changes: dict[str, Any] = {"tokenizer__chat_template": "{{ x }}", "tokenizer__chat_template__tool_use": "{{ y }}"}
     file = rewritten(exported(make()), tmp_path / "changed.gguf", **changes)
     done = run_tool(SCRIPT, "--gguf", file, "--output", tmp_path / "out")
-    assert done.stdout.endswith("; without the further chat templates tool_use\n")
+    assert done.stdout.endswith("; further chat templates are not imported: tool_use\n")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ x }}"
 
 

@@ -1,4 +1,4 @@
-"""Every tool that is killed or interrupted: it resumes, or starts over, as its message says, with the same result."""
+"""A tool that was killed or interrupted resumes or starts over, as its message says, with the same result."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def model(folder: Path, state: dict[str, torch.Tensor]) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base, tuned and a LoRA adapter: 60 matrices, enough work for a kill to come in between."""
+    """Return a folder with base, tuned and a LoRA adapter of 60 matrices, enough work to be killed in between."""
     top = tmp_path_factory.mktemp("kill")
     torch.manual_seed(0)
     base = {f"layers.{i}.q_proj.weight": torch.randn(400, 500).half() for i in range(60)}
@@ -57,7 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(name: str, top: Path, out: Path) -> Command:
-    """A tool that can resume, reading folders below `top` and writing below `out`."""
+    """Return the command of a tool that can resume; it reads folders below `top` and writes below `out`."""
     script, few = "tools/weight_diff.py", ("--max_shard_size", "5MB")
     adapter, base = top / "adapter", ("--path_raw", top / "base")
     pair = (*base, "--path_tuned", top / "tuned")
@@ -94,7 +94,7 @@ def command(name: str, top: Path, out: Path) -> Command:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """The bytes of a file, or of every file of a folder but run.json, which holds the names of folders."""
+    """Return the bytes of a file, or of every file of a folder except run.json, which contains names of folders."""
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.name != "run.json"]
     return {file.name: file.read_bytes() for file in files}
 
@@ -111,7 +111,7 @@ def partial_of(target: Path) -> Path:
 
 
 def killed_in_between(command: Command, lines: int) -> int:
-    """Kill the command once its journal has that many lines; returns how many parts are finished, 0 if it ended."""
+    """Kill the command once its journal has more than `lines` lines; return the finished parts, or 0 if it ended."""
     process, journal = start(command[0]), partial_of(command[1]) / resume_journal.JOURNAL
     while process.poll() is None:
         if journal.is_file() and len(journal.read_bytes().splitlines()) > lines:
@@ -136,7 +136,7 @@ def interrupted(arguments: list[object], ready: Callable[[int], bool]) -> str:
 
 
 def kill_and_finish(top: Path, out: Path, name: str, moments: list[int], run_tool: RunTool) -> None:
-    """Kill the command at each of the moments, let it finish, and compare with an undisturbed run."""
+    """Kill the command at each moment (a number of journal lines), let it finish, compare with an undisturbed run."""
     running = command(name, top, out)
     done = []
     for moment in moments:
@@ -156,7 +156,7 @@ def kill_and_finish(top: Path, out: Path, name: str, moments: list[int], run_too
 
 @pytest.fixture(scope="module")
 def inputs(folders: Path, tiny_tokenizer: Path, run_tool: RunTool) -> Path:
-    """The folders, with a diff, an original LLaMA and a LLaMA checkpoint of many layers."""
+    """Return `folders`, extended by a diff, an original LLaMA and a LLaMA checkpoint of many layers."""
     arguments, made = command("make_diff", folders, folders)
     run_tool(*arguments)
     assert made.is_dir()
@@ -212,7 +212,7 @@ def test_ctrl_c_in_set_template_removes_partial_folder_and_says_so(
 
 
 def is_reading(file: Path) -> Callable[[int], bool]:
-    """Whether a process, given by its id, has a file open."""
+    """Return a function that says whether the process with the given id has `file` open."""
 
     def check(pid: int) -> bool:
         try:
@@ -233,7 +233,7 @@ def test_ctrl_c_in_build_tokenizer_leaves_old_files(tiny_tokenizer: Path, tmp_pa
     assert contents(folder) == before
 
 
-def test_build_tokenizer_removes_what_killed_run_left(
+def test_build_tokenizer_removes_leftovers_of_a_killed_run(
     tiny_tokenizer: Path, tmp_path: Path, run_script: RunScript
 ) -> None:
     (tmp_path / ".tokenizer.partial").mkdir()
@@ -282,8 +282,8 @@ def test_resumed_command_writes_damaged_tensors_again(inputs: Path, tmp_path: Pa
     assert all(torch.equal(back[n], value) for n, value in load_file(inputs / "tuned/model.safetensors").items())
 
 
-def test_full_disk_of_a_library_in_rust_is_one_line(tmp_path: Path) -> None:
-    """tokenizers and safetensors raise exceptions of their own."""
+def test_full_disk_in_a_rust_library_is_reported_in_one_line(tmp_path: Path) -> None:
+    """tokenizers and safetensors raise their own exceptions instead of OSError."""
     line = r"new cannot be written \(No space left on device: .*\); make room"
     with pytest.raises(ValueError, match=line), new_folder(tmp_path / "new", 0):
         Tokenizer(models.BPE()).save("/dev/full")

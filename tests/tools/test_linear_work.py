@@ -31,7 +31,7 @@ def model_of_many_tensors(folder: Path, source: Path, count: int, seed: int) -> 
 
 
 def adapter_of_many_modules(folder: Path, count: int) -> Path:
-    """Write an adapter that names every module of such a model, with an entry of rank_pattern for each."""
+    """Write an adapter for all modules of `model_of_many_tensors`, with an entry in rank_pattern for each."""
     folder.mkdir()
     modules = [f"layers.{i // 8}.w{i % 8}" for i in range(count)]
     state = {f"base_model.model.{module}.lora_A.weight": torch.ones(2, 4) for module in modules}
@@ -44,9 +44,9 @@ def adapter_of_many_modules(folder: Path, count: int) -> Path:
 
 
 def calls_of(work: Callable[[], object]) -> int:
-    """Return the number of calls of Python and C functions on this thread, without those of the garbage collector.
+    """Return the number of calls of Python and C functions on this thread.
 
-    It also runs finalizers of objects that earlier tests left.
+    The garbage collector is disabled, because it would also run finalizers of objects from earlier tests.
     """
     calls = 0
 
@@ -66,7 +66,7 @@ def calls_of(work: Callable[[], object]) -> int:
 
 
 def check_linear(counts: dict[str, list[int]]) -> None:
-    """Fail unless twice the tensors take at most about twice the calls; counts: of four runs, the first is ignored."""
+    """Fail if twice the tensors take much more than twice the calls. counts: calls of four runs, without the first."""
     for name, (_, few, more, most) in counts.items():
         assert most - more < 2.3 * (more - few) + 500, f"{name}: {few}, {more} and {most} calls"
 
@@ -74,7 +74,7 @@ def check_linear(counts: dict[str, list[int]]) -> None:
 @pytest.mark.integration
 def test_work_grows_linearly_with_the_number_of_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
     counts: dict[str, list[int]] = {}
-    for number in (8, 32, 64, 128):  # the first one imports the libraries
+    for number in (8, 32, 64, 128):  # the first run also imports the libraries
         top = tmp_path / str(number)
         top.mkdir()
         base, tuned = (str(model_of_many_tensors(top / f"model{i}", tiny_checkpoint, number, i)) for i in range(2))
@@ -115,7 +115,7 @@ def test_quantisation_grows_linearly_with_the_number_of_tensors(
 ) -> None:
     monkeypatch.syspath_prepend(str(QUANTISED))
     pytest.importorskip("bitsandbytes")
-    forget = is_bitsandbytes_available.cache_clear  # an earlier test of this process may have asked
+    forget = is_bitsandbytes_available.cache_clear  # the answer may be cached by an earlier test
     forget()
     request.addfinalizer(forget)
     counts: dict[str, list[int]] = {}

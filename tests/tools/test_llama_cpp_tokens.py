@@ -1,7 +1,7 @@
 """Greedy tokens of llama.cpp equal those of transformers, for every kind of file that tools/export_gguf.py writes.
 
 The prompts are texts, so tokenizers are compared too. A random model sometimes has two tokens of almost equal
-probability, between which rounding decides; answers are compared up to such a token.
+probability, so that rounding decides between them; answers are compared up to such a token.
 """
 
 import shutil
@@ -51,7 +51,7 @@ def decisive_tokens(model: Any, tokenizer: Any, prompt: Any, noise: float) -> li
 def check_answers(ask: Ask, expected: dict[str, list[int]], share: float) -> None:
     """Compare llama.cpp's greedy tokens with the expected ones (text of a prompt -> tokens).
 
-    share: of NEW_TOKENS for each prompt, the fraction of tokens that must be there to compare.
+    share: minimum fraction of the tokens (NEW_TOKENS for each prompt) that are compared.
     """
     assert sum(map(len, expected.values())) >= share * NEW_TOKENS * len(expected)
     for text, tokens in expected.items():
@@ -99,7 +99,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("case", ARCHITECTURES)
-def test_tokens_of_every_architecture(make: Make, serve: Serve, tmp_path: Path, case: str) -> None:
+def test_tokens_equal_transformers_for_every_architecture(make: Make, serve: Serve, tmp_path: Path, case: str) -> None:
     kind, settings = ARCHITECTURES[case]
     folder, file = make(kind, **settings), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), "f32")
@@ -107,11 +107,11 @@ def test_tokens_of_every_architecture(make: Make, serve: Serve, tmp_path: Path, 
 
 
 # llama.cpp rounds activations to float16, bfloat16 or 8 bits before it multiplies them with such weights. With 8 bits,
-# tokens were chosen that are up to 0.03 standard deviations of the logits behind the best.
+# it chose tokens that were up to 0.03 standard deviations of the logits behind the best.
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("case", ["LlamaConfig", "Qwen2Config", "Qwen3Config"])
 @pytest.mark.parametrize(("kind", "noise"), [("f16", 1e-3), ("bf16", 0.01), ("q8_0", 0.05), ("q4_0", 0.05)])
-def test_tokens_of_every_file_type(
+def test_tokens_equal_transformers_for_every_file_type(
     make: Make, serve: Serve, tmp_path: Path, case: str, tied: bool, kind: str, noise: float
 ) -> None:
     folder, file = make(case, tie_word_embeddings=tied, initializer_range=0.05), tmp_path / "model.gguf"
@@ -119,8 +119,8 @@ def test_tokens_of_every_file_type(
     check_equal_tokens(folder, file, serve(file), noise, dequantised=True)
 
 
-def test_tokens_of_q4_k_m(make: Make, serve: Serve, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python, whose quantiser this needs, is compiled for minutes")
+def test_tokens_equal_transformers_for_q4_k_m(make: Make, serve: Serve, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which takes minutes to compile")
     folder, file = make(hidden_size=256, intermediate_size=512, initializer_range=0.05), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), "q4_k_m")
     check_equal_tokens(folder, file, serve(file), 0.05, dequantised=True)
@@ -185,7 +185,7 @@ FOLDERS: dict[str, tuple[dict[str, object], Change]] = {
 
 
 @pytest.mark.parametrize("case", FOLDERS)
-def test_tokens_of_every_kind_of_folder(make: Make, serve: Serve, tmp_path: Path, case: str) -> None:
+def test_tokens_equal_transformers_for_every_folder(make: Make, serve: Serve, tmp_path: Path, case: str) -> None:
     settings, change = FOLDERS[case]
     folder, file = change(make(**settings)), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), "f32")
@@ -215,7 +215,7 @@ VOCABULARIES: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("case", VOCABULARIES)
-def test_answers_in_every_vocabulary_and_its_chat_template(
+def test_answers_equal_transformers_for_every_vocabulary_and_its_chat_template(
     make: Make, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

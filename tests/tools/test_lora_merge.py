@@ -1,4 +1,4 @@
-"""tools/weight_diff.py merge: what peft itself would give, rounded once; what cannot be merged is refused by name."""
+"""tools/weight_diff.py merge: the result equals PEFT's, rounded once; unsupported adapters are refused by name."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_merge_rounds_half_precision_once(
         folder = tmp_path / str(dtype).removeprefix("torch.")
         merged = load_file(folder / "model.safetensors")[f"{name}.weight"]
         assert merged.dtype == dtype
-        assert (merged != exact.to(dtype)).float().mean() < 0.002  # float32 itself is rounded before
+        assert (merged != exact.to(dtype)).float().mean() < 0.002  # the float32 sum is itself rounded
     assert json.loads((tmp_path / "float16/config.json").read_text())["dtype"] == "float16"
 
 
@@ -145,12 +145,11 @@ def test_later_adapter_may_have_more_rows_but_not_fewer(
     base = load_file(tiny_checkpoint / "model.safetensors")["lm_head.weight"]
     one, two = (each["base_model.model.lm_head.weight"] for each in states)
     torch.testing.assert_close(merged[:800], one[:800] + 0.5 * (two[:800] - base))
-    torch.testing.assert_close(merged[800:803], one[800:] + 0.5 * (two[800:803] - one[800:]))  # the base lacks these
+    torch.testing.assert_close(merged[800:803], one[800:] + 0.5 * (two[800:803] - one[800:]))  # not in the base
     assert torch.equal(merged[803:], two[803:])
     done = run_tool(*merge, f"{folders[1]},{folders[0]}", "--path_sfted", tmp_path / "no", status=2)
-    assert (
-        "the base or an earlier adapter 805; give the adapters in the order in which they were trained" in done.stderr
-    )
+    message = "the base or an earlier adapter has 805; give the adapters in the order in which they were trained"
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def test_merge_refuses_an_adapter_that_lacks_tensors(
     save_file({name: value for name, value in state.items() if lost not in name}, adapter / "adapter_model.safetensors")
     done = run_tool(*merge, tmp_path / "no", status=2)
     assert "has no tensors for " in done.stderr
-    assert "which its adapter_config.json names; copy it again" in done.stderr
+    assert "which its adapter_config.json names; copy the adapter again" in done.stderr
 
 
 def test_merge_counts_an_untrained_matrix_as_unchanged(
@@ -228,7 +227,7 @@ def test_merge_refuses_unsupported_adapter_and_names_reason(
 def test_merge_refuses_magnitudes_of_other_length(
     tiny_checkpoint: Path, tmp_path: Path, make_adapter: MakeAdapter, run_tool: RunTool
 ) -> None:
-    """A single magnitude would apply to all rows, and any other number is an error of numpy."""
+    """numpy would apply a single magnitude to all rows."""
     spoilt = shutil.copytree(make_adapter(use_dora=True)[0], tmp_path / "adapter")
     state = load_file(spoilt / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.down_proj.lora_magnitude_vector"
@@ -274,7 +273,7 @@ def test_merge_on_any_number_of_threads_gives_same_bytes(
 def test_diff_to_merged_model_uses_given_adapter(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, case: str
 ) -> None:
-    """With --adapter the factors are stored and little else, and every bit comes back; also of what peft merged."""
+    """With --adapter, the diff has little more than the factors and restores every bit, also after merging by PEFT."""
     adapter, expected = make_adapter(**CONFIGURATIONS.get(case, {}))
     tuned = tmp_path / "tuned"
     if case == "published peft":
@@ -308,7 +307,7 @@ def test_merge_refuses_adapter_that_gives_nan(tiny_checkpoint: Path, tmp_path: P
 def test_merge_refuses_dora_after_other_adapter(
     tiny_checkpoint: Path, tmp_path: Path, make_adapter: MakeAdapter, run_tool: RunTool
 ) -> None:
-    """Its lengths of rows are those of the weights that it was trained on; as the first it is merged."""
+    """DoRA's row lengths belong to the weights that it was trained on, so it is merged only as the first adapter."""
     plain, dora = make_adapter()[0], make_adapter(use_dora=True)[0]
     merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_sfted", tmp_path / "out", "--path_lora")
     done = run_tool(*merge, f"{plain},{dora}", status=2)

@@ -1,4 +1,4 @@
-"""low_rank.py and rank_search.py: the same sum whatever the order of work, and factors found again."""
+"""low_rank.py and rank_search.py: the sum does not depend on the order of work, and low-rank changes are found."""
 
 from pathlib import Path
 
@@ -31,8 +31,8 @@ def tensor(bits: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 64, 300])
-def test_sum_is_the_product_and_does_not_depend_on_order(rank: int) -> None:
-    """As near to float64 as float32 can be; cut into rows otherwise, or summed in another order, the same bits."""
+def test_sum_is_close_to_float64_and_does_not_depend_on_order(rank: int) -> None:
+    """The sum is as near to float64 as float32 allows; another order of ranks or parts of rows give the same bits."""
     made, base = factors(40, 90, rank, 1e-2), weights(40, 90, "F32")
     scaled = Factors(made.left, made.right, np.linspace(0.5, 2, 40, dtype=np.float32))
     exact = to_float32(base, "F32").reshape(40, 90).astype(np.float64) + made.left.astype(np.float64) @ made.right
@@ -52,7 +52,7 @@ def test_sum_is_the_product_and_does_not_depend_on_order(rank: int) -> None:
     ("dtype", "rank", "most"), [("F16", 16, 0.045), ("BF16", 8, 0.025), ("F32", 4, 0.08)], ids=["F16", "BF16", "F32"]
 )
 def test_rank_of_merged_adapter_is_found(dtype: str, rank: int, most: float) -> None:
-    """`most`: what factors and residual may take of the tuned weights; without them it is about half."""
+    """`most`: maximum size of factors and residual, as a share of the tuned weights; without factors it is over 0.3."""
     shape = (1024, 1536)
     base, made = weights(*shape, dtype), factors(*shape, rank, 1e-3)
     tuned = merged(made, base, dtype)

@@ -112,7 +112,7 @@ def test_bits_of_quantised_weights_equal_those_of_their_sources() -> None:
 
 
 def rows_of(table: str) -> dict[str, list[str]]:
-    """Map use and bits to the words of the other columns."""
+    """Return {"use bits": texts of the other columns} of a table."""
     rows = [line.split("  ") for line in table.split("\n\n")[1].splitlines()[1:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     return {f"{name} {bits}": rest for name, bits, *rest in cells}
@@ -174,7 +174,7 @@ def test_published_statements_about_cards_are_confirmed(run_tool: RunTool) -> No
     assert gpu_uses.lora_tuning_bytes(llama_65b, gpu_uses.NF4_BITS) < SHARE * 48 * GIB
 
 
-def test_server_that_cannot_hold_the_context_is_told_the_longest(run_tool: RunTool) -> None:
+def test_server_row_names_longest_context_if_the_whole_does_not_fit(run_tool: RunTool) -> None:
     row = rows_of(run_tool(SCRIPT, "memory", "1B", "--gpu_memory", "6").stdout)["server 16"]
     fixed = 2 * 1_235_814_400 + 2048 * (8 * 2048 + 6 * 8192) + 256 * 12 * 128256
     longest = int((SHARE * 6 * GIB - fixed) / (2 * 2 * 16 * 512)) // 16 * 16
@@ -204,12 +204,12 @@ def test_config_alone_is_enough_and_a_quantised_checkpoint_is_named(tmp_path: Pa
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere does not exist; give a checkpoint folder or a config.json, or one of 1B, 7B, 13B, 70B"),
-        (["7B", "--gpu_memory", "0"], "--gpu_memory 0 is not above 0; give the card's GiB, for example 24"),
-        (["7B", "--gpu_memory=-2.5"], "--gpu_memory -2.5 is not above 0; give the card's GiB, for example 24"),
+        (["7B", "--gpu_memory", "0"], "--gpu_memory 0 is not above 0; give the card's memory in GiB, such as 24"),
+        (["7B", "--gpu_memory=-2.5"], "--gpu_memory -2.5 is not above 0; give the card's memory in GiB, such as 24"),
         (["7B", "--gpu_memory", "24GB"], "--gpu_memory takes a number, not '24GB'"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(run_tool: RunTool, arguments: list[str], message: str) -> None:
+def test_invalid_arguments_are_refused_in_one_line(run_tool: RunTool, arguments: list[str], message: str) -> None:
     done = run_tool(SCRIPT, "memory", *arguments, status=2)
     assert (done.stdout, done.stderr) == ("", f"error: {message}\n")
 

@@ -1,4 +1,4 @@
-"""New folders and files of the tools: one writer at a time, and bad targets are refused before anything is computed."""
+"""New folders and files of the tools: one writer at a time; bad targets are refused before anything is computed."""
 
 import multiprocessing
 import shutil
@@ -21,8 +21,8 @@ BLOCK = 1 << 12  # bytes
 Commands = list[list[object]]
 
 
-def write_in_turn(number: int, target: Path, start: Any, results: Any) -> None:
-    """Write many small blocks of one byte to a new file, as all processes do at once; put the outcome into a queue."""
+def write_at_once(number: int, target: Path, start: Any, results: Any) -> None:
+    """Write blocks of one byte value to a new file when all processes are ready; put (number, error) into a queue."""
     start.wait()
     try:
         with new_file(target) as path, path.open("wb", buffering=0) as file:
@@ -33,11 +33,11 @@ def write_in_turn(number: int, target: Path, start: Any, results: Any) -> None:
         results.put((number, str(error)))
 
 
-def test_of_several_processes_on_one_file_one_writes_it_whole_and_the_others_are_refused(tmp_path: Path) -> None:
+def test_one_of_several_processes_writes_the_whole_file_and_the_others_are_refused(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     for turn in range(5):
         target, start, results = tmp_path / f"{turn}.bin", fork.Barrier(WRITERS), fork.SimpleQueue()
-        processes = [fork.Process(target=write_in_turn, args=(n, target, start, results)) for n in range(WRITERS)]
+        processes = [fork.Process(target=write_at_once, args=(n, target, start, results)) for n in range(WRITERS)]
         for process in processes:
             process.start()
         outcomes = dict(results.get() for _ in processes)
@@ -73,7 +73,7 @@ def test_second_process_is_refused_until_the_first_output_has_its_name(
     assert [file.read_text() for file in files] == ["whole"]
 
 
-def test_link_to_an_empty_folder_is_written_through_on_the_disk_of_that_folder(
+def test_output_through_a_link_is_written_beside_the_linked_folder(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     (tmp_path / "elsewhere/empty").mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_link_to_an_empty_folder_is_written_through_on_the_disk_of_that_folder(
 
 
 def broken(folder: Path, target: Path) -> None:
-    """Cut the shard of a copied model short, so that reading it is an error."""
+    """Copy a model and truncate its shard, so that the copy cannot be read."""
     shutil.copytree(folder, target)
     shard = target / "model.safetensors"
     shard.write_bytes(shard.read_bytes()[:-10])
@@ -102,7 +102,7 @@ def broken(folder: Path, target: Path) -> None:
 
 @pytest.fixture
 def commands(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> Commands:
-    """Every command that writes a folder or a file, without its target; the model to read is damaged."""
+    """Return commands that write a folder or a file, without their target; their model is damaged."""
     model = tmp_path / "damaged"
     broken(tiny_checkpoint, model)
     pair = ("--path_raw", model)
@@ -120,7 +120,7 @@ def commands(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> Commands:
     ]
 
 
-def test_target_inside_a_sealed_folder_is_refused_by_every_tool_before_it_reads_the_model(
+def test_target_inside_a_sealed_folder_is_refused_before_the_model_is_read(
     commands: Commands, tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     sealed = shutil.copytree(tiny_checkpoint, tmp_path / "sealed")
@@ -149,7 +149,7 @@ def test_impossible_target_is_refused_in_one_line_before_the_model_is_read(
             done = run_tool(*command, target, status=2)
             assert reason in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, command
         if command[0] in ("tools/build_tokenizer.py", "tools/export_gguf.py"):
-            continue  # write files, the first also into an existing folder
+            continue  # the first writes into an existing folder, the second writes a file
         for current in (".", str(tmp_path / "empty")):
             message = f"error: {current} is the current folder, which cannot be replaced; name a new folder\n"
             assert run_tool(*command, current, status=2).stderr.endswith(message), command
@@ -174,7 +174,7 @@ def test_mount_point_is_refused_before_anything_is_computed(
     assert done.stderr.count("\n") == 1
 
 
-def test_trial_of_the_rename_that_a_killed_run_left_does_not_stop_the_next_one(tmp_path: Path) -> None:
+def test_probe_folder_left_by_a_killed_run_does_not_stop_the_next_run(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out.partial/.empty").mkdir(parents=True)
     with new_folder(tmp_path / "out", 0) as partial:
@@ -182,18 +182,18 @@ def test_trial_of_the_rename_that_a_killed_run_left_does_not_stop_the_next_one(t
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
 
 
-def test_places_that_cannot_be_written_are_named_and_no_others(tmp_path: Path) -> None:
+def test_unwritable_target_is_named_and_missing_input_is_not_taken_for_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="/dev/null is a device or pipe; name a file"):
         new_file("/dev/null", replace=True).__enter__()
     (tmp_path / "a.partial").write_text("not a folder")
     with pytest.raises(ValueError, match=r"a\.partial is a file, not the folder of an unfinished result; remove it"):
         new_file(tmp_path / "a").__enter__()
     with pytest.raises(FileNotFoundError, match="model-raw"), new_folder(tmp_path / "model", 0):
-        (tmp_path / "model-raw/config.json").read_text()  # an input, whose name begins like the output's
+        (tmp_path / "model-raw/config.json").read_text()  # an input whose name begins with the output's name
 
 
-def test_failing_disk_is_an_os_error_from_a_library_in_rust(tmp_path: Path) -> None:
-    """Linux answers with an I/O error to a write at the start of this process's memory."""
+def test_failing_disk_in_a_rust_library_raises_os_error(tmp_path: Path) -> None:
+    """On Linux, writing to address 0 of this process's memory is an I/O error."""
     words = Tokenizer(models.WordLevel({"a": 0}, "a"))
     with pytest.raises(OSError, match="Input/output error"), new_folder(tmp_path / "model", 0):
         words.save("/proc/self/mem")

@@ -1,4 +1,4 @@
-"""published.json: known repositories get the template that they were tuned on; others are left alone."""
+"""published.json: known repositories get the template that they were tuned on; other folders get none."""
 
 import hashlib
 import json
@@ -85,8 +85,8 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_folder_is_recognised_by_a_record_of_its_name(tmp_path: Path, record: str) -> None:
-    """The origin in config.json may have been tuned since: it gives the template, but is no copy of the weights."""
+def test_folder_is_recognised_by_a_record_of_its_origin(tmp_path: Path, record: str) -> None:
+    """The model named in config.json may have been tuned since, so the name only identifies the template."""
     name, content = RECORDS[record]
     file = tmp_path / name
     file.parent.mkdir(parents=True)
@@ -103,8 +103,8 @@ def test_folder_is_recognised_by_a_record_of_its_name(tmp_path: Path, record: st
 def test_merging_a_published_adapter_adds_its_template(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, own: bool
 ) -> None:
-    """Its own template takes precedence, here inside tokenizer_config.json, and is written as a file. It does not get
-    its base's template.
+    """The adapter's own template, here in tokenizer_config.json, takes precedence and is written as a file. The base's
+    template is not used.
     """
     base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
     (base / "chat_template.jinja").write_text("base")
@@ -132,7 +132,7 @@ def set_registry(path: Path, repositories: dict[str, Any], monkeypatch: pytest.M
 def test_recovered_model_is_recognised_by_its_sum_and_gets_its_template(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Merged with an adapter that has no template, the recovered model keeps it."""
+    """If the sum is not a published one, the base is not verified, and no template is added."""
     diff, out = additive(tmp_path / "diff", tiny_checkpoint, tuned), tmp_path / "out"
     (diff / "chat_template.jinja").unlink()
     total = float(sum(value.double().sum() for value in load_file(tuned / "model.safetensors").values()))
@@ -152,7 +152,7 @@ def test_recovered_model_is_recognised_by_its_sum_and_gets_its_template(
 def test_configuration_and_tokenizer_of_llama_never_add_a_template(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They do not tell LLaMA from the models tuned from it: a notice says what was seen and how to add a template."""
+    """LLaMA and models tuned from it have the same ones, so a notice names similar models and the remedy."""
     lora = shutil.copytree(adapter, tmp_path / "lora", ignore=shutil.ignore_patterns("chat_template.jinja"))
     facts, pretrained = {"config": SHAPE, "template": "alpaca"}, {"config": SHAPE, "template": ""}
     set_registry(tmp_path / "table.json", {"some/tuned": facts, "some/base": pretrained, "some/chat": {}}, monkeypatch)
@@ -167,6 +167,6 @@ def test_configuration_and_tokenizer_of_llama_never_add_a_template(
     run_tool(*done.stdout.splitlines()[1].split(": python ")[1].replace("NEW", str(tmp_path / "new")).split())
     assert (tmp_path / "new/chat_template.jinja").read_text() == ALPACA
     (lora / ".download").mkdir()
-    for name, needs_template in {"some/base": False, "some/chat": True}.items():  # the latter's is not stated
+    for name, needs_template in {"some/base": False, "some/chat": True}.items():  # the latter states no template
         (lora / ".download/note.json").write_text(json.dumps({"repository": name}))
         assert ("notice: " in run_tool(*command, tmp_path / name[5:]).stdout) is needs_template

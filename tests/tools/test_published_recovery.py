@@ -1,4 +1,4 @@
-"""verify of a model recovered from a published diff: its .bin files are rebuilt and have the published MD5.
+"""checkpoint.py verify rebuilds the .bin files of a model recovered from a published diff and compares their MD5.
 
 The expected MD5 are those of files that the published recovery script (tools/weight_diff.py of github.com/zjunlp/KnowLM
 at 34a0c2b) wrote with transformers 4.28.1, PyTorch 1.13.1 and --max_shard_size 220KB for the weights below.
@@ -35,7 +35,7 @@ MD5 = {
                 "4c8c028bbc624355efffcaefc5681847", "5e1f216d2b8f1f687f819400b415476c"),
     "float16": ("5e1b14de767cb2419fc40ce65616f79b", "7e5d5ca6d03ae20f4b37a625b77633f9"),
 }  # fmt: skip
-EXACT_FREQUENCIES = "cb1d9455820892f9290c2ee604d06cf5"  # of the second file, if the base had them in float32
+EXACT_FREQUENCIES = "cb1d9455820892f9290c2ee604d06cf5"  # of the second file, if the base had float32 frequencies
 SUM = -3.5951
 DIFFS = {"float32": "some/diff", "float16": "some/diff-fp16"}
 
@@ -49,7 +49,7 @@ def weights(name: str, shape: tuple[int, ...], number: int) -> dict[str, torch.T
 
 @pytest.fixture(scope="module")
 def folders(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The base, and the diffs as published: a .bin file with rotary frequencies, no record, a tokenizer.model."""
+    """Return the base and the diffs as published: a .bin file with rotary frequencies, no record, a tokenizer.model."""
     root = tmp_path_factory.mktemp("published")
     shapes = {f"model.layers.{layer}.{part}": shape for layer in range(2) for part, shape in PARTS.items()}
     shapes |= {"model.embed_tokens.weight": (800, 64), "lm_head.weight": (800, 64), "model.norm.weight": (64,)}
@@ -71,7 +71,7 @@ def folders(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The registry of this test; the float16 sum is 6 away, as in the published one."""
+    """Return the registry of this test; its float16 sum differs by 6, like the published one."""
     config = {name: CONFIG[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
     entries = {
         DIFFS[dtype]: {
@@ -99,7 +99,7 @@ def recover(run_tool: RunTool, folders: dict[str, Path], dtype: str, target: Pat
 def test_recovered_model_has_the_published_md5(
     folders: dict[str, Path], table: dict[str, Any], tmp_path: Path, run_tool: RunTool, dtype: str
 ) -> None:
-    """The record of `recover` identifies the diff; without it, the option does."""
+    """run.json of `recover` identifies the diff; without this file, the option does."""
     target = tmp_path / "recovered"
     recover(run_tool, folders, dtype, target, "--published", DIFFS[dtype], "--max_shard_size", "100KB")
     expected = f"{target}: all {len(MD5[dtype])} files, rebuilt as .bin, with the MD5 published for {DIFFS[dtype]}\n"
@@ -159,7 +159,7 @@ def test_wrong_tensors_are_named_with_their_file(
     )
 
 
-def test_verify_compares_the_sum_and_says_why_not_the_md5(
+def test_verify_compares_the_sum_and_says_why_md5_cannot_be_compared(
     folders: dict[str, Path], table: dict[str, Any], tmp_path: Path, run_tool: RunTool
 ) -> None:
     half, target = tmp_path / "half", tmp_path / "recovered"
@@ -188,7 +188,7 @@ def test_verify_compares_the_sum_and_says_why_not_the_md5(
 def test_files_of_a_published_repository_are_compared_as_they_are(
     folders: dict[str, Path], table: dict[str, Any], tmp_path: Path, run_tool: RunTool
 ) -> None:
-    """A downloaded folder, and one that the published script wrote, with the same file names."""
+    """The MD5 lists of the downloaded diff and of the recovered model have the same file names."""
     folder = tmp_path / "diff"
     shutil.copytree(folders["float32"], folder)
     stored, file = (folders["float32"] / "pytorch_model.bin").read_bytes(), folder / "pytorch_model.bin"
@@ -206,7 +206,7 @@ def test_files_of_a_published_repository_are_compared_as_they_are(
 def test_wrong_base_is_refused_or_reported(
     folders: dict[str, Path], table: dict[str, Any], tmp_path: Path, run_tool: RunTool, dtype: str
 ) -> None:
-    """The published sum refuses it if the diff is known; else the summary has the sum and the published ones."""
+    """If the diff is known, its sum refuses the base; otherwise the summary has the sum and the published sums."""
     wrong = changed(folders["base"], tmp_path / "wrong", "model.norm.weight", 20.0)
     known = shutil.copytree(folders[dtype], tmp_path / "diff")
     (known / ".download").mkdir()

@@ -41,7 +41,7 @@ Encoder = Callable[[str], tuple[PromptEncoder, SentencePieceProcessor]]
 
 @pytest.fixture
 def encoder(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> Encoder:
-    """encoder(name): of the tiny checkpoint with a published model's template, which set_template.py accepts."""
+    """Return encoder(name): PromptEncoder and SentencePiece of the tiny checkpoint with the template of a model."""
 
     def make(name: str) -> tuple[PromptEncoder, SentencePieceProcessor]:
         (tmp_path / "published.jinja").write_text(template_of(f"zjunlp/{name}"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""tools/quantize.py: rows as tuning reads them, figures that others come to as well, whole folders, clear refusals."""
+"""tools/quantize.py: rows get the ids of tuning, scores equal other implementations, folders are complete."""
 
 import importlib.util
 import json
@@ -54,7 +54,7 @@ def written(path: Path, rows: list[Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint as tuning leaves one: with a template, extraction.json and run.json."""
+    """Return a copy of the tiny checkpoint with a template, extraction.json and run.json, as after tuning."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("tuned") / "merged")
     (folder / "chat_template.jinja").write_text(template_text("alpaca"))
     (folder / "extraction.json").write_text("{}")
@@ -93,7 +93,7 @@ def test_rows_of_text_are_encoded_without_template(tiny_tokenizer: Path) -> None
         quantization_inputs.encode_row(prompts, ROWS[0], tiny_tokenizer)
 
 
-def test_template_that_hides_answer_start_is_refused(tiny_tokenizer: Path) -> None:
+def test_template_that_changes_the_question_or_fails_is_refused(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
     prompts = PromptEncoder(tokenizer)
@@ -159,7 +159,7 @@ def test_scores_equal_those_of_transformers_and_scorer(
     assert figures["perplexity"] == pytest.approx(math.exp(losses / tokens), rel=1e-4)
     assert figures["bytes"] == (model / "model.safetensors").stat().st_size
 
-    assert [expected for _, expected in pairs] == [ROWS[0]["output"], ROWS[1]["output"]]  # the others extract nothing
+    assert [expected for _, expected in pairs] == [ROWS[0]["output"], ROWS[1]["output"]]  # only these are extractions
     ids = torch.tensor([examples[1].prompt])  # the shorter one, which was padded
     longest = max(len(example.answer) for example in examples[:2])
     alone = loaded.generate(ids, do_sample=False, max_new_tokens=longest + longest // 2 + 16, pad_token_id=0)
@@ -197,7 +197,7 @@ def test_score_table_has_measured_columns_only() -> None:
     assert sizes.splitlines() == ["           weights", "before     1.00 MB", "after      0.50 MB"]
 
 
-def test_choose_group_returns_largest_group_that_fits_all_layers(model: Path) -> None:
+def test_choose_group_size_returns_largest_size_that_fits_all_layers(model: Path) -> None:
     layers = quantization_methods.linear_layers(model)
     assert layers["model.layers.1.mlp.down_proj"] == (64, 128)
     assert len(layers) == 14  # seven in each of two layers, not lm_head
@@ -217,7 +217,7 @@ def test_choose_group_returns_largest_group_that_fits_all_layers(model: Path) ->
 @pytest.mark.parametrize("method", ["nf4", pytest.param("bnb8", marks=pytest.mark.slow)])
 @pytest.mark.integration
 def test_bitsandbytes_folders_are_complete(model: Path, tmp_path: Path, run_script: RunScript, method: str) -> None:
-    """One with scores, one without."""
+    """nf4 is run with scores, bnb8 without."""
     rows, out = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
     more = ("--eval_path", rows) if method == "nf4" else ()
     given = ("--model_path", model, "--output_dir", out, "--method", method)
@@ -231,7 +231,7 @@ def test_bitsandbytes_folders_are_complete(model: Path, tmp_path: Path, run_scri
 
 
 def check_folder(model: Path, out: Path, printed: str) -> None:
-    """A quantised folder: files as they were, the output layer untouched, and the table's figures in run.json."""
+    """Check a quantised folder: small files, embedding and output matrix are unchanged, run.json has the figures."""
     names = {path.name for path in model.iterdir()}
     assert {path.name for path in out.iterdir()} == names
     for name in names - {"config.json", "model.safetensors", "run.json"}:
@@ -266,7 +266,7 @@ def check_folder(model: Path, out: Path, printed: str) -> None:
 def test_compressed_folders_are_complete_and_load(
     model: Path, tmp_path: Path, method: str, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the environment of llmcompressor; what it writes answers here as there."""
+    """quantize.py runs in the environment of llmcompressor; the result has the same perplexity in this one."""
     rows, out = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
     monkeypatch.setattr(sys, "executable", str(OTHER))
     given = ("--model_path", model, "--output_dir", out, "--method", method, "--eval_path", rows, "--data_path", rows)
@@ -369,7 +369,7 @@ def test_quantize_refuses_missing_data_and_missing_template(model: Path, tiny_ch
 
 
 def test_settings_of_the_checkpoint_do_not_change_greedy_answers(tiny_checkpoint: Path) -> None:
-    """transformers takes values that are not given from the checkpoint's generation_config.json."""
+    """transformers would take settings that are not given from the checkpoint's generation_config.json."""
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     examples = [quantization_inputs.CalibrationExample([1, 20 + n, 30], [40, 2], "x") for n in range(3)]

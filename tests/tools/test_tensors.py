@@ -1,4 +1,4 @@
-"""tensors.py: what it writes safetensors and torch read, what they write it reads, and damage is named."""
+"""tensors.py and tensor_files.py: files are exchanged with safetensors and torch, and damage is named."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TYPES = {
 
 
 def every_type() -> dict[str, torch.Tensor]:
-    """A tensor of each type, a scalar and an empty one."""
+    """Return a tensor of each type, a scalar and an empty tensor."""
     torch.manual_seed(3)
     state = {f"layer.{name}": (torch.randn(5, 7) * 3).to(dtype) for name, dtype in TYPES.items()}
     return state | {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4, dtype=torch.float16)}
@@ -31,7 +31,7 @@ def print_of(folder: Path) -> str:
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Equal names, types, shapes and bytes."""
+    """Return whether names, types, shapes and bytes are equal."""
 
     def content(state: dict[str, torch.Tensor]) -> dict[str, tuple[object, ...]]:
         return {
@@ -126,7 +126,7 @@ def test_parse_size_refuses_invalid_sizes(text: str) -> None:
 
 
 def sharded(folder: Path) -> Path:
-    """A folder with two shards, `a` in the first and `b` in the second, and their index."""
+    """Write a folder with two shards, `a` in the first and `b` in the second, and their index; return it."""
     folder.mkdir()
     places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     for name, file in places.items():

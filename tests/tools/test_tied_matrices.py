@@ -1,4 +1,4 @@
-"""Models whose embedding and output matrices are tied: merging, export and quantisation keep their answers."""
+"""Models whose embedding and output matrices are tied: merging, recovery and GGUF export keep their logits."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def load(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def tied_base(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint without an output matrix."""
+    """Return a copy of the tiny checkpoint without an output matrix, with tie_word_embeddings."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("tied") / "base")
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
@@ -39,7 +39,7 @@ def tied_base(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def two_matrices(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """The tiny checkpoint, whose matrices differ, with tie_word_embeddings."""
+    """Return a copy of the tiny checkpoint with tie_word_embeddings; its two matrices differ."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "two")
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
@@ -94,7 +94,7 @@ def test_merged_tied_model_answers_like_the_adapter(
 def test_rows_added_to_a_tied_base_are_in_both_merged_matrices(
     tied_base: Path, tmp_path: Path, run_tool: RunTool, module: str
 ) -> None:
-    """PEFT stores the enlarged matrix once; the logits of the added tokens come from it, too."""
+    """PEFT stores the enlarged matrix once; it also determines the logits of the added tokens."""
     model, ids = load(tied_base), torch.tensor([[3, 9, 800, 802, 4]])
     rows = model.config.vocab_size
     assert rows == 800

@@ -23,13 +23,13 @@ def add_token(folder: Path) -> None:
 
 
 def list_added_token(folder: Path) -> None:
-    """As transformers 4 wrote it: in a file beside tokenizer.model."""
+    """List an added token in a file beside tokenizer.model, as transformers 4 did."""
     (folder / "tokenizer.json").unlink()
     (folder / "added_tokens.json").write_text('{"<new>": 800}')
 
 
 def name_pad_token(folder: Path) -> None:
-    """A token that only has a role gets the next id."""
+    """Name a pad token without an id; transformers gives it the next id."""
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "[PAD]"}))
 
@@ -57,8 +57,8 @@ def test_tokenizer_size_equals_that_of_transformers(tiny_tokenizer: Path, tmp_pa
         assert tokenizer_size(folder) == len(AutoTokenizer.from_pretrained(folder))
 
 
-def test_size_of_other_tokenizer_files(tmp_path: Path) -> None:
-    """GPT-2's and BERT's kind; unlisted ids below the highest count, since embeddings are addressed by id."""
+def test_size_of_other_tokenizer_files_is_highest_id_plus_one(tmp_path: Path) -> None:
+    """The files are those of BERT and GPT-2. Unlisted ids below the highest id count, since an id is a row's index."""
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n")
     assert tokenizer_size(tmp_path) == 3
     (tmp_path / "vocab.txt").unlink()
@@ -101,7 +101,7 @@ def test_tools_refuse_tokenizer_with_more_tokens_than_embeddings(
 
 @pytest.fixture(scope="module")
 def grown_adapter(tiny_checkpoint: Path, make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that adds a row to embedding and output, and the token <new> to the tokenizer."""
+    """Return an adapter that adds a row to embedding and output, and the token <new> to the tokenizer."""
     made = make_adapter(modules_to_save=["lm_head", "embed_tokens"])[0]
     adapter = shutil.copytree(made, tmp_path_factory.mktemp("grown") / "adapter")
     state = load_file(adapter / "adapter_model.safetensors")
@@ -125,7 +125,7 @@ def test_adapter_with_added_rows_may_have_their_tokens(
 def test_added_tokens_are_kept_if_a_later_adapter_has_the_base_tokenizer(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, grown_adapter: Path, adapter: Path
 ) -> None:
-    """Merged at once by both commands, or one after the other: the same tokenizer and weights."""
+    """Merging both adapters at once, by either command, equals merging one after the other."""
     one, both = tmp_path / "one", f"{grown_adapter},{adapter}"
     merge = ("tools/weight_diff.py", "merge", "--path_zhixi")
     run_tool(*merge, tiny_checkpoint, "--path_lora", grown_adapter, "--path_sfted", one)
@@ -150,6 +150,6 @@ def test_adapters_whose_added_tokens_differ_are_refused(
     file.write_text(file.read_text().replace("<new>", "<old>"))
     merge = ("merge", "--path_zhixi", tiny_checkpoint, "--path_lora", f"{grown_adapter},{other}")
     done = run_tool("tools/weight_diff.py", *merge, "--path_sfted", tmp_path / "out", status=2)
-    fact = f"{other} has another tokenizer than {grown_adapter}: '<new>' has id none and 800; merge adapters that were"
-    assert fact in done.stderr
+    assert f"{other} has another tokenizer than {grown_adapter}: '<new>' has id none in the former and" in done.stderr
+    assert "and 800 in the latter; merge adapters that were trained with the same added tokens\n" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

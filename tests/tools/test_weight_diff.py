@@ -1,4 +1,4 @@
-"""tools/weight_diff.py: exact recovery to the bit, additive as published; bad input leaves nothing."""
+"""tools/weight_diff.py: exact recovery restores every bit; bad input is refused and leaves nothing."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def test_recover_refuses_diff_with_a_changed_small_file(
         assert done.stderr == f"error: {diff / name} differs from its hash in diff.json; download it again\n"
         (diff / name).unlink()
         done = run_tool(SCRIPT, "recover", *out, status=2)
-        assert done.stderr == f"error: {diff / name} is missing, which diff.json lists; download it again\n"
+        assert done.stderr == f"error: {diff / name}, which diff.json lists, is missing; download it again\n"
         (diff / name).write_bytes(content)
     template = REPOSITORY / "finetune/templates/alpaca.jinja"
     run_tool(
@@ -136,7 +136,8 @@ def test_diff_without_hashes_of_small_files_recovers_with_a_notice(
     (old / "diff.json").write_text(json.dumps(record))
     out = ("--path_raw", tiny_checkpoint, "--path_diff", old, "--path_tuned", tmp_path / "out")
     done = run_tool(SCRIPT, "recover", *out)
-    assert done.stderr == f"notice: {old} has no hashes of its tokenizer and other small files to verify\n"
+    fact = f"{old} has no hashes of its tokenizer and other small files"
+    assert done.stderr == f"notice: {fact}, so these are not verified\n"
     assert bytes_of(tmp_path / "out") == bytes_of(tuned)
 
 
@@ -183,7 +184,7 @@ BAD = {
     "other shape": (other_shape, [], ["tensor model.norm.weight is [65]", "[64]"]),
     "other shape, additive": (other_shape, ["--exact=False"], ["tensor model.norm.weight is [65]", "[64]"]),
     "two kinds": (lambda raw, tuned: None, ["--is_fp16"], ["--exact=False"]),
-    "no tokenizer": (no_tokenizer, [], ["tuned have no tokenizer", "tokenizer.json"]),
+    "no tokenizer": (no_tokenizer, [], ["tuned has no tokenizer", "tokenizer.json"]),
     "unknown": (lambda raw, tuned: None, ["--divice", "cuda"], ["unknown option --divice"]),
     "no boolean": (lambda raw, tuned: None, ["--exact", "maybe"], ["--exact takes True or False", "'maybe'"]),
 }  # fmt: skip
@@ -308,7 +309,7 @@ def test_diff_without_rank_search_stores_no_factors(
 def test_max_shard_size_splits_diff_and_recovered_model(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
-    """Diff and recovered model in shards; both are read again, and the fingerprint is that of the tuned model."""
+    """Diff and recovered model are in shards, and the fingerprint is that of the tuned model."""
     few = ("--max_shard_size", "150KB")
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned)
     run_tool(SCRIPT, "make_diff", *pair, "--path_diff", tmp_path / "diff", *few)
@@ -322,7 +323,7 @@ def test_max_shard_size_splits_diff_and_recovered_model(
 
 @pytest.mark.slow
 def test_diff_memory_does_not_grow_with_model(tmp_path: Path) -> None:
-    """Diff, recovery and merging of 200 MB stay below 64 MiB of their own memory and 256 MiB resident."""
+    """Diff, recovery and merging of 200 MB take less than 64 MiB of anonymous memory and 256 MiB of resident memory."""
     from bench_weights import make_models, run_command
 
     make_models(tmp_path, "test", rank=16, additive=False)

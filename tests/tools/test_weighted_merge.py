@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 SCRIPT = "tools/weight_diff.py"
 
 
-def test_several_adapters_are_merged_in_order_with_weights(
+def test_several_adapters_are_merged_with_their_weights(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
 ) -> None:
-    """Half of one and twice another: the sum of their changes, rounded once, as peft's own one by one."""
+    """The result is base + 0.5 of one adapter's change + 2 times the other's; both changes are merged alone before."""
     first, second = make_adapter()[0], make_adapter(r=2, target_modules=["q_proj", "o_proj"])[0]
     base = load_file(tiny_checkpoint / "model.safetensors")
     changes = {}
@@ -43,12 +43,12 @@ def test_several_adapters_are_merged_in_order_with_weights(
 def test_weighted_adapters_are_added_to_base(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, weights: tuple[float, float]
 ) -> None:
-    """base + sum of weight * (adapter - base): whole matrices, low-rank changes (plain and DoRA), and both on one."""
+    """The adapters have whole matrices, low-rank changes (plain and DoRA), and both for one matrix."""
     one, first = make_adapter(modules_to_save=["lm_head", "embed_tokens"])
     dora = {"target_modules": ["lm_head", "q_proj"], "use_dora": True}
     original, second = make_adapter(**dora, modules_to_save=["embed_tokens", "norm"])
     two, embedding = shutil.copytree(original, tmp_path / "two"), "model.embed_tokens.weight"
-    second = second | {embedding: second[embedding] + 0.1}  # not the embedding of the first
+    second = second | {embedding: second[embedding] + 0.1}  # differs from the first adapter's embedding
     state = load_file(two / "adapter_model.safetensors")
     save_file(state | {f"base_model.model.{embedding}": second[embedding]}, two / "adapter_model.safetensors")
     base = load_file(tiny_checkpoint / "model.safetensors")
@@ -93,12 +93,12 @@ def test_weight_scales_replaced_tensors_and_dora(
 @pytest.mark.parametrize(
     "weights", ["0.5", "0.5,1,2", "half,1", "nan,1"], ids=["one for two", "too many", "no number", "not finite"]
 )
-def test_merge_refuses_wrong_number_of_weights(
+def test_merge_accepts_one_weight_for_all_and_refuses_wrong_weights(
     tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool, weights: str
 ) -> None:
     arguments = ("--path_zhixi", tiny_checkpoint, "--path_lora", f"{adapter},{adapter}", "--path_sfted", tmp_path / "o")
     if weights == "0.5":
-        run_tool(SCRIPT, "merge", *arguments, "--weights", weights)  # one number is for all
+        run_tool(SCRIPT, "merge", *arguments, "--weights", weights)  # one number applies to all adapters
         return
     done = run_tool(SCRIPT, "merge", *arguments, "--weights", weights, status=2)
     numbers = "one number, or one for each of the 2 adapters" if weights == "0.5,1,2" else "a list of numbers"

@@ -48,7 +48,7 @@ def cast(bits: np.ndarray, dtype: str, target: str) -> np.ndarray:
 
 
 def flip_masks(bits: np.ndarray) -> np.ndarray:
-    """Return all ones for each number whose sign bit is set, else the sign bit alone."""
+    """Return the XOR mask of each number: all ones if its sign bit is set, otherwise the sign bit alone."""
     width = bits.dtype.itemsize * 8
     return (bits.view(f"<i{width // 8}") >> (width - 1)).view(bits.dtype) | bits.dtype.type(1 << (width - 1))
 
@@ -79,7 +79,7 @@ def zigzag_decode(numbers: np.ndarray) -> np.ndarray:
 
 
 def encode_difference(tuned: np.ndarray, base: np.ndarray, dtype: str) -> np.ndarray:
-    """Return the zigzagged difference tuned - base modulo 2^n, in steps of the n-bit type; same shape and width."""
+    """Return the zigzag-encoded difference tuned - base of the n-bit sortable integers, modulo 2^n; same shape."""
     return zigzag_encode(to_sortable_integers(tuned, dtype) - to_sortable_integers(base, dtype))
 
 

@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def config_number(path: Path, config: Mapping[str, Any], key: str) -> int:
-    """Return a positive integer of a config.json, the file `path` with the content `config`; ValueError otherwise."""
+    """Return the positive integer under `key`; ValueError for other values. config: content of config.json `path`."""
     value = config.get(key)
     if type(value) is not int or value < 1:
         raise ValueError(f"{path} is damaged ({key} is {value!r}, not a positive integer); download it again")
@@ -38,9 +38,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def existing_folder(path: object, option: str, required: str = "") -> Path:
-    """Return the folder given by an option: its path, or the name of a repository, which is downloaded to the cache.
+    """Return the folder that an option gives: a path, or the name of a repository, which is downloaded to the cache.
 
-    Raises FileNotFoundError if it does not exist or lacks the file `required`, ValueError if the download fails.
+    Raises FileNotFoundError if the folder does not exist or lacks the file `required`, and ValueError if the download
+    fails.
     """
     folder = checkpoint_folder(str(path), option)
     if required and not (folder / required).is_file():
@@ -65,7 +66,7 @@ def set_dtype(folder: Path, dtype: str) -> None:
 
 
 def write_run_record(folder: Path, script: str, arguments: Mapping[str, object], parents: Mapping[str, Path]) -> None:
-    """Write run.json: arguments, package versions, and the run.json of each parent under the parent's role."""
+    """Write run.json: arguments, package versions, and the run.json of each parent folder under its role."""
     packages = [name for name in ("numpy", "pyarrow", "torch", "transformers") if find_spec(name)]
     history = {role: parent / "run.json" for role, parent in parents.items()}
     content = {

@@ -45,8 +45,8 @@ class Job:
 def pool() -> SimpleQueue[Job]:
     """Start the threads and return their job queue.
 
-    BLAS is limited to one thread, because its threads would compete with the pool. glibc keeps freed memory: if it
-    returned every chunk's arrays to the system, merging would take 20 to 30 % more CPU time.
+    BLAS is limited to one thread, because its threads would compete with the pool. glibc is told to keep freed
+    memory: if it returned every chunk's arrays to the system, merging would take 20 to 30 % more CPU time.
     """
     from threadpoolctl import threadpool_limits
 

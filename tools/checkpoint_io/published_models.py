@@ -21,8 +21,8 @@ def published_repository(folder: Path, key: str) -> str:
     """Return the published repository that a folder was copied or recovered from; "" if it is unknown.
 
     The repository is looked up in this order: a record of the origin (`recorded_repository`); the MD5 of the files,
-    compared with the registry entries that have `key`; if `key` is "template", `_name_or_path` in config.json. This
-    name only identifies the template, because the model may have been tuned after it was loaded under this name.
+    compared with the registry entries that have `key`; if `key` is "template", `_name_or_path` in config.json. The
+    name in config.json identifies only the template, because the model may have been tuned after it was loaded by name.
 
     Shape and tokenizer do not identify a model: they are the same in LLaMA-13B and all published 13B models.
     """

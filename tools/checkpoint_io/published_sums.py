@@ -13,7 +13,7 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.published_models import has_config
 from checkpoint_io.tensors import CHUNK, Tensor, ranges
 
-# Allowed difference between our float64 sum and the published sum, by type of the published weights. With a wrong base
+# Allowed difference between the float64 sum and the published sum, by type of the published weights. With a wrong base,
 # the sum differs by thousands. The published float16 sum of the 13B model differs from its float32 sum by 6.1.
 TOLERANCE = {"float32": 0.5, "float16": 8.0}
 FREQUENCIES = "rotary_emb.inv_freq"  # stored in checkpoints until 2023, although computed from config.json
@@ -25,7 +25,7 @@ def is_published_sum(total: float, expected: float, dtype: str) -> bool:
 
 
 def find_by_sum(total: float, config: Mapping[str, Any]) -> str:
-    """Return the published diff whose recovered weights have this sum and whose entry fits `config`; "" if none."""
+    """Return the published diff whose recovered weights have this sum and whose entry fits `config`, or ""."""
     for name, entry in registry()["repositories"].items():
         sums = entry.get("sum", {}) if has_config(entry, config) else {}
         if any(is_published_sum(total, expected, dtype) for dtype, expected in sums.items()):

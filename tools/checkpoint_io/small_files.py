@@ -34,13 +34,13 @@ OTHER_FILES = ("generation_config.json", "extraction.json", "*.py")
 
 
 def copy_small_files(sources: Sequence[Path], target: Path, repository: str = "") -> str:
-    """Copy the small files of checkpoint folders to the new folder target; return text on its template for the summary.
+    """Copy the small files of checkpoint folders to the new folder `target`; return text about its template.
 
     sources: later folders take precedence. A tokenizer that transformers would read inexactly gets exact files, and a
     published model without a chat template gets the template that it was tuned on. repository: name of the published
-    model in the last source, if known from its weights; "" otherwise. The text is "" if a template was copied or none
-    is needed (a published pretrained model). Raises ValueError if files contradict each other. Run `check_tokenizer` on
-    the sources before.
+    model in the last source, if it is known from its weights, else "". The returned text is for the command's summary;
+    it is "" if a template was copied or none is needed (a published pretrained model). Raises ValueError if files
+    contradict each other. Run `check_tokenizer` on the sources first.
     """
     for source in sources:
         copy_matching(source, target, OTHER_FILES)
@@ -57,7 +57,7 @@ def copy_small_files(sources: Sequence[Path], target: Path, repository: str = ""
 
 
 def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str, str], str | None]:
-    """Return the templates of the last source with templates or with a published template, and a phrase on them.
+    """Return the templates of the last source that has template files or a published template, and a phrase about them.
 
     A published adapter without a template file gets its own published template, not the base's. The phrase is None if
     no default template was found and the last source is not a published pretrained model.
@@ -73,9 +73,9 @@ def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str
 
 
 def missing_template(target: Path, sources: Sequence[Path]) -> str:
-    """Return a notice that target has no default template, with similar published models and the remedy.
+    """Return a notice that `target` has no default template; it names similar published models and the remedy.
 
-    sources: the folders that target was made from; they may have other templates.
+    sources: the folders that `target` was made from; the notice names their other templates.
     """
     config = read_json(target / "config.json") if (target / "config.json").is_file() else {}
     known = registry()["repositories"].items()
@@ -93,7 +93,7 @@ def missing_template(target: Path, sources: Sequence[Path]) -> str:
 
 
 def copy_sentencepiece_model(sources: Sequence[Path], target: Path) -> None:
-    """Copy the last tokenizer.model that has the pieces of target's tokenizer.json; transformers 5 does not save it."""
+    """Copy the last tokenizer.model with the pieces of target's tokenizer.json (transformers 5 does not save it)."""
     stored, model = target / "tokenizer.json", target / "tokenizer.model"
     for source in reversed(sources):
         candidate = source / "tokenizer.model"
@@ -114,7 +114,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def tokenizer_source(folders: Sequence[Path]) -> Path | None:
-    """Return the last checkpoint folder that has a tokenizer, except adapters that lack tokens of the folders before.
+    """Return the last folder that has a tokenizer, except adapters whose tokenizer lacks tokens of an earlier folder.
 
     Raises ValueError if two adapters have tokenizers that contradict each other. An adapter may contradict its base if
     it replaces the embedding matrix (adapter_checks.base_fit).
@@ -128,26 +128,30 @@ def tokenizer_source(folders: Sequence[Path]) -> Path | None:
             if (chosen / "adapter_config.json").is_file():
                 piece = min(table.items() ^ pieces.items(), key=lambda entry: (entry[1], entry[0]))[0]
                 raise ValueError(
-                    f"{folder} has another tokenizer than {chosen}: {piece!r} has id {pieces.get(piece, 'none')} and "
-                    f"{table.get(piece, 'none')}; merge adapters that were trained with the same added tokens"
+                    f"{folder} has another tokenizer than {chosen}: {piece!r} has id {pieces.get(piece, 'none')} in "
+                    f"the former and {table.get(piece, 'none')} in the latter; merge adapters that were trained with "
+                    "the same added tokens"
                 )
         chosen, table = folder, pieces
     return chosen
 
 
 def check_tokenizer(*folders: Path, rows: int | None = None) -> None:
-    """Check the tokenizer and named templates of a new folder made from these folders; later ones take precedence.
+    """Check the tokenizer and named templates of a new folder that is made from `folders`; later ones take precedence.
 
     rows: number of embeddings of the new model; by default vocab_size in the last config.json. Raises FileNotFoundError
-    if no folder has a tokenizer, since libraries would load an arbitrary default, and ValueError if the tokenizer has
-    more tokens than the model has embeddings, cannot be written exactly, or a template cannot be read or written.
+    if no folder has a tokenizer, since libraries would load an arbitrary default. Raises ValueError if the tokenizer
+    has more tokens than the model has embeddings or cannot be written exactly, or if a template cannot be read or
+    written.
     """
     for folder in folders:
         read_templates(folder, named_only=True)
     chosen = tokenizer_source(folders)
     if chosen is None:
+        verb = "has" if len(folders) == 1 else "have"
         raise FileNotFoundError(
-            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy the files there"
+            f"{' and '.join(map(str, folders))} {verb} no tokenizer ({', '.join(TOKENIZERS)}); copy the model's own "
+            "tokenizer files there"
         )
     if is_read_inexactly(chosen):
         exact_tokenizer_files(chosen)  # raises if `write_exact_tokenizer` would
@@ -160,7 +164,7 @@ def check_tokenizer(*folders: Path, rows: int | None = None) -> None:
 
 
 def write_templates(templates: dict[str, str], target: Path) -> None:
-    """Write templates as chat_template.jinja and additional_chat_templates/, and nowhere else in the folder."""
+    """Write templates to chat_template.jinja and additional_chat_templates/; remove those in tokenizer_config.json."""
     config = target / "tokenizer_config.json"
     if config.is_file() and "chat_template" in (content := read_json(config)):
         write_json(config, {name: value for name, value in content.items() if name != "chat_template"})

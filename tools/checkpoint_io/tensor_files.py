@@ -24,7 +24,7 @@ Produce = Callable[[Spec], Iterable[np.ndarray]]  # yields a tensor's bit patter
 
 
 def header(tensors: Sequence[Spec], metadata: Mapping[str, str]) -> bytes:
-    """Return the safetensors header (with length, padded to 8 bytes) of contiguous tensors in this order."""
+    """Return the safetensors header of contiguous tensors in this order: length field and JSON, padded to 8 bytes."""
     content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for spec in tensors:
@@ -47,7 +47,7 @@ def write_shards(
     """Write {stem}.safetensors, or shards and their index; return {tensor name: BLAKE3}.
 
     shard_limit: the largest size of a shard in bytes; a larger tensor gets its own shard. expected: the hashes, if they
-    are known in advance; nothing is hashed during writing, and the caller runs `verify_written` with them.
+    are known in advance; then nothing is hashed during writing, and the caller runs `verify_written` with them.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -129,7 +129,7 @@ def write_all(file: FileIO, data: bytes | memoryview) -> None:
 
 
 def verify_written(folder: Path, hashes: Mapping[str, str], remedy: str = "check the disk") -> None:
-    """Read a written folder back; ValueError, with the remedy, for the first tensor that differs from `hashes`."""
+    """Read a written folder back; raise ValueError, with `remedy`, for the first tensor that differs from `hashes`."""
     tensors = read_weights(folder)
     if tensors.keys() != hashes.keys():
         raise ValueError(f"{folder} does not hold the tensors that were written; check the disk")

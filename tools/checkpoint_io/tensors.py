@@ -1,8 +1,9 @@
-"""Read and hash the tensors of checkpoint folders chunk by chunk, with little memory and without torch.
+"""Read and hash the tensors of checkpoint folders chunk by chunk, with little memory.
 
-A tensor is represented by its bit patterns: a flat array of unsigned integers of the element's width. numpy has no
-bfloat16 or 8-bit floats, and copying and comparing must not round. `.bin` and `.pth` files are read through
-torch.load(weights_only=True), which maps them into memory, except files from before PyTorch 1.6.
+A tensor is represented by its bit patterns: a flat array of unsigned integers of the element's width, because numpy has
+no bfloat16 or 8-bit floats, and copying and comparing must not round. safetensors files are read without torch. `.bin`
+and `.pth` files are read through torch.load(weights_only=True), which maps them into memory, except files from before
+PyTorch 1.6.
 
 Format: the safetensors README (8 bytes little-endian header length, JSON header, contiguous data).
 """
@@ -42,8 +43,9 @@ DIFF_FILES = ("diff.safetensors",)  # exact diffs
 # Masks of magnitude and exponent; a value with all exponent bits set is infinite or NaN.
 FLOAT_MASKS = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}
 UNIFORM_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
-# Constants that old checkpoints contain although a model computes them: rotary frequencies and their tables, the value
-# of masked scores, positions. The causal mask of GPT-2, GPT-J and GPT-NeoX is named attn.bias and has four dimensions.
+# Constants that old checkpoints contain although a model computes them: rotary frequencies, tables of their sines and
+# cosines, the value of masked scores, positions. The causal mask of GPT-2, GPT-J and GPT-NeoX is named attn.bias or
+# attention.bias and has four dimensions.
 BUFFER = re.compile(r"(?:.*\.)?(?:(?:original_)?inv_freq|cos_cached|sin_cached|masked_bias|position_ids)")
 MASK = re.compile(r".*\.(?:attn|attention)\.bias")
 LAYER = re.compile(r"model\.layers\.\d+\.(.+)")  # group 1: the kind of tensor
@@ -127,7 +129,7 @@ def ranges(stop: int, size: int, start: int = 0) -> list[tuple[int, int]]:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return a safetensors file's tensors in file order; ValueError if it is damaged or has an unsupported type.
 
-    The library verifies the header: the tensors cover the file without gaps, and their shapes fit.
+    The safetensors library verifies the header: the tensors cover the file without gaps, and each shape fits its bytes.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -150,7 +152,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a PyTorch state dict without executing code; ValueError if it contains anything else."""
+    """Return the tensors of a PyTorch state dict without executing code; ValueError if the file has other content."""
     import torch
 
     names = {getattr(torch, name): dtype for dtype, name in TORCH_NAME.items()} | {
@@ -233,7 +235,7 @@ def is_buffer(tensor: Spec) -> bool:
 
 
 def check_complete(folder: Path, weights: Mapping[str, Tensor], is_diff: bool = False) -> None:
-    """Raise ValueError if the folder lacks a tensor that config.json requires or has another number of embeddings.
+    """Raise ValueError if a tensor that config.json requires is missing, or vocab_size is not the number of embeddings.
 
     Loaders would initialise a missing tensor at random. Only UNIFORM_TYPES are checked. A diff is refused unless
     `is_diff` is true.
@@ -261,7 +263,7 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor], is_diff: bool = 
 
 
 def check_finite(bits: np.ndarray, tensor: Spec, remedy: str = "use an intact copy of these weights") -> None:
-    """Raise ValueError, which names file, tensor and remedy, if a float is NaN or infinite."""
+    """Raise ValueError, which names file, tensor and remedy, if a float is NaN or infinite; other types pass."""
     if tensor.dtype in FLOATS:
         magnitude, exponent = FLOAT_MASKS[tensor.dtype]
         if (bits & bits.dtype.type(magnitude)).max(initial=0) >= exponent:

@@ -1,7 +1,7 @@
 """The number of embeddings that a tokenizer needs, compared with the number that a model has.
 
-A tokenizer with more tokens than its model has embeddings ends generation with an index error, or is refused by the
-demos, the server and GGUF export.
+If a tokenizer has more tokens than its model has embeddings, generation ends with an index error, or the demos, the
+server and GGUF export refuse the model.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from exact_tokenizers.tokenizer_folders import (
 def check_tokenizer_size(tokens: int, rows: int, tokenizer: Path, config: Path) -> None:
     """Raise ValueError if a tokenizer has more tokens than its model has embeddings (rows).
 
-    tokenizer: its folder, for the message. config: the file config.json.
+    tokenizer: the folder of the tokenizer; config: the file config.json; both for the message.
     """
     if rows < tokens:
         raise ValueError(

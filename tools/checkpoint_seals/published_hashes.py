@@ -1,4 +1,4 @@
-"""Checklists of original files in the format of md5sum: `<hex>  <name>`, with `*` for binary mode."""
+"""Verify files by a checklist in the format of md5sum: lines `<hex>  <name>`, in binary mode `<hex> *<name>`."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ LINE = re.compile(r"\\?([0-9a-fA-F]{32})\s+\*?(\S.*)")
 
 
 def read_checklist(path: Path) -> dict[str, str]:
-    """Return {file name: hexadecimal md5}; ValueError with the faulty line."""
+    """Return {file name: hexadecimal md5}; raise ValueError, which names the line, for an invalid checklist."""
     table = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -35,7 +35,7 @@ def verify_checklist(path: Path) -> list[Path]:
     files = {name: path.parent / name for name in table}
     for file in files.values():
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, which {path} lists; download it again")
+            raise FileNotFoundError(f"{file}, which {path} lists, is missing; download it again")
     for name, value in hash_files(files, "md5", f"verifying {path.parent.name}"):
         if value != table[name]:
             raise ValueError(f"{files[name]} has md5 {value}, {path} says {table[name]}; download it again")

@@ -30,11 +30,11 @@ LAYER = (
 
 
 def verify_published(folder: Path, published: str, identify: bool) -> str:
-    """Compare a folder with the MD5 lists, else with the sum of a published model; return a report of one line.
+    """Compare a folder with the MD5 lists of a published model, or else with its sum; return a report of one line.
 
-    Returns "" if the folder is not known. published: repository of the model, or of the diff that it was recovered
-    from; "" to detect it. identify: if detection by files fails, also compare the sum of the weights. Raises
-    ValueError, which names the file and its tensors, for other weights.
+    Returns "" if the folder is not recognised. published: repository of the model, or of the diff that it was recovered
+    from; "" to detect it. identify: if the files do not identify the repository, compare the sum of the weights. Raises
+    ValueError if the weights differ, or if `published` has no MD5 list.
     """
     lists = {name: entry for name, entry in registry()["repositories"].items() if entry.keys() & set(LISTS)}
     if published and not entry_of(published).keys() & set(LISTS):
@@ -68,7 +68,10 @@ def identify_by_sum(folder: Path, candidates: Iterable[Mapping[str, Any]]) -> st
 
 
 def compare_stored(folder: Path, name: str, tables: Sequence[Mapping[str, str]]) -> str:
-    """Compare the files of a folder with the most similar of several MD5 lists; return the report."""
+    """Compare the files of a folder with the most similar of several MD5 lists; return the report.
+
+    Raises ValueError for the first file that differs.
+    """
     files = {file: folder / file for file in tables[0]}
     found = dict(hash_files(files, "md5", f"verifying {folder.name}"))
     table = max(tables, key=lambda hashes: sum(found[file] == value for file, value in hashes.items()))
@@ -83,7 +86,8 @@ def compare_stored(folder: Path, name: str, tables: Sequence[Mapping[str, str]])
 def compare_recovered(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
     """Rebuild the published .bin files from a folder's tensors and compare their MD5, else compare the sum of weights.
 
-    Returns the report, which says why the MD5 cannot be compared if only the sum is as published.
+    Returns the report; if only the sum is as published, it says why the MD5 cannot be compared. Raises ValueError for
+    another config.json, and for weights that differ.
     """
     weights, config, table = read_weights(folder), read_json(folder / "config.json"), entry["recovered_md5"]
     if not has_config(entry, config):
@@ -131,8 +135,8 @@ def ordered_names(config: Mapping[str, Any]) -> list[str]:
 def published_tensor_lists(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[list[Tensor]]:
     """Return two lists of the published tensors in file order: with float16-rounded and with exact rotary frequencies.
 
-    transformers 4.28 stored the rotary frequencies in float32; they were rounded to float16 before if its converter had
-    written the base. Frequencies in the folder are used unchanged.
+    transformers 4.28 stored the rotary frequencies in float32. If its converter wrote the base, they had been rounded
+    to float16 before. Frequencies in the folder are used unchanged.
     """
     import torch
 

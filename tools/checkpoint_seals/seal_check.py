@@ -14,7 +14,7 @@ from checkpoint_io.tensors import progress, read_safetensors, tensor_hash
 SEAL = "checkpoint.json"
 SIGNATURE = "model.sig"  # covers all other files, including the seal
 WEIGHTS = (".safetensors", ".bin")
-# Signatures and lists of hashes, of this repository and of others; they hold for the files of one folder only.
+# Signatures and lists of hashes, in the formats of this repository and of others; each is valid for one folder only.
 SEALS = (SEAL, "*.sig", "*.sigstore*", "*.asc", "*.chk", "*.md5", "*.sha256", "md5sum*", "*sha256sum*")
 
 
@@ -75,7 +75,7 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
     files = sealed_files(folder)
     for name, entry in table.items():  # sizes first: they reveal most damage without reading
         if name not in files:
-            raise FileNotFoundError(f"{folder / name} is missing, which the seal lists; download it again")
+            raise FileNotFoundError(f"{folder / name}, which the seal lists, is missing; download it again")
         size = files[name].stat().st_size
         if size != entry["size"]:
             raise ValueError(f"{folder / name} has {size:,} bytes, the seal says {entry['size']:,}; download it again")
@@ -91,7 +91,10 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
 
 
 def changed_tensor(path: Path, hashes: dict[str, str]) -> str:
-    """Return a phrase with the first changed tensor of a safetensors file, or the read error; "" for other files."""
+    """Return a phrase that names the changed part of a safetensors file: its first changed tensor, else its header.
+
+    Returns the error if the file cannot be read, and "" for other files.
+    """
     if path.suffix != ".safetensors":
         return ""
     try:

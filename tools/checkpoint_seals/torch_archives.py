@@ -20,19 +20,19 @@ from checkpoint_io.tensors import BLOCK, Tensor
 ALIGNMENT = 64  # bytes
 LIMIT = 2**32 - 1  # offsets from this on are in ZIP64 fields
 FLAGS = 0x0808  # sizes and CRC-32 follow the record; the name is UTF-8
-EMPTY_FLAGS = 0x0800  # an empty record has no sizes behind it
+EMPTY_FLAGS = 0x0800  # no sizes and CRC-32 follow an empty record
 STORAGE = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}
 
 
 class Storage:
-    """Stands for the storage of a tensor in the pickle; it is written as a persistent id."""
+    """A stand-in for the storage of a tensor, which is pickled as a persistent id."""
 
     def __init__(self, key: str, tensor: Tensor) -> None:
         self.key, self.tensor = key, tensor
 
 
 class PickledTensor:
-    """Is pickled like a contiguous torch.Tensor with a storage of its own."""
+    """A stand-in that is pickled like a contiguous torch.Tensor with its own storage."""
 
     def __init__(self, key: str, tensor: Tensor) -> None:
         self.storage, self.shape = Storage(key, tensor), tensor.shape
@@ -48,7 +48,7 @@ class PickledTensor:
 
 
 class StatePickler(pickle.Pickler):
-    """Pickles a state dict as torch.save does, with a reference to the record of each storage."""
+    """A pickler that writes a state dict as torch.save does, with a reference to the record of each storage."""
 
     def persistent_id(self, value: object) -> Any:
         if not isinstance(value, Storage):
@@ -63,7 +63,7 @@ class ArchiveHash:
     """The MD5 of a zip archive whose records are given one after another."""
 
     def __init__(self, folder: str) -> None:
-        """folder: the folder of the archive's records; torch.save takes the file name without its ending."""
+        """Start an empty archive. folder: folder of its records, in torch.save the file name without its suffix."""
         self.folder, self.md5, self.position = folder, hashlib.md5(), 0
         self.entries: list[bytes] = []  # entries of the central directory
 

@@ -10,8 +10,8 @@ from checkpoint_io.tensors import Tensor, progress
 def tensor_distance(first: Tensor, second: Tensor) -> tuple[int, float]:
     """Compare two tensors of the same shape; return (number of different elements, largest |a - b| of floats).
 
-    Elements differ if their bits do, or their values if the types differ. The largest difference is infinite if one
-    value is not finite and the other differs.
+    Elements of the same type differ if their bits differ; floats of different types, if their values differ. The
+    largest difference is infinite if one of two different values is not finite.
     """
     different, largest = 0, 0.0
     for ours, theirs in zip(first.chunks(), second.chunks(), strict=True):

@@ -2,8 +2,8 @@
 
 A file consists of the magic number, the version, the numbers of tensors and metadata entries, the entries (key, type,
 value), the tensor table (name, dimensions, type, offset), and the aligned tensors. Format: docs/gguf.md of the ggml
-project, versions 2 and 3, little-endian. The reader of the gguf package takes seconds for a
-tokenizer, and does not check sizes.
+project, versions 2 and 3, little-endian. The gguf package's own reader is not used, because it takes seconds for a
+tokenizer and does not check sizes.
 """
 
 import math
@@ -51,7 +51,7 @@ class GgufFile:
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
-    state: tuple[int, int]  # size and modification time when the header was read
+    state: tuple[int, int]  # `file_state` when the header was read
 
     def check_unchanged(self) -> None:
         """Raise ValueError if the file was changed after its header was read."""
@@ -66,7 +66,7 @@ def file_state(path: Path) -> tuple[int, int]:
 
 
 class UnsupportedError(ValueError):
-    """A property of an intact file that is not supported."""
+    """Raised for an intact file that has an unsupported property."""
 
 
 class HeaderReader:
@@ -77,7 +77,7 @@ class HeaderReader:
         self.is_long = size > HEADER_LIMIT
 
     def take(self, size: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next `size` bytes."""
         if size > self.remaining:
             reason = f"the header is longer than {HEADER_LIMIT >> 20} MiB" if self.is_long else "the file is cut off"
             raise ValueError(reason)
@@ -93,7 +93,7 @@ class HeaderReader:
         return np.frombuffer(content, dtype)[0].item()
 
     def count(self, limit: int, name: str, dtype: str = "<u8") -> int:
-        """Return the next number, which must not exceed `limit`; name: what it counts, for the message."""
+        """Return the next number; ValueError if it exceeds `limit`. name: the counted things, for the message."""
         number = int(self.number(dtype))
         if number > limit:
             raise ValueError(f"it declares {number:,} {name}, more than {limit:,}")
@@ -101,7 +101,7 @@ class HeaderReader:
 
     def string(self) -> str:
         """Return the next string: its length (uint64), then UTF-8."""
-        size = int.from_bytes(self.take(8), "little")  # `number` would take most of the time of a vocabulary
+        size = int.from_bytes(self.take(8), "little")  # for a vocabulary, `number` would take most of the time
         if size > STRING_LIMIT:
             raise ValueError(f"it declares {size:,} bytes of a string, more than {STRING_LIMIT:,}")
         return self.take(size).decode()
@@ -127,8 +127,8 @@ class HeaderReader:
 def read_gguf(path: Path) -> GgufFile:
     """Return the header of a GGUF file.
 
-    Raises FileNotFoundError, or ValueError if it is not a GGUF file of a supported version and byte order, is cut off
-    or damaged, or has a tensor of an unsupported type.
+    Raises FileNotFoundError if the file does not exist, and ValueError if it is not a GGUF file of a supported version
+    and byte order, is cut off or damaged, or has a tensor of an unsupported type.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device or pipe'}; --gguf takes a GGUF file")
@@ -188,8 +188,8 @@ def locate_tensor(
 ) -> StoredTensor:
     """Return a tensor with its place in the file.
 
-    relative: offset from `start`, the position of the tensor data; size: of the file. Raises ValueError for an
-    unsupported type, and a shape or offset that does not fit.
+    relative: offset from `start`, the position of the tensor data; size: bytes of the file. Raises ValueError for an
+    unsupported type, and for a shape or offset that does not fit the type, the alignment or the file.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 

@@ -41,11 +41,11 @@ class GgufModel:
     rope_factors: np.ndarray | None  # (head_dim / 2,) float32 divisors of the frequencies (LLaMA 3)
     vocabulary_size: int  # rows of the embedding
     head_dim: int
-    tied: bool  # the output matrix is tied to the embedding
+    tied: bool  # whether the output matrix is tied to the embedding
 
 
 def read_model(folder: Path) -> GgufModel:
-    """Return the content of the GGUF file for a checkpoint folder; reads only the headers of the weight files.
+    """Return the content of the GGUF file for a checkpoint folder; gguf_writer.py reads the weights later.
 
     Raises ValueError for a setting that llama.cpp would treat differently from transformers, and for a tensor that is
     missing, unexpected, or not of the shape that config.json requires.
@@ -139,7 +139,7 @@ def llama3_divisors(config: Any, head_dim: int) -> np.ndarray:
 def named_tensors(
     weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], architecture: str, layers: int
 ) -> dict[str, Tensor]:
-    """Return the tensors by llama.cpp's names, in file order. shapes: by name in transformers.
+    """Return the tensors by llama.cpp's names, in file order. shapes: required shapes by name in transformers.
 
     Raises ValueError for a missing or unexpected tensor, or one of another type or shape.
     """
@@ -149,7 +149,7 @@ def named_tensors(
     named = {}
     for name, tensor in weights.items():
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in shapes):
-            continue  # computed from the configuration, or tied
+            continue  # computed from the configuration, or tied to the embedding
         if name not in shapes:
             raise ValueError(
                 f"{tensor.file}: tensor {name} does not belong to the model of config.json; download both again"

@@ -1,4 +1,4 @@
-"""Convert a checkpoint's tokenizer to GGUF: text and type of every token, scores or merges, special tokens.
+"""Convert a checkpoint's tokenizer to GGUF: text and type of every token, scores or merges, and special tokens.
 
 llama.cpp tokenizes with these tables. A SentencePiece `tokenizer.model` gives pieces and scores; a byte-level BPE
 `tokenizer.json` gives vocabulary, merges, and the name of one of llama.cpp's pre-tokenizers. A tokenizer for which
@@ -36,8 +36,8 @@ class PreTokenizer:
 
     steps: tuple[dict[str, Any], ...]  # steps of the pre-tokenizer in tokenizer.json, without trim_offsets
     ignore_merges: bool = False
-    normalizers: tuple[str, ...] = ()  # accepted; llama.cpp never normalises text
-    adds_bos: bool = False  # default of llama.cpp, without tokenizer.ggml.add_bos_token
+    normalizers: tuple[str, ...] = ()  # accepted with a notice, since llama.cpp does not normalise text
+    adds_bos: bool = False  # whether llama.cpp adds BOS if a file has no tokenizer.ggml.add_bos_token
 
 
 def split_at(pattern: str) -> tuple[dict[str, Any], ...]:
@@ -49,7 +49,7 @@ def split_at(pattern: str) -> tuple[dict[str, Any], ...]:
 GPT2_STEP = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # splits like GPT-2
 PRE_TOKENIZERS = {
     "llama-bpe": PreTokenizer(split_at(PATTERN), ignore_merges=True, adds_bos=True),  # LLaMA 3
-    # Qwen2, Qwen2.5, Qwen3; they apply NFC, so text that is not in NFC gets other ids in llama.cpp
+    # Qwen2, Qwen2.5, Qwen3. Their tokenizers apply NFC, so text that is not in NFC gets other ids in llama.cpp.
     "qwen2": PreTokenizer(split_at(PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")), normalizers=("NFC",)),
     "smollm": PreTokenizer(({"type": "Digits", "individual_digits": True}, GPT2_STEP)),  # SmolLM, SmolLM2
     "gpt-2": PreTokenizer((GPT2_STEP,)),
@@ -88,15 +88,17 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
     """Return the tokenizer of a checkpoint folder, padded to the `rows` of its embedding.
 
-    Raises FileNotFoundError without a tokenizer; ValueError if its kind is not supported, its files contradict each
-    other, or it has more tokens than the embedding has rows.
+    Raises FileNotFoundError without a tokenizer. Raises ValueError if its kind is not supported, its files contradict
+    each other, a token occurs twice, or there are more tokens than rows.
     """
     if (folder / "tokenizer.model").is_file():
         vocabulary = from_sentencepiece(folder)
     elif (folder / "tokenizer.json").is_file():
         vocabulary = from_byte_level(folder / "tokenizer.json")
     else:
-        raise FileNotFoundError(f"{folder} has no tokenizer.model and no tokenizer.json; copy its tokenizer there")
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer.model and no tokenizer.json; copy the model's own tokenizer files there"
+        )
     added = read_added_tokens(folder)
     out_of_range = [*enumerate(vocabulary.tokens[rows:], rows), *((entry["id"], entry["content"]) for entry in added)]
     for index, token in out_of_range:
@@ -118,7 +120,10 @@ def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
     first_ids: dict[str, int] = {}
     for index, token in enumerate(vocabulary.tokens):
         if (first := first_ids.setdefault(token, index)) != index:
-            raise ValueError(f"{folder}: tokens {first} and {index} are both {token!r}, which llama.cpp refuses")
+            raise ValueError(
+                f"{folder}: tokens {first} and {index} are both {token!r}, which llama.cpp refuses; correct the "
+                "tokenizer"
+            )
     return vocabulary
 
 
@@ -134,8 +139,8 @@ def from_sentencepiece(folder: Path) -> GgufVocabulary:
             piece = pieces[index] if index < len(pieces) else None
             if table.get(index, added.get(index)) != piece:
                 raise ValueError(
-                    f"{path} has {table.get(index)!r} for id {index}, tokenizer.model {piece!r}; rebuild "
-                    "tokenizer.json: tools/build_tokenizer.py"
+                    f"{path} has {table.get(index)!r} for id {index}, but tokenizer.model has {piece!r}; "
+                    "rebuild tokenizer.json: tools/build_tokenizer.py"
                 )
     trainer = proto.trainer_spec
     ids = {"bos": trainer.bos_id, "eos": trainer.eos_id, "unk": trainer.unk_id, "pad": trainer.pad_id}
@@ -156,7 +161,7 @@ def pieces_by_id(path: Path) -> dict[int, str]:
 def from_byte_level(path: Path) -> GgufVocabulary:
     """Return the vocabulary of a tokenizer.json.
 
-    Raises ValueError unless it is a byte-level BPE that splits text like one of PRE_TOKENIZERS.
+    Raises ValueError unless the tokenizer is a byte-level BPE that splits text like one of PRE_TOKENIZERS.
     """
     content = read_json(path)
     model = content.get("model") or {}
@@ -176,7 +181,10 @@ def from_byte_level(path: Path) -> GgufVocabulary:
     ignore_merges, normalizers = PRE_TOKENIZERS[name].ignore_merges, PRE_TOKENIZERS[name].normalizers
     normalizer = (content.get("normalizer") or {}).get("type")
     if model.get("type") != "BPE" or bool(model.get("ignore_merges")) != ignore_merges:
-        raise ValueError(f"{path}: llama.cpp's {name} is BPE with ignore_merges={ignore_merges}, this tokenizer is not")
+        raise ValueError(
+            f"{path} is not BPE with ignore_merges={ignore_merges}, which llama.cpp's {name} requires; such tokenizers "
+            "are not supported"
+        )
     if normalizer not in (None, *normalizers):
         raise ValueError(f"{path}: normalizer {normalizer} is not supported by llama.cpp's {name}")
     table = pieces_by_id(path)
@@ -218,13 +226,14 @@ def add_token(vocabulary: GgufVocabulary, entry: Mapping[str, Any], folder: Path
         vocabulary.types[index] = kind
     conditions = ("lstrip", "rstrip", "single_word", *(("normalized",) if vocabulary.model == "llama" else ()))
     if kind == USER_DEFINED and any(entry.get(name) for name in conditions):
-        vocabulary.notices.append(f"llama.cpp matches {content!r} anywhere; ids around it may differ")
+        vocabulary.notices.append(f"llama.cpp matches the token {content!r} anywhere; ids around it may differ")
 
 
 def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
-    """Set bos, eos, unk and pad from the tokenizer's token names, else from the configuration's ids.
+    """Set bos, eos, unk and pad to the tokens that the tokenizer's settings name.
 
-    Further end tokens become eot and eom. Raises ValueError if the tokenizer lacks a named token.
+    Without a name, an id from tokenizer.model is kept, or else the configuration's id is used. Two further end tokens
+    become eot and eom; a notice names others. Raises ValueError if the tokenizer lacks a named token.
     """
     names = settings_with_special_tokens(folder, read_optional_json(folder / "tokenizer_config.json"))
     numbers = read_optional_json(folder / "config.json") | read_optional_json(folder / "generation_config.json")
@@ -255,20 +264,20 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
 
 
 def read_special(vocabulary: GgufVocabulary, folder: Path) -> Any:
-    """Read merges and chat template; return the gguf package's object."""
+    """Return the gguf package's SpecialVocab with merges, special ids and chat template."""
     from gguf import SpecialVocab
 
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # hides a warning about templates for pairs of texts
     special = SpecialVocab(folder, load_merges=vocabulary.model == "gpt2", special_token_types=("bos", "eos"))
     special.special_token_ids = vocabulary.special_ids
-    special.chat_template = folder_template(folder)  # the package chooses differently if there are several
+    special.chat_template = folder_template(folder)  # if there are several, the package chooses another one
     return special
 
 
 def compare_with_transformers(vocabulary: GgufVocabulary, folder: Path) -> None:
     """Set `special.add_special_token`: whether transformers adds BOS and EOS to a text.
 
-    Raises ValueError if transformers, which may read other files of the folder, has a token that the vocabulary lacks,
+    transformers may read other files of the folder. Raises ValueError if it has a token that the vocabulary lacks, has
     another BOS or EOS, or adds other tokens to a text.
     """
     from transformers import AutoTokenizer
@@ -296,5 +305,5 @@ def compare_with_transformers(vocabulary: GgufVocabulary, folder: Path) -> None:
     ids = tokenizer("").input_ids
     adds = {"bos": ids[:1] == [special.get("bos")], "eos": ids[-1:] == [special.get("eos")]}
     if ids != [special[role] for role in ("bos", "eos") if adds[role]]:
-        raise ValueError(f"{files} (transformers adds {ids} to a text, which llama.cpp cannot); {remedy}")
+        raise ValueError(f"{files} (transformers adds {ids} to a text, which llama.cpp cannot do); {remedy}")
     vocabulary.special.add_special_token = adds

@@ -1,7 +1,7 @@
 """Write GGUF files: metadata through the gguf package, tensors streamed; quantise them with llama.cpp's own code.
 
 A file consists of the header (metadata and tensor table) and the tensors, each padded to 32 bytes. Apart from the
-tokenizer, about a million weights are in memory at a time.
+tokenizer, at most about a million weights are in memory at a time.
 """
 
 import os
@@ -49,7 +49,7 @@ class GgufTensor:
 
 
 def choose_types(model: GgufModel, file_type: str) -> list[GgufTensor]:
-    """Choose each tensor's GGUF type in a file of type `file_type`; print a notice if a matrix is stored as f16."""
+    """Choose each tensor's GGUF type in a file of type `file_type`; print a notice if it has to be f16."""
     chosen = []
     for name, tensor in model.tensors.items():
         kind, columns = file_type.upper(), tensor.shape[-1]
@@ -139,7 +139,7 @@ def gguf_header(
 
 
 def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: list[GgufTensor], label: str) -> None:
-    """Write a GGUF file, or resume an interrupted run.
+    """Write a GGUF file, or resume an interrupted write.
 
     factors: `GgufModel.rope_factors`; label: text of the progress bar.
     """

@@ -14,15 +14,15 @@ from gguf_files.gguf_header import GgufFile
 from gguf_files.imported_model import ImportedModel, tensor_chunks
 from gguf_files.imported_tokenizer import ImportedTokenizer, damage_error, write_imported_tokenizer
 
-CHAT_TEMPLATE = "tokenizer.chat_template"  # keys below it: further templates, by name
+CHAT_TEMPLATE = "tokenizer.chat_template"  # a further template has this key followed by ".NAME"
 DTYPES = {name: dtype for dtype, name in TORCH_NAME.items()}  # PyTorch's name -> safetensors' name
 
 
 def chosen_dtype(file: GgufFile, requested: str) -> str:
     """Return the type of the new tensors in safetensors' spelling.
 
-    requested: --dtype, or "" for the type of the file's matrices, BF16 if they are quantised or differ. Raises
-    ValueError for another name.
+    requested: --dtype, or "" for the type of the file's matrices (BF16 if they are quantised or have several types).
+    Raises ValueError if `requested` is unknown.
     """
     if requested:
         if requested not in DTYPES:
@@ -60,7 +60,7 @@ def write_imported(
     prefix = f"{CHAT_TEMPLATE}."
     named = sorted(key.removeprefix(prefix) for key in file.metadata if key.startswith(prefix))
     templates = "" if template else "; no chat template"
-    templates += f"; without the further chat templates {', '.join(named)}" if named else ""
+    templates += f"; further chat templates are not imported: {', '.join(named)}" if named else ""
     kinds = Counter(tensor.source.kind for tensor in model.tensors)
     counts = ", ".join(f"{count} {kind.lower()}" for kind, count in kinds.most_common())
     parameters = sum(tensor.elements for tensor in model.tensors)

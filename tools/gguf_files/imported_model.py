@@ -60,12 +60,12 @@ READ_KEYS = {
     "rope.scaling.factor", "rope.scaling.original_context_length", "vocab_size",
 }  # fmt: skip
 NEUTRAL_KEYS = {"tensor_data_layout", "rope.scaling.finetuned"}  # they do not change the computation
-# Values that do not change the computation; for every other key this is 0.
+# Values that do not change the computation; for every other key, the neutral value is 0.
 NEUTRAL_VALUES = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scale_linear": 1.0}
 F16_LARGEST = 65504.0
 FLOAT_SMALLEST, FLOAT_LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
 INT_LIMIT = (1 << 31) - 1  # llama.cpp's limit
-LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # the values of every released LLaMA 3
+LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # in every released LLaMA 3 with scaling
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def read_imported_model(file: GgufFile, dtype: str) -> ImportedModel:
 
 
 def check_keys(file: GgufFile, architecture: str) -> None:
-    """Raise ValueError for a metadata key that changes the computation and is not read here."""
+    """Raise ValueError for a metadata key that is not read here and has a value that may change the computation."""
     context = positive_int(file, f"{architecture}.context_length")
     for key, value in file.metadata.items():
         name = key.removeprefix(f"{architecture}.")
@@ -143,7 +143,7 @@ def check_keys(file: GgufFile, architecture: str) -> None:
 
 
 def positive_int(file: GgufFile, key: str, default: int | None = None) -> int:
-    """Return a positive integer of the metadata; ValueError if it is another value, or missing without default."""
+    """Return a positive integer of the metadata; ValueError for other values, and for a missing one without default."""
     value = file.metadata.get(key, default)
     if type(value) is not int or not 0 < value <= INT_LIMIT:
         fact = f"is {str(value)[:80]}, not a positive integer up to {INT_LIMIT:,}"
@@ -153,7 +153,7 @@ def positive_int(file: GgufFile, key: str, default: int | None = None) -> int:
 
 
 def positive_float(file: GgufFile, key: str, default: float | None = None) -> float:
-    """Return a positive float32 of the metadata as the shortest decimal that rounds to it; raises as positive_int."""
+    """Return a positive float32 of the metadata as the shortest decimal that rounds to it; raises like positive_int."""
     value = file.metadata.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not FLOAT_SMALLEST <= value <= FLOAT_LARGEST:
         fact = "is missing" if key not in file.metadata else f"is {str(value)[:80]}, not a positive float32"
@@ -162,7 +162,7 @@ def positive_float(file: GgufFile, key: str, default: float | None = None) -> fl
 
 
 def dimensions(file: GgufFile, architecture: str) -> dict[str, int]:
-    """Return the dimensions that LAYER and OUTSIDE name; ValueError if they contradict each other."""
+    """Return the sizes of the dimensions named in LAYER and OUTSIDE; ValueError if they contradict each other."""
     hidden = positive_int(file, f"{architecture}.embedding_length")
     heads = positive_int(file, f"{architecture}.attention.head_count")
     kv_heads = positive_int(file, f"{architecture}.attention.head_count_kv", heads)
@@ -207,10 +207,10 @@ def checked_tensor(file: GgufFile, name: str, shape: tuple[int, ...]) -> StoredT
 
 
 def model_config(file: GgufFile, architecture: str, sizes: dict[str, int]) -> dict[str, Any]:
-    """Return the shape of the model and its rotary embeddings as config.json has them.
+    """Return the entries of config.json for the shape of the model and its rotary embeddings.
 
     The rotary settings appear twice: transformers 5 reads `rope_parameters`, earlier versions and other programs
-    `rope_theta` and `rope_scaling`.
+    read `rope_theta` and `rope_scaling`.
     """
     theta = positive_float(file, f"{architecture}.rope.freq_base", 10000.0)
     scaling = rope_scaling(file, architecture, sizes)
@@ -237,7 +237,7 @@ def model_config(file: GgufFile, architecture: str, sizes: dict[str, int]) -> di
 
 
 def rope_scaling(file: GgufFile, architecture: str, sizes: dict[str, int]) -> dict[str, Any] | None:
-    """Return transformers' `rope_scaling`; None without scaling. ValueError for a type that is not supported."""
+    """Return transformers' `rope_scaling`; None without scaling. Raises ValueError for an unsupported type."""
     key = f"{architecture}.rope.scaling"
     kind = file.metadata.get(f"{key}.type", "none")
     if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
@@ -278,7 +278,7 @@ def llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any
         if np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
             bands = {**LLAMA3_BANDS, "original_max_position_embeddings": original}
             return {"rope_type": "llama3", "factor": float(factor), **bands}
-    raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} does not hold LLaMA 3's divisors; others are not supported")
+    raise ValueError(f"{file.path}: tensor {ROPE_DIVISORS} does not hold LLaMA 3's divisors, so it is not supported")
 
 
 def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Iterator[np.ndarray]:
@@ -296,7 +296,7 @@ def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Ite
     content = Tensor(stored.name, "U8", (stored.nbytes,), file.path, source, stored.offset)
     written = Tensor(stored.name, tensor.dtype, tensor.shape, file.path, source)  # for the message of `check_finite`
 
-    @np.errstate(over="ignore", invalid="ignore")  # numpy would warn of damaged scales; check_finite reports them
+    @np.errstate(over="ignore", invalid="ignore")  # instead of numpy's warnings, check_finite reports damaged scales
     def convert(first: int) -> np.ndarray:
         packed = content.read(first * row_bytes, min(first + step, rows) * row_bytes)
         if stored.kind == tensor.dtype:
@@ -317,7 +317,7 @@ def tensor_chunks(file: GgufFile, tensor: ImportedTensor, source: FileIO) -> Ite
 
 
 def check_range(values: np.ndarray, tensor: Tensor) -> None:
-    """Raise ValueError if float16 is the tensor's type and cannot represent a value."""
+    """Raise ValueError if the tensor's type is float16 and a finite value is too large for it."""
     if tensor.dtype == "F16" and F16_LARGEST < np.abs(values).max() < np.inf:
         raise ValueError(
             f"{tensor.file}: tensor {tensor.name} holds {np.abs(values).max():.4g}, which float16 cannot represent; "

@@ -1,6 +1,6 @@
 """Rebuild a tokenizer from a GGUF file's tables: tokens with types, and scores or merges; inverts gguf_vocabulary.py.
 
-A SentencePiece vocabulary becomes a tokenizer.model again; its exact tokenizer.json is built from that and compared
+A SentencePiece vocabulary becomes a tokenizer.model again, from which an exact tokenizer.json is built and compared
 with SentencePiece. A byte-level BPE becomes a tokenizer.json. Format: docs/gguf.md of the ggml project.
 """
 
@@ -32,11 +32,11 @@ class ImportedTokenizer:
 
     path: Path  # the GGUF file
     model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
-    tokens: list[str]  # without unused ones at the end
+    tokens: list[str]  # without unused tokens at the end
     types: list[int]
     roles: dict[str, int]  # bos, eos, unk, pad, eot, eom -> id
     adds: tuple[bool, bool]  # whether BOS is added before a text, and EOS after it
-    tables: dict[str, Any]  # the metadata below KEY, by name without KEY
+    tables: dict[str, Any]  # the metadata whose keys begin with KEY, by the rest of the key
 
     @property
     def token_ids(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class ImportedTokenizer:
 
 
 def damage_error(file: GgufFile, fact: str) -> ValueError:
-    """Return a ValueError that says that the file is damaged. fact: the damage."""
+    """Return a ValueError for a damaged file. fact: the damage."""
     return ValueError(f"{file.path} is damaged: {fact}; download it again")
 
 
@@ -96,8 +96,8 @@ def read_imported_tokenizer(file: GgufFile, rows: int) -> ImportedTokenizer:
 def write_imported_tokenizer(tokenizer: ImportedTokenizer, folder: Path, context: int) -> str:
     """Write the tokenizer's files into a folder; return the result of its check as a phrase.
 
-    context: the model's context in tokens. Raises ValueError if no tokenizer can be built from the tables, or it would
-    give other ids.
+    context: the model's context in tokens. Raises ValueError if no tokenizer can be built from the tables, or if it
+    would give other ids.
     """
     if tokenizer.model == "llama":
         model, compared = sentencepiece_tokenizer(tokenizer, folder)
@@ -152,7 +152,7 @@ def byte_level_tokenizer(tokenizer: ImportedTokenizer) -> Any:
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": kind.ignore_merges,
         "vocab": {token: index for index, token in enumerate(tokenizer.tokens[: last_plain + 1])},
-        "merges": [merge.split(" ", 1) for merge in dict.fromkeys(merges)],  # llama.cpp uses the first of equal ones
+        "merges": [merge.split(" ", 1) for merge in dict.fromkeys(merges)],  # llama.cpp uses the first of equal merges
     }  # fmt: skip
     steps = [{"trim_offsets": True} | step if step["type"] == "ByteLevel" else step for step in kind.steps]
     content = {

@@ -19,8 +19,8 @@ def write_converted(
     """Write the files of an original checkpoint, except run.json, to a new folder; return a summary.
 
     shard_limit: the largest size of a shard in bytes. chat: the model is a chat model. check_path: additional text to
-    compare the tokenizer on. Raises ValueError or FileNotFoundError if a file differs from its checklist, or tokenizer
-    and weights do not fit each other.
+    compare the tokenizer on. Raises ValueError or FileNotFoundError if a file differs from its checklist, or if
+    tokenizer and weights do not fit each other.
     """
     compared = verify_checklists(original)
     weights = {weight.spec.name: weight for weight in weights_to_write(original)}
@@ -48,13 +48,13 @@ def convert_tokenizer(
 ) -> tuple[ConvertedTokenizer, str]:
     """Write the tokenizer to a folder; return it, and the result of its check as a phrase.
 
-    Raises ValueError unless it has `rows` tokens and the original's ids.
+    Raises ValueError unless the tokenizer has `rows` tokens and gives the original's ids.
     """
     tokenizer = read_llama_tokenizer(original.tokenizer, original.version, chat)
     if (tokens := tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)) != rows:
         raise ValueError(
-            f"{original.tokenizer} has {tokens:,} tokens, the embedding in {original.folder} {rows:,} rows; "
-            "copy the model's own tokenizer.model there"
+            f"{original.tokenizer} has {tokens:,} tokens, but the embedding in {original.folder} has {rows:,} rows; "
+            "use the model's own tokenizer.model"
         )
     checked = check_llama_tokenizer(tokenizer, check_path)
     tokenizer.tokenizer.save(str(folder / "tokenizer.json"))

@@ -5,8 +5,9 @@ norm. The joined weights equal the weights of transformers' LlamaForCausalLM, ex
 neighbouring rows of a head (2i, 2i + 1), transformers rotates row i with row i + head_dim / 2, so a head's even rows
 are moved before its odd rows. The values are unchanged.
 
-Files are memory-mapped, and a chunk of a few MB is held at a time. Layout: the model.py of https://github.com/meta-llama/llama
-and https://github.com/meta-llama/llama3, and the parallel layers of fairscale that they use.
+Files are memory-mapped, and only a chunk of a few MB is in memory at a time. Layout: model.py of
+https://github.com/meta-llama/llama and of https://github.com/meta-llama/llama3, and the parallel layers of fairscale
+that they use.
 """
 
 import re
@@ -49,7 +50,7 @@ class JoinedWeight:
 
 
 def read_ranks(folder: Path) -> dict[Path, dict[str, Tensor]]:
-    """Read consolidated.00.pth, consolidated.01.pth, …; raises FileNotFoundError or ValueError."""
+    """Read consolidated.00.pth, consolidated.01.pth, …; FileNotFoundError if one is missing, ValueError if damaged."""
     existing = sorted(folder.glob("consolidated.*.pth"))
     files = [folder / f"consolidated.{rank:02d}.pth" for rank in range(max(1, len(existing)))]
     for file in files:
@@ -110,9 +111,9 @@ def full_shape(name: str, params: LlamaParams, vocabulary: int) -> tuple[int, ..
 
 
 def plan_weights(ranks: Ranks, params: LlamaParams, may_be_tied: bool = False) -> list[JoinedWeight]:
-    """Return the weights to write, in order.
+    """Return the joined weights, in forward order.
 
-    Raises ValueError or FileNotFoundError for a tensor that is missing, unexpected, or of a wrong shape or type.
+    Raises ValueError for a tensor that is missing, unexpected, or of a wrong shape or type.
     """
     check_names(ranks, params, may_be_tied)
     first, count = next(iter(ranks.values())), len(ranks)
@@ -134,9 +135,9 @@ def plan_weights(ranks: Ranks, params: LlamaParams, may_be_tied: bool = False) -
         for part in parts:
             if list(part.shape) != part_shape:
                 raise ValueError(
-                    f"{part.file}: tensor {original} has the shape {list(part.shape)}, but by params.json the whole "
-                    f"tensor has {list(shape)} (files here: {count}); download all files again: one is missing or "
-                    "belongs to another model"
+                    f"{part.file}: tensor {original} has the shape {list(part.shape)}, but params.json requires "
+                    f"{list(shape)} for the whole tensor (files here: {count}); download all files again: one is "
+                    "missing or belongs to another model"
                 )
             if part.dtype not in FLOATS or part.dtype != parts[0].dtype:
                 raise ValueError(f"{part.file}: tensor {original} has the type {part.dtype}; give the original weights")

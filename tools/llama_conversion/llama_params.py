@@ -18,8 +18,8 @@ SIZES = {
 }  # fmt: skip
 CONTEXT = {"1": 2048, "2": 4096, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}  # tokens, by version
 CODE_CONTEXT = 16384  # Code LLaMA, the only model before version 3 whose rope_theta is not 10000
-# Scaling factor of the rotary frequencies. The small models of 3.2 were trained with 32: it is missing in their
-# params.json, the original code first had 8 (meta-llama/llama-models #166), and their published config.json has 32.
+# Scaling factor of the rotary frequencies. The small models of 3.2 were trained with 32. Their params.json lacks this
+# factor, the original code first used 8 (meta-llama/llama-models #166), and their published config.json has 32.
 SCALE = {"3.1": 8.0, "3.2": 32.0, "3.3": 8.0}
 
 
@@ -30,14 +30,14 @@ class LlamaParams(BaseModel, extra="forbid", strict=True, allow_inf_nan=False, f
     n_layers: PositiveInt
     n_heads: PositiveInt
     n_kv_heads: PositiveInt | None = None
-    vocab_size: int = -1  # not given
+    vocab_size: int = -1  # -1: not given
     multiple_of: PositiveInt = 256
     ffn_dim_multiplier: PositiveFloat | None = None
     norm_eps: PositiveFloat
     rope_theta: PositiveFloat = 10000.0
     use_scaled_rope: bool = False
     rope_scaling_factor: PositiveFloat | None = None
-    max_seq_len: int | None = None  # settings of the original inference code
+    max_seq_len: int | None = None  # this and the next are settings of the original inference code
     max_batch_size: int | None = None
 
     @property
@@ -105,7 +105,8 @@ def check_size(size: str, params: LlamaParams, path: Path) -> None:
 def infer_version(params: LlamaParams, dtype: str, has_rank_table: bool) -> str:
     """Infer the LLaMA version of a checkpoint; 3.3 is reported as 3.1, because their files do not differ.
 
-    dtype: of the weights; version 1 was released in float16, version 2 in bfloat16 (huggingface/transformers #25446).
+    dtype: type of the weights. Version 1 was released in float16, version 2 in bfloat16 (huggingface/transformers
+    #25446).
     has_rank_table: tokenizer.model is a rank table, not a SentencePiece model.
     """
     if has_rank_table:

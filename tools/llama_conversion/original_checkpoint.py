@@ -47,7 +47,7 @@ def find_weights(root: Path, size: str) -> Path:
 def find_tokenizer(root: Path, weights: Path) -> Path:
     """Return the path of tokenizer.model: beside the weights, in root, or in the parent of the weights' folder.
 
-    LLaMA-2 is distributed with tokenizer.model in that parent. Raises FileNotFoundError.
+    LLaMA-2 is distributed with tokenizer.model in that parent. Raises FileNotFoundError if no folder has it.
     """
     for folder in (weights, root, weights.absolute().parent):
         if (folder / "tokenizer.model").is_file():
@@ -56,7 +56,7 @@ def find_tokenizer(root: Path, weights: Path) -> Path:
 
 
 def verify_checklists(original: OriginalCheckpoint) -> int:
-    """Compare the files that the checklists name with the checklists' hashes; return the number of files.
+    """Compare the files that the checklists name with the listed hashes; return the number of files.
 
     Prints a notice about input files that no checklist names. Raises FileNotFoundError or ValueError for the first file
     that is missing or differs.

@@ -1,8 +1,8 @@
 """Read LoRA adapters: the update of each base tensor, and its low-rank factors.
 
 The scaling is lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732). With DoRA
-(https://arxiv.org/abs/2402.09353) each row of base + product is scaled to the trained magnitude. Other
-settings that would change the result are errors.
+(https://arxiv.org/abs/2402.09353) each row of base + product is scaled to the trained magnitude. Other settings that
+would change the result are errors.
 """
 
 import math
@@ -58,13 +58,13 @@ class LoraAdapter:
     folder: Path
     config: dict[str, Any]
     updates: dict[str, TensorUpdate]  # by the base tensor's name
-    weight: float | None = None  # factor of its change of the base; None: it changes the previous adapter's result
+    weight: float | None = None  # factor of (adapter - base); None: the adapter changes the previous adapter's result
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
     """Raise ValueError for the first setting that is not supported."""
     for name, value in config.items():
-        if name == "lora_bias" and value:  # peft merges the trained biases only into modules that have a bias
+        if name == "lora_bias" and value:  # PEFT merges trained biases only into modules with a bias
             raise ValueError(
                 f"{path}: lora_bias={value!r} cannot be merged here; use the adapter unmerged (--lora_weights of the "
                 "demos), or train it without lora_bias"
@@ -135,7 +135,7 @@ def is_zero(update: TensorUpdate) -> bool:
 
 
 def read_factors(update: TensorUpdate, base: Tensor) -> Factors | None:
-    """Return the factors of the product that the adapter adds to the base tensor, or None."""
+    """Return the factors of the product that the adapter adds to the base tensor; None if there is no product."""
     if update.left is None or update.right is None:
         return None
     left, right = float_values(update.left), float_values(update.right)

@@ -1,11 +1,11 @@
 """Merge LoRA adapters into their base: W + scaling * B @ A, accumulated in float32, rounded once, streamed.
 
-Without weights, each adapter changes the result of the previous one, as adapters that were trained one after another: a
-whole matrix (modules_to_save) of a later adapter replaces the matrix of an earlier one. With weights w_i, the result is
-base + sum of w_i * (adapter_i - base), where adapter_i is the base with this adapter alone.
+Without weights, each adapter changes the result of the previous one, for adapters that were trained one after another;
+a whole matrix (modules_to_save) of a later adapter replaces the matrix of an earlier one. With weights w_i, the result
+is base + sum of w_i * (adapter_i - base), where adapter_i is the base with this adapter alone.
 
-Products are reproducible (low_rank.py), so the result does not depend on the machine or the number of threads. Memory:
-the factors of one matrix.
+Products are reproducible (low_rank.py), so the result does not depend on the machine or the number of threads. The
+factors of one matrix are in memory at a time, and chunks of weights.
 """
 
 import sys
@@ -34,7 +34,7 @@ from lora_merging.low_rank import Factors
 
 
 def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | None) -> Spec:
-    """Return type and shape of a base tensor after merging; ValueError if an adapter does not match the base."""
+    """Return the type and shape of a base tensor after merging; ValueError if an adapter does not match the base."""
     shape = tensor.shape
     for adapter in adapters:
         if (update := adapter.updates.get(tensor.name)) is None:
@@ -44,7 +44,7 @@ def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | No
         replaced = shape if update.replacement is None else update.replacement.shape
         if len(shape) == 2 and replaced[0] < shape[0]:
             raise ValueError(
-                f"{adapter.folder} has {replaced[0]} rows for {tensor.name}, the base or an earlier adapter "
+                f"{adapter.folder} has {replaced[0]} rows for {tensor.name}, but the base or an earlier adapter has "
                 f"{shape[0]}; give the adapters in the order in which they were trained"
             )
         if len(shape) == 2:  # the vocabulary may have grown
@@ -83,8 +83,8 @@ def untie_if_changed(weights: dict[str, Tensor], adapters: Sequence[LoraAdapter]
 def share_added_rows(adapter: LoraAdapter, embedding: str, shape: tuple[int, ...]) -> None:
     """Copy an enlarged matrix to the other tied matrix if the adapter changes only one of embedding and output.
 
-    PEFT stores the matrix with the rows that were added before training once, beside its low-rank change. shape: the
-    shape of the base's matrix.
+    If rows were added before training, PEFT stores the enlarged matrix once, beside its low-rank change. shape: shape
+    of the base's matrix.
     """
     for name, other in ((embedding, OUTPUT), (OUTPUT, embedding)):
         update = adapter.updates.get(name)
@@ -218,7 +218,8 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
 def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float | None]]:
     """Return [(adapter folder, weight)]; the weights are None without `weights`.
 
-    weights: one for all adapters, or one per adapter, else ValueError. Prints a notice if an adapter is given twice.
+    weights: one for all adapters, or one per adapter. Raises ValueError for another number of weights. Prints a notice
+    if an adapter is given more than once.
     """
     factors: list[float | None] = [*weights] or [None]
     factors = factors * len(names) if len(factors) == 1 else factors

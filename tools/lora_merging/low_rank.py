@@ -14,14 +14,14 @@ EXACT = 53  # bits of an integer that float64 holds exactly
 
 
 def fixed_point(vectors: np.ndarray, bits: int) -> np.ndarray:
-    """Round each of the (n, rank) vectors to integers up to 2^bits times a power of two; return float64."""
+    """Round each of the n vectors, (n, rank), to integers up to 2^bits times its own power of two; return float64."""
     _, exponents = np.frexp(np.abs(vectors).max(axis=1, initial=0.0).astype(np.float64))
     units = np.ldexp(1.0, exponents - bits)[:, None]
     return np.rint(vectors / units) * units
 
 
 class Factors:
-    """Factors of a product that is added to a matrix (rows, columns), all float32; computes rows of the sum.
+    """Factors of a product that `add` adds to rows of a matrix (rows, columns); all are float32.
 
     left: (rows, rank); right: (rank, columns); scale: (rows,), factor of each row of the sum (DoRA). Thread-safe.
     """

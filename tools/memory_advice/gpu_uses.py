@@ -19,7 +19,7 @@ from memory_estimate.training_memory import (
 
 CONVERSATION = 2048  # tokens of a demo's prompt and answer, if the context is not shorter
 LORA_RANK, MICRO_BATCH, CUTOFF = 16, 4, 512  # finetune.py's --lora_r, --micro_batch_size and --cutoff_len
-GPUS_PER_NODE, OFFLOAD_CONFIG = 8, "zero3-offload-optimizer"  # of full tuning; a file of pretrain/configs
+GPUS_PER_NODE, OFFLOAD_CONFIG = 8, "zero3-offload-optimizer"  # for full tuning; the latter is in pretrain/configs
 # (minimum GiB of the card, max_num_batched_tokens, max_num_seqs): vLLM's defaults (vllm/engine/arg_utils.py, 0.32). An
 # A100 of 80 GB has the defaults of the last row, so it needs less memory than estimated here.
 SERVER_BATCHES = ((160, 16384, 1024), (70, 8192, 1024), (0, 2048, 256))
@@ -43,7 +43,7 @@ class GpuUse(NamedTuple):
 
 
 def weight_bytes(shape: Shape, bits: float, other: int = 2) -> float:
-    """Return the bytes of the weights. bits: per weight of a linear layer. other: bytes per parameter elsewhere."""
+    """Return the bytes of the weights. bits: per weight of a linear layer. other: bytes per other parameter."""
     linear = linear_count(shape)
     scales = 4 * shape.layers * sum(outputs for _, outputs in linear_layers(shape)) if bits == 8 else 0
     return linear * bits / 8 + scales + other * (parameter_count(shape) - linear)
@@ -64,7 +64,7 @@ def prefill_activation_bytes(shape: Shape, tokens: int) -> int:
 
 
 def inference_uses(shape: Shape, card: float) -> list[GpuUse]:
-    """Return the uses of the demos and the server. card: its memory in GiB, 0 if unknown."""
+    """Return the uses by the demos and the server. card: memory of the card in GiB, 0 if unknown."""
     tokens = min(CONVERSATION, shape.context)
     _, batched, requests = next(row for row in SERVER_BATCHES if card >= row[0])
     demo = prefill_activation_bytes(shape, tokens)

@@ -43,14 +43,14 @@ def shape_of(folder: str) -> Shape:
 
 
 def is_quantised(folder: str) -> bool:
-    """Return whether the config.json of a folder that `shape_of` accepted says that the weights are quantised."""
+    """Return whether config.json says that the weights are quantised. folder: see `shape_of`."""
     path = Path(folder)
     file = path / "config.json" if path.is_dir() else path
     return file.exists() and "quantization_config" in read_json(file)
 
 
 def describe_fit(use: GpuUse, shape: Shape, card: float) -> str:
-    """Return text on whether a use fits a card of `card` GiB; for the server, also the capacity of its KV cache."""
+    """Return whether a use fits a card of `card` GiB, as text; for the server, also the capacity of its KV cache."""
     left = MEMORY_SHARE * card * GIB - use.fixed
     tokens = int(left // (CACHE_BLOCK * cache_bytes_per_token(shape))) * CACHE_BLOCK
     if not use.is_server:
@@ -62,7 +62,7 @@ def describe_fit(use: GpuUse, shape: Shape, card: float) -> str:
 
 
 def memory_table(folder: str, card: float) -> str:
-    """Return the table. folder: see `shape_of`. card: its memory in GiB; 0 omits the column on what fits."""
+    """Return the table. folder: see `shape_of`. card: memory of the card in GiB; 0 omits the column for the card."""
     shape = shape_of(folder)
     parameters, per_token = parameter_count(shape), cache_bytes_per_token(shape)
     rows = [("use", "bits", "needs GiB", f"card of {card:g} GiB" if card else "")]

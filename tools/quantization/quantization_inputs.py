@@ -1,7 +1,7 @@
 """Check the options and the model of a quantisation, turn data rows into token ids, and write run.json.
 
-A row is {"instruction", "input", "output"}, {"messages"} or, for models without a template, {"text"}; it is rendered
-with the checkpoint's own chat template. Tuning and serving give the same ids (chat_prompts).
+Rows of {"instruction", "input", "output"} or {"messages"} are rendered with the checkpoint's own chat template and get
+the same ids as in tuning and serving (chat_prompts). Rows of {"text"} need no template.
 """
 
 import random
@@ -27,7 +27,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def check_options(name: str, data_path: str, group_size: int, dtype: str, **counts: int) -> None:
-    """Raise ValueError for the first invalid option, or one that does not apply to the method. counts: 1 or more."""
+    """Raise ValueError for an option that is invalid or does not apply to the method. counts: must be 1 or more."""
     if name not in METHODS:
         raise ValueError(f"--method {name} is unknown; use one of {', '.join(METHODS)}")
     method = METHODS[name]
@@ -49,14 +49,14 @@ def check_library(package: str) -> None:
 
 
 def check_model(path: object) -> Path:
-    """Return the checkpoint folder; raises if it is incomplete, quantised, or differs from its seal."""
+    """Return the checkpoint folder; ValueError or FileNotFoundError if it is incomplete, quantised or not as sealed."""
     model = existing_folder(path, "--model_path", "config.json")
     if read_json(model / "config.json").get("quantization_config"):
         raise ValueError(f"{model} is already quantised; give the original model")
     if not (model / "tokenizer_config.json").is_file():
         raise FileNotFoundError(
-            f"{model} has no tokenizer_config.json; copy the model's own there, or build a tokenizer from its "
-            "tokenizer.model: tools/build_tokenizer.py"
+            f"{model} has no tokenizer_config.json; copy the model's own file there, or build a tokenizer from "
+            "its tokenizer.model: tools/build_tokenizer.py"
         )
     check_complete(model, read_weights(model))
     check_tokenizer(model)
@@ -68,14 +68,14 @@ class CalibrationExample(NamedTuple):
     """A row as token ids."""
 
     prompt: list[int]
-    answer: list[int]  # with its end token
+    answer: list[int]  # with its end token, except for plain text
     expected: str | None  # the answer's text; None for plain text, whose prompt is only BOS
 
 
 def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[InstructionRow], int]:
     """Return a random sample of at most `count` rows in file order, and the number of rows in the file.
 
-    Raises FileNotFoundError, or ValueError with file and line.
+    Raises FileNotFoundError, or ValueError that names file and line.
     """
     rows = list(iterate_instructions(path, plain_text=True))
     chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
@@ -105,7 +105,7 @@ def truncate_examples(examples: Iterable[CalibrationExample], limit: int) -> lis
 
 
 def without_long_examples(examples: Iterable[CalibrationExample], limit: int, path: object) -> list[CalibrationExample]:
-    """Return the examples with an answer and at most `limit` tokens; ValueError if there are none."""
+    """Return the examples that have an answer and at most `limit` tokens; ValueError if there are none."""
     kept = [example for example in examples if example.answer and len(example.prompt + example.answer) <= limit]
     if not kept:
         raise ValueError(

@@ -55,7 +55,7 @@ def suppress_output() -> Iterator[None]:
     """Hide the libraries' log messages and warnings, and their progress bars if stderr is not a terminal."""
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hides a message for every layer and token
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would log a message for every layer and token
     with warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         if not sys.stderr.isatty():
             stack.enter_context(redirect_stderr(io.StringIO()))
@@ -87,7 +87,7 @@ def linear_layers(model: Path, trust_remote_code: bool = False) -> dict[str, tup
 
 
 def choose_group_size(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -> int:
-    """Return the group size: `wanted`, or if that is 0 the largest size that divides every layer's inputs.
+    """Return the group size: `wanted`, or if it is 0, the largest of GROUPS that divides every layer's inputs.
 
     Raises ValueError if vLLM has no kernel for `wanted`, or if a layer's inputs are not a multiple of the group size.
     """
@@ -172,7 +172,7 @@ def quantise_with_llmcompressor(
     model.save_pretrained(target, max_shard_size=shard_limit)
     # recipe.yaml names Python classes to instantiate; run.json records the same settings.
     (target / "recipe.yaml").unlink(missing_ok=True)
-    for module in model.modules():  # frees the memory, since the library keeps a reference to the model
+    for module in model.modules():  # frees the memory, although the library keeps a reference to the model
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
 

@@ -38,7 +38,7 @@ def perplexity(model: Any, examples: Sequence[CalibrationExample]) -> float:
 
 
 def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExample]) -> list[str]:
-    """Return the greedy answer to each prompt, up to 1.5 times the longest expected answer plus 16 tokens."""
+    """Return the greedy answer to each prompt, of at most 1.5 times the longest expected answer plus 16 tokens."""
     from transformers import GenerationConfig
 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -52,7 +52,7 @@ def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExa
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
-    # transformers takes values that it is not given, such as a penalty or beams, from the checkpoint's own settings.
+    # transformers would take settings that are not given, such as penalties or beams, from model.generation_config.
     kept, model.generation_config = model.generation_config, settings
     texts = [""] * len(examples)
     order = sorted(range(len(examples)), key=lambda index: -len(examples[index].prompt))

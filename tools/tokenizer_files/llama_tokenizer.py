@@ -3,9 +3,9 @@
 Each line of a rank table contains a token's bytes in base64, a space, and its rank, which is its id. tiktoken splits
 text into words with a regular expression, and in each word repeatedly merges the neighbouring tokens whose merged token
 has the lowest rank. The equivalent merge list of tokenizer.json contains, for each token in the order of ranks, every
-pair of tokens that it can be split into. The ids after the table are 256 special tokens. Source of expression and
-special tokens: tokenizer.py of https://github.com/meta-llama/llama3 and of https://github.com/meta-llama/llama-models;
-names for 3.1 as in its published tokenizer.json.
+pair of tokens that it can be split into. The 256 ids after the table are special tokens. Sources of the expression and
+the special tokens: tokenizer.py of https://github.com/meta-llama/llama3 and https://github.com/meta-llama/llama-models;
+for the names in 3.1, its published tokenizer.json.
 """
 
 import base64
@@ -56,9 +56,9 @@ class ConvertedTokenizer:
 
 
 def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> ConvertedTokenizer:
-    """Read a tokenizer.model of either kind; ValueError names the file if it is damaged.
+    """Read a tokenizer.model of either kind; raise ValueError, which names the file, if it is damaged.
 
-    version: of LLaMA, such as 3.2. instruct: use the end tokens of a chat model (from version 3 on).
+    version: version of LLaMA, such as 3.2. instruct: use the end tokens of a chat model (from version 3 on).
     """
     if is_rank_table(path):
         return from_rank_table(read_rank_table(path), "3" if version == "3" else "3.1", instruct)
@@ -76,7 +76,7 @@ def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> ConvertedT
 
 
 def read_rank_table(path: Path) -> list[bytes]:
-    """Return the tokens of a rank table in order; ValueError names the first damaged line."""
+    """Return the tokens of a rank table in order; raise ValueError, which names the first damaged line."""
     tokens: list[bytes] = []
     for number, line in enumerate(path.read_bytes().splitlines()):
         text, _, rank = line.partition(b" ")
@@ -101,7 +101,7 @@ def special_tokens(version: str) -> list[str]:
 
 
 def from_rank_table(tokens: list[bytes], version: str, instruct: bool) -> ConvertedTokenizer:
-    """Build a tokenizer that returns BOS and tiktoken's ids. version: "3", or "3.1" for all later ones."""
+    """Build a tokenizer that gives BOS and tiktoken's ids. version: "3", or "3.1" for all later ones."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = bytes_to_unicode()  # character of each byte in a byte-level tokenizer.json
@@ -129,7 +129,7 @@ def from_rank_table(tokens: list[bytes], version: str, instruct: bool) -> Conver
 
 
 def tiktoken_reference(tokens: list[bytes]) -> Any:
-    """Return a tiktoken encoder of the rank table that treats special tokens as text; None if not installed."""
+    """Return a tiktoken encoder of the rank table that treats special tokens as text; None without tiktoken."""
     try:
         import tiktoken
     except ImportError:

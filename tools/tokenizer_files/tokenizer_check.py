@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 KEPT = ("tokenizer.json", "tokenizer_config.json")
 MERGED = ("special_tokens_map.json", "added_tokens.json")  # their content goes into the two files above
-LIBRARY_CHARACTERS = 2_000_000  # from the sources of Python's standard library
+LIBRARY_CHARACTERS = 2_000_000  # about as many are compared from the sources of Python's standard library
 
 # Inputs that converters often get wrong: spaces, special tokens as text, byte fallback, Chinese, emoji, code, digits.
 HARD_TEXTS = (
@@ -37,7 +37,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def check_tokenizer_folder(target: Path) -> None:
-    """Raise ValueError if tokenizer files cannot be written into a folder, or it is sealed or inside a sealed one."""
+    """Raise ValueError if a folder cannot be written, is sealed, or is inside a sealed folder."""
     if (target / SEAL).is_file():
         raise ValueError(
             f"{target} is sealed, so its files must not change; copy it without {SEAL}, or give a new folder"
@@ -50,7 +50,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
 
     Added tokens, special tokens (BOS, EOS, UNK, PAD) and settings of tokenizer files in target are kept. Raises
     ValueError if target has a tokenizer.json with other pieces, has fewer embeddings than the tokenizer has tokens, or
-    as `check_tokenizer_folder`.
+    is refused by `check_tokenizer_folder`.
     """
     check_tokenizer_folder(target)
     partial = target / ".tokenizer.partial"
@@ -59,7 +59,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
             tokenizer, files = merged_tokenizer_files(target, partial, model)
             for name, text in files.items():
                 (partial / name).write_text(text, encoding="utf-8")
-            for name in ("tokenizer.model", *reversed(files)):  # tokenizer.json, which others look for, is last
+            for name in ("tokenizer.model", *reversed(files)):  # tokenizer.json, which programs look for, is last
                 fsync_path(partial / name)
                 (partial / name).replace(target / name)
             for name in MERGED:
@@ -72,7 +72,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
 def merged_tokenizer_files(target: Path, partial: Path, model: Path) -> tuple[Tokenizer, dict[str, str]]:
     """Return the tokenizer of `model` with the settings of target's files, and its files by name.
 
-    partial: an empty folder, to which the original files are copied. Raises as `write_tokenizer_files`.
+    partial: an empty folder, to which the original files are copied. Raises like `write_tokenizer_files`.
     """
     for name in (*KEPT, *MERGED):
         if (target / name).is_file():
@@ -110,7 +110,10 @@ def check_equal_ids(tokenizer: Tokenizer, reference: Any, texts: Iterable[str], 
 
 
 def comparison_texts(check_path: str = "") -> Iterator[str]:
-    """Yield HARD_TEXTS, then the texts of the file check_path, or by default sources of Python's standard library."""
+    """Yield HARD_TEXTS, then the texts of the file check_path, by default sources of Python's standard library.
+
+    Raises ValueError if the file has no text.
+    """
     yield from HARD_TEXTS
     if check_path:
         has_text = False

@@ -164,7 +164,7 @@ def check_base(
         if not set(base_fingerprints(base, "checking the base")) & set(recorded):
             raise ValueError(
                 f"{path_base} is not the base of {path_diff}; give the model with the weights {recorded[0]:.16} "
-                "(python tools/checkpoint.py show prints them)"
+                "(python tools/checkpoint.py show FOLDER prints this fingerprint)"
             )
         return "base verified by its fingerprint", "", {}
     base = with_tied_output(path_base, base)
@@ -172,7 +172,7 @@ def check_base(
     found = published_sum(path_diff, published)
     file = path_diff / "config.json"
     missing = [name for name in diff if name not in base and name.endswith(FREQUENCIES)]
-    config, layers = read_json(file), len(missing)  # layers whose FREQUENCIES the base lacks
+    config, layers = read_json(file), len(missing)  # number of layers whose FREQUENCIES the base lacks
     for key in ("hidden_size", "num_attention_heads") if layers else ():
         config_number(file, config, key)
     summands = [*diff.values(), *(base[name] for name in diff if name in base)]

@@ -39,11 +39,11 @@ class DiffInputs:
     def output_folder(
         self, target: str, needed: int, *adapters: Path, repository: str = ""
     ) -> Iterator[tuple[Path, str]]:
-        """Yield the new folder `target` with configuration, tokenizer and template; write run.json at the end.
+        """Yield the new folder `target`, and text about its template for the summary; write run.json at the end.
 
-        Also yields text on the template for the summary. needed: bytes that will be written. Small files come from the
-        second input folder and, if that has no tokenizer, also from the base. adapters: further input folders.
-        repository: name of the published diff in the second folder, "" if unknown; run.json records it.
+        The folder has configuration, tokenizer and template from the second input folder and, if that has no tokenizer,
+        also from the base. needed: bytes that will be written. adapters: further input folders. repository: name of
+        the published diff in the second folder, "" if unknown; run.json records it.
         """
         base, other = self.folders.values()
         command = "recover" if "diff" in self.folders else "make_diff"
@@ -61,8 +61,8 @@ class DiffInputs:
 def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> DiffInputs:
     """Open the folders given by --path_raw and --path_<role>, and verify their seals if present.
 
-    If the second folder is an exact diff, only the sizes of weight files are verified, because recovery compares every
-    tensor. Raises ValueError if the base is a diff.
+    If the second folder is an exact diff, only the sizes of the weight files of both folders are verified, because
+    recovery compares every tensor. Raises ValueError if the base is a diff.
     """
     folders = {
         name: existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in ("raw", role)
@@ -101,7 +101,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
             return factors if factors is not None and diff_writer.saves_bytes(factors, tensor, base) else None
         return search.find(tensor, base) if low_rank else None
 
-    # The compressed size is not known in advance.
+    # `needed` is 0, because the compressed size is not known in advance.
     with inputs.output_folder(target, 0, *([lora.folder] if lora else [])) as (folder, _):
         low_rank_count = diff_writer.write_diff(folder, tuned, base, find_factors, inputs.shard_limit)
     size = exact_diff.stored_bytes(Path(target))

@@ -22,7 +22,7 @@ from partial_folders import resume_journal
 from weight_diffs import number_coding
 from weight_diffs.exact_diff import FORMAT, DiffEntry, find_base_tensor, predict, read_base
 
-PAYLOADS = "payloads"  # a file of all payloads, until their sizes are known and the headers can be written
+PAYLOADS = "payloads"  # temporary file of all payloads, until their sizes are known and the headers can be written
 FindFactors = Callable[[Tensor, Tensor], Factors | None]  # (tuned, base) -> factors of the change, or None
 
 
@@ -32,7 +32,7 @@ def write_diff(
     """Write diff.safetensors, or shards of it, and diff.json; return the number of tensors stored with factors.
 
     shard_limit: the largest size of a shard in bytes. Payloads that an interrupted run recorded in the folder's journal
-    are kept. Raises ValueError, naming file and tensor, if a tuned float is NaN or infinite.
+    are kept. Raises ValueError, which names file and tensor, if a tuned float is NaN or infinite.
     """
     path, finished = folder / PAYLOADS, resume_journal.finished_parts(folder)
     entries, payloads, position = dict[str, DiffEntry](), dict[str, Tensor](), 0
@@ -42,7 +42,7 @@ def write_diff(
                 part = f"payload {name}"
                 if part not in finished:
                     file.seek(position)
-                    # the same base may lack a buffer after it was saved again
+                    # a base that is saved again may lack its buffers
                     theirs = None if is_buffer(tensor) else find_base_tensor(tensor, base)
                     finished[part] = asdict(write_payload(file, tensor, theirs, find_factors))
                     resume_journal.record_part(folder, part, finished[part])
@@ -53,7 +53,7 @@ def write_diff(
         specs = list(payloads.values())
         copied = write_shards(folder, specs, lambda spec: payloads[spec.name].chunks(), shard_limit, stem="diff")
     for name, entry in entries.items():
-        if copied[name] != entry.payload_blake3:  # the machine failed before the first run's file was on the disk
+        if copied[name] != entry.payload_blake3:  # the machine failed before the earlier run's file was on the disk
             raise ValueError(f"{path}: tensor {name} was damaged before this run resumed; run the command again")
     path.unlink()
     used = {entry.base_name: entry.base_blake3 for entry in entries.values() if entry.base_name is not None}

@@ -1,10 +1,10 @@
 """Read exact diffs: the compressed, bit-exact difference between two sets of weights.
 
 In floating point, (tuned - base) + base does not always equal tuned, so bit patterns are subtracted. Floats are mapped
-to integers that sort like their values, so that neighbouring floats differ by 1; the zigzagged difference modulo 2^n is
-small for a small change. If a matrix changed by a low-rank matrix, the low-rank factors are stored, and the difference
-is taken to base + product. The hashes of all tuned and base tensors are stored. diff_writer.py writes exact diffs.
-Layout: tools/CHECKPOINT.md.
+to integers that sort like their values, so that neighbouring floats differ by 1; the zigzag-encoded difference modulo
+2^n is small for a small change. If a matrix changed by a low-rank matrix, the low-rank factors are stored, and the
+difference is taken to base + product. The hashes of the tuned tensors and of their base tensors are stored.
+diff_writer.py writes exact diffs. Layout: tools/CHECKPOINT.md.
 """
 
 import math
@@ -90,7 +90,7 @@ def find_base_tensor(tuned: Spec, base: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def read_base(base: Tensor | None, first: int, last: int) -> np.ndarray:
-    """Return the base's bit patterns of elements first to last, as far as the base has them."""
+    """Return the bit patterns of the base's elements first to last (exclusive); fewer if the base has fewer."""
     if base is None:
         return np.zeros(0, np.uint8)
     return base.read_once(*(min(element, base.elements) for element in (first, last)))
@@ -199,5 +199,6 @@ def check_base(diff: ExactDiff, base: Mapping[str, Tensor], folder: Path) -> Non
         if (base[name].dtype, hashes[name]) != (entry.base_dtype, entry.base_blake3):
             raise ValueError(
                 f"{folder} is not the base of {diff.folder}: tensor {name} in {base[name].file.name} differs; give the "
-                f"model with the weights {diff.base[:16]} (python tools/checkpoint.py show prints them)"
+                f"model with the weights {diff.base[:16]} (python tools/checkpoint.py show FOLDER prints this "
+                "fingerprint)"
             )

@@ -1,9 +1,9 @@
-"""Tell full models from additive diffs, which are stored alike: refuse a full model that is given as a diff.
+"""Refuse a full model that is given as an additive diff; both are stored in the same form.
 
 A published diff has no record, and a seal only says that a folder is complete, so the weights decide. Heuristic:
 
 - Norm weights near 0 belong to a diff (model_folders/diff_recognition.py).
-- With a base: a diff (tuned - base) is nearer to zero than to the base, a full model is nearer to the base. The first
+- With a base: a diff (tuned - base) is nearer to zero than to the base; a full model is nearer to the base. The first
   SAMPLE elements of every tensor are compared. Norm weights dominate this comparison; in a full model they resemble the
   base's even if the model has another origin. A diff would be refused if tuning had scaled the base by more than 1.5.
   If a folder with the norm weights of a diff is nearer to the base, the base contains that diff already.
@@ -40,8 +40,8 @@ def refuse_full_model(
         )
     place = "near the base's, not near 0" if base is not None else "not near 0"
     raise ValueError(
-        f"{path_diff} is a full model, not a diff (its norm weights are {place}); give a diff, or use this model as it "
-        "is"
+        f"{path_diff} is a full model, not a diff (its norm weights are {place}); give a diff, or use "
+        "this model directly"
     )
 
 

@@ -4,7 +4,7 @@ Method: randomised range finding (N. Halko, P. G. Martinsson, J. A. Tropp, https
 difference tuned - base, which is the low-rank matrix plus noise from rounding the tuned weights. The singular values of
 a random matrix with standard deviation s are at most about s * (sqrt(rows) + sqrt(columns)), the noise edge; greater
 ones are significant. Parameters near zero have smaller rounding errors, so the factors are then fitted by weighted
-alternating least squares: each element counts with the inverse square of its rounding error (see PRECISIONS).
+alternating least squares: each element is weighted with the inverse square of its rounding error (see PRECISIONS).
 
 Memory: six matrices of the size of one tensor, in float32 (float64 if the tuned tensor is float32).
 """
@@ -26,7 +26,7 @@ RANK_LIMIT = 256  # maximum size of the search basis; the rank has to be below 3
 FAILURES_LIMIT = 3  # a kind of matrices is skipped after this number of matrices without a useful low-rank change
 NOISE_MARGIN = 1.1  # a singular value is significant if it exceeds the noise edge by this factor
 FITTED_RANK_LIMIT = 64  # largest rank whose factors are fitted; the work grows with its square
-PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # one per sweep: rounding errors count as at least median / precision
+PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # one per sweep: rounding errors are treated as at least median / precision
 WEIGHTED_FACTOR_ELEMENTS = 1 << 22  # elements of the weighted factors (rows, rank, columns) in memory at a time
 STORED_BITS = np.uint32(0xFFFFFF00)  # bits kept of a float32 factor for 16-bit types: sign, exponent, 15 mantissa bits
 MANTISSA_BITS = {"F16": 10, "BF16": 7, "F32": 23}
@@ -34,7 +34,7 @@ SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}  # the step be
 
 
 class RankSearch:
-    """Searches a model for low-rank changes; skips kinds of matrices (such as q_proj) after FAILURES_LIMIT failures."""
+    """A search for low-rank changes that skips a kind of matrices (such as q_proj) after FAILURES_LIMIT failures."""
 
     def __init__(self) -> None:
         self.failures = Counter[str]()
@@ -89,7 +89,7 @@ def read_matrix(tensor: Tensor) -> np.ndarray:
 
 
 def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
-    """Return whether one to a third of the singular values of the difference's top left corner are significant."""
+    """Return whether 1 to min(rows, columns) // 3 singular values of the top left corner's change are significant."""
     rows, columns = (min(CORNER, side) for side in tuned.shape)
     change = np.empty((rows, columns))
     for row in range(rows):

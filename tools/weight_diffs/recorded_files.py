@@ -39,12 +39,13 @@ def verify_files(folder: Path) -> None:
     files = record.get("files")
     if files is None:
         if isinstance(record.get("base"), str) and not (folder / SEAL).is_file():
-            print(f"notice: {folder} has no hashes of its tokenizer and other small files to verify", file=sys.stderr)
+            fact = f"{folder} has no hashes of its tokenizer and other small files"
+            print(f"notice: {fact}, so these are not verified", file=sys.stderr)
         return
     if not isinstance(files, dict):
         raise ValueError(f"{folder / DIFF_RECORD} is damaged ({files!r:.80} is not a list of files); download it again")
     for name, value in files.items():
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing, which {DIFF_RECORD} lists; download it again")
+            raise FileNotFoundError(f"{folder / name}, which {DIFF_RECORD} lists, is missing; download it again")
         if hash_file(folder / name, blake3) != value:
             raise ValueError(f"{folder / name} differs from its hash in {DIFF_RECORD}; download it again")
