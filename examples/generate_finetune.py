@@ -36,14 +36,14 @@ def main(
         output: a new file for the answers, one JSON line for each case.
         interactive: read prompts from the keyboard, one per line.
         multi_gpu: spread the model over this machine's GPUs.
-        allocate: GiB that each GPU may use, in order; with multi_gpu.
+        allocate: GiB that each GPU may use, in order; needs multi_gpu.
         trust_remote_code: execute the Python code in the folder of base_model.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
             --do_sample, --temperature, --top_p, --top_k, --seed (the same answer each time), and --preset precise or
-            creative, which sets them as published (examples/README.md); other options take precedence.
+            creative, which follows the published advice (examples/README.md); other options take precedence.
     """
     if interactive and (cases or output):
-        raise ValueError("--interactive reads no --cases and writes no --output; remove --interactive, or the others")
+        raise ValueError("--interactive reads no --cases and writes no --output; remove it, or --cases and --output")
     suite = case_files.read_cases("pretraining")
     if cases:
         suite = case_files.read_suite(cases, suite.decoding)

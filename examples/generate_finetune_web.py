@@ -29,7 +29,7 @@ def main(
     Args:
         base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
         multi_gpu: spread the model over this machine's GPUs.
-        allocate: GiB that GPU 0, 1, … may use; needs multi_gpu.
+        allocate: GiB that each GPU may use, in order; needs multi_gpu.
         server_name: the address to listen on.
         server_port: the port to listen on.
         share_gradio: give the page a public address through Gradio's servers.

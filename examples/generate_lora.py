@@ -38,7 +38,7 @@ def main(
         base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
         lora_weights: a LoRA adapter of base_model, given in the same way.
         template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
-        load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
+        load_8bit: load the weights in 8 bits; needs an NVIDIA GPU and bitsandbytes.
         run_ie_cases: run examples/cases/ie.json: four published extraction instructions, then cases with schemas.
         run_general_cases: run examples/cases/general.json: general instructions.
         interactive: read instructions from the keyboard: a line for the instruction, one for its input (may be empty).
@@ -47,10 +47,10 @@ def main(
         output: a new file for the answers, one JSON line for each case.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; needs multi_gpu.
-        trust_remote_code: execute the Python code in the folder of base_model.
+        trust_remote_code: execute the Python code in the folders of base_model and lora_weights.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
             --do_sample, --temperature, --top_p, --top_k, --seed (the same answer each time), and --preset precise or
-            creative, which sets them as published (examples/README.md); other options take precedence.
+            creative, which follows the published advice (examples/README.md); other options take precedence.
     """
     if [run_ie_cases, run_general_cases, bool(cases), interactive].count(True) != 1:
         raise ValueError("give exactly one of --run_ie_cases, --run_general_cases, --cases and --interactive")

@@ -32,16 +32,16 @@ def main(
     Args:
         base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once; an
             instruction-tuned one if lora_weights is not given.
-        lora_weights: a LoRA adapter of base_model, likewise.
+        lora_weights: a LoRA adapter of base_model, given in the same way.
         template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         multi_gpu: spread the model over this machine's GPUs.
-        allocate: GiB that each GPU may use, in order; with multi_gpu.
-        load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
+        allocate: GiB that each GPU may use, in order; needs multi_gpu.
+        load_8bit: load the weights in 8 bits; needs an NVIDIA GPU and bitsandbytes.
         server_name: the address to listen on.
         server_port: the port to listen on.
         share_gradio: give the page a public address through Gradio's servers.
         language: language of the tab that is open at first, en or zh.
-        trust_remote_code: execute the Python code in the folder of base_model.
+        trust_remote_code: execute the Python code in the folders of base_model and lora_weights.
         options: initial decoding settings of the page; see the options of generate_lora.py.
     """
     start = console.check_decoding({}, options)

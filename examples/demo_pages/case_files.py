@@ -30,7 +30,7 @@ class Suite(NamedTuple):
     cases: list[Case]
     places: list[str]  # of each case, for error messages: "mine.jsonl:3"
     decoding: dict[str, Any]
-    source: str  # where the published answers are, "" if there are none
+    source: str  # place of the published answers, "" if there are none
 
 
 def read_cases(name: str) -> Suite:

@@ -17,10 +17,10 @@ from demo_pages.text_generation import Decoding, GeneratedText, resolve_decoding
 
 
 def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decoding:
-    """Return the suite's decoding settings, overridden by the user's; logs a warning on options without effect."""
+    """Return the suite's decoding settings, overridden by the user's; logs a warning about options without effect."""
     decoding = resolve_decoding(suite, given)
     unused = [name for name in ("temperature", "top_p", "top_k", "seed") if name in given]
-    if unused and not decoding.do_sample and given.get("temperature") != 0:  # 0 asks for greedy decoding
+    if unused and not decoding.do_sample and given.get("temperature") != 0:  # 0 requests greedy decoding
         logging.warning("--%s has no effect without --do_sample", ", --".join(unused))
     return decoding
 
@@ -103,7 +103,7 @@ def answer_typed_lines(
 ) -> None:
     """Read one line for each label from the keyboard, print the model's answer, and repeat until the input ends.
 
-    make_ids: function of the prompt encoder and the lines that returns the prompt's ids. Errors are printed.
+    make_ids: function of the prompt encoder and the lines that returns the prompt's ids. A ValueError is printed.
     """
     print("Enter one line for each prompt; Ctrl-D ends.", file=sys.stderr)
     while True:

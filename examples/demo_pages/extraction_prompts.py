@@ -48,24 +48,27 @@ def extraction_instruction(
 ) -> str:
     """Return the instruction to extract `schema` from an input text, in the checkpoint's wording if it has one.
 
-    extraction: content of the checkpoint's extraction.json. Raises ValueError on an unknown task or language and, if
-    the wording has {schema}, on an empty schema or one of the wrong type.
+    extraction: content of the checkpoint's extraction.json. Raises ValueError if the task or language is unknown or, if
+    the wording has {schema}, if the schema is empty, is of the wrong type or has a name with a comma.
     """
     if task not in TASKS or language not in LANGUAGES:
-        raise ValueError(f"no extraction task {task!r} in {language!r}; tasks: {', '.join(TASKS)}, languages: en, zh")
+        tasks, languages = ", ".join(TASKS), ", ".join(LANGUAGES)
+        raise ValueError(
+            f"there is no extraction task {task!r} in {language!r}; the tasks are {tasks}, the languages {languages}"
+        )
     wording = checkpoint_wording(extraction or {}, task, language) or WORDING[language][task]
     return wording.replace("{schema}", schema_phrase(schema, task, language)) if "{schema}" in wording else wording
 
 
 def read_extraction(path: str | Path) -> dict[str, Any]:
-    """Return the content of an extraction.json; raises FileNotFoundError if missing, ValueError if malformed."""
+    """Return the content of an extraction.json; raises FileNotFoundError, or ValueError if it is malformed."""
     content = read_json(path, "give the extraction.json of a checkpoint")
     try:
         for task, language in product(TASKS, LANGUAGES):
             checkpoint_wording(content, task, language)
-    except AttributeError as error:
+    except AttributeError:
         form = '{"tasks": {"ner": {"en": {"instruction": "…"}}}}'
-        raise ValueError(f"{path} does not have the form {form} ({error}); copy it again") from None
+        raise ValueError(f"{path} does not have the form {form}; copy it again") from None
     return content
 
 
@@ -117,7 +120,7 @@ def parse_names(text: str) -> list[str]:
 
 
 def read_answer(text: str) -> dict[str, Any] | None:
-    """Return the JSON object in an answer, from its first { to its last }; None if that does not parse."""
+    """Return the JSON object in an answer, from the first { to the last }; None if this part is not a JSON object."""
     start, end = text.find("{"), text.rfind("}")
     try:
         found = json.loads(text[start : end + 1])

@@ -64,9 +64,10 @@ def load(
 
 
 def loading_options(gpus: int, load_8bit: bool, multi_gpu: bool, allocate: list[int]) -> dict[str, Any]:
-    """Return from_pretrained's options for devices and quantisation; raises ValueError if GPUs are missing.
+    """Return from_pretrained's options for devices and quantisation.
 
-    gpus: number of GPUs of this machine; allocate: GiB for each GPU, [] to let accelerate decide.
+    gpus: number of GPUs of this machine. allocate: GiB for each GPU; [] lets accelerate decide. Raises ValueError if
+    GPUs are missing, or if `allocate` is invalid or given without multi_gpu.
     """
     if min(allocate, default=1) < 1:
         raise ValueError(f"--allocate takes GiB for each GPU, as in [10,10,10], not {allocate}")

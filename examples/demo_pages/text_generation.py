@@ -20,7 +20,7 @@ class Decoding:
     temperature: float = 0.4  # below 1 sharpens the distribution; 0: greedy
     top_p: float = 0.75  # probability mass of the candidates (nucleus sampling)
     top_k: int = 40  # number of candidates; 0: all
-    seed: int | None = None  # of the sampling of each answer; None: a new one each time
+    seed: int | None = None  # seed of the sampling of each answer; None: another seed each time
 
     def __post_init__(self) -> None:
         ranges = {
@@ -37,10 +37,10 @@ class Decoding:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; give {text}")
 
 
-# The published advice (README of github.com/zjunlp/KnowLM, section 1.2) in figures. Precise, "beam search with a
-# moderate num_beam": the decoding of most published extraction and general cases. Creative, "sampling with a relatively
-# higher top_k or top_p, and possibly a higher temperature": the advice has no figures; these lie above the defaults of
-# the published page (0.4, 0.75, 40), with the repetition penalty of the published creative case.
+# Values for the published advice (README of github.com/zjunlp/KnowLM, section 1.2), which has no figures.
+# precise, "beam search with a moderate num_beam": the values of most published extraction and general cases.
+# creative, "sampling with a relatively higher top_k or top_p, and possibly a higher temperature": the sampling settings
+# are above the defaults of the published page (0.4, 0.75, 40); the penalty is that of the published creative case.
 PRESETS: dict[str, dict[str, Any]] = {
     "precise": {"num_beams": 4, "repetition_penalty": 1.3, "do_sample": False},
     "creative": {
@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SETTINGS: dict[str, Any] = get_type_hints(Decoding)  # name -> type
 OPTIONS: dict[str, Any] = {**SETTINGS, "preset": Literal["precise", "creative"]}  # of the commands
-MIN_REPEATS, MIN_REPEATED_TOKENS = 3, 24  # a repetition at the end of an answer is reported from these numbers on
+MIN_REPEATS, MIN_REPEATED_TOKENS = 3, 24  # lowest numbers at which the end of an answer counts as a repetition
 
 
 class GeneratedText(NamedTuple):
@@ -57,7 +57,7 @@ class GeneratedText(NamedTuple):
 
     text: str
     new_tokens: int
-    # "" while it runs, then one of the three endings of the published cases: "complete" (end token), "length"
+    # "" during generation, then one of the three endings of the published cases: "complete" (end token), "length"
     # (max_new_tokens or context reached) or "repeating" ("length", and the last tokens repeat one sequence)
     ending: str
 
@@ -65,7 +65,7 @@ class GeneratedText(NamedTuple):
 def resolve_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decoding:
     """Return the decoding settings of a suite of cases, overridden by the user's preset, then by the user's options.
 
-    Raises ValueError on a name that Decoding does not have and on a value of another type or out of range.
+    Raises ValueError if Decoding does not have a name, or if a value has another type or is out of range.
     """
     options = dict(given)
     settings = {**suite, **PRESETS.get(options.pop("preset", ""), {}), **options}

@@ -54,7 +54,7 @@ def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -
 
 
 def check_settings(sizes: dict[str, Any], initializer_range: float) -> None:
-    """Raise ValueError for a setting of `make_model` that is out of range. sizes: name -> value of at least 1."""
+    """Raise ValueError if a setting of `make_model` is out of range. sizes: name -> value, which must be at least 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"--{name} {size} is too small; it must be at least 1")

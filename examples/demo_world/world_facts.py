@@ -1,6 +1,6 @@
 """Generate the made-up world of the quick start: names, facts about them, and sentences that state the facts.
 
-Every name is composed of parts. A tenth of all possible names is held out: it occurs nowhere in training.
+Every name is composed of parts. A tenth of all possible names is held out; these names occur nowhere in training.
 """
 
 import random
@@ -65,7 +65,11 @@ NAMES = {
 
 
 class Relation(NamedTuple):
-    """A relation: kinds of subject and object; by language, its label and sentences ({s} subject, {o} object)."""
+    """A relation between a subject and an object.
+
+    subject, object: the kinds of their names. label, sentences: by language; a sentence has {s} for the subject and {o}
+    for the object.
+    """
 
     subject: str
     object: str
@@ -126,7 +130,7 @@ def partition_names(rng: random.Random) -> tuple[Names, Names]:
 
 
 def make_facts(names: Names, language: str, people: int, rng: random.Random, option: str) -> list[list[Fact]]:
-    """Return the facts of each subject: a person's birth place, employer and book, an organisation's seat, a capital.
+    """Return the facts of each subject: birth place, employer and book of a person, seat of an organisation, a capital.
 
     The world has a fifth as many places as people, a tenth as many organisations, and a third as many works. Raises
     ValueError if there are too few names. option: the option that sets `people`, for the message.

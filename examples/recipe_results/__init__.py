@@ -1,1 +1,1 @@
-"""What the recipes show at their end, and the questions about facts that they ask. Read real_model_summary.py first."""
+"""Summaries of the recipes, and the instruction rows that real_model.sh makes. Read real_model_summary.py first."""

@@ -59,7 +59,10 @@ def write_fact_questions(facts_path: str, output: str, number: int = 24) -> None
 
 
 def count_correct_answers(predictions: str) -> tuple[int, int]:
-    """Return (correct answers, questions) of a file that ie_run.py wrote; a correct answer contains the object."""
+    """Return (correct answers, questions) of a file that ie_run.py wrote.
+
+    An answer is correct if it contains the object, in upper or lower case.
+    """
     rows: list[dict[str, Any]] = [row for _, row in iterate_objects(predictions)]
     correct = sum(row["output"].casefold() in row["prediction"].casefold() for row in rows)
     return correct, len(rows)

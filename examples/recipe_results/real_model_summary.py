@@ -14,20 +14,20 @@ ROW_LABELS = {  # result -> label of its row in the table
 
 
 def steps_within(train_log: str, seconds: int) -> None:
-    """Print how many training steps fit into a time, at least 2, by the duration of a short run.
+    """Print the number of training steps that fit into a time (at least 2), estimated from a short run.
 
-    The first step, which also prepares the run, is not counted.
+    The first step of the short run is ignored, since its time includes preparations.
 
     Args:
         train_log: train_log.jsonl of a finished run of three steps or more with --logging_steps 1.
-        seconds: the time.
+        seconds: the available time.
     """
     entries = log_entries(Path(train_log))
     last = entries[-1]["step"] if entries else 0
     timed = [entry for entry in entries if "eta_seconds" in entry and 1 < entry["step"] < last]
     # The time to the end is the number of steps to the end times the seconds of one step.
     if not (eta := sum(entry["eta_seconds"] for entry in timed)):
-        raise ValueError(f"{train_log} has no speed; run three steps or more with --logging_steps 1")
+        raise ValueError(f"{train_log} does not show the time of a step; run 3 or more steps with --logging_steps 1")
     print(max(2, seconds * sum(last - entry["step"] for entry in timed) // eta))
 
 

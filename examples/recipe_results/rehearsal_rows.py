@@ -1,4 +1,4 @@
-"""Rows of a base model's own answers, which are tuned on beside new tasks so that the model keeps its other abilities.
+"""Make instruction rows from a base model's own answers, so that tuning on new tasks preserves its other abilities.
 
 The method is pseudo-rehearsal (Robins 1995, https://doi.org/10.1080/09540099550039318), with instructions as inputs.
 """
@@ -11,7 +11,7 @@ from partial_folders.atomic_outputs import new_file
 
 
 def rehearsal_rows(answers: str) -> Iterator[dict[str, str]]:
-    """Yield {"instruction", "input", "output"} for each answer of a file that is complete and not empty.
+    """Yield {"instruction", "input", "output"} for each complete, non-empty answer of a file.
 
     answers: an output of ie_run.py. Raises ValueError with file and line for a row of another format.
     """
@@ -28,7 +28,7 @@ def write_rehearsal_rows(answers: str, output: str, copies: int = 1) -> None:
     """Write instruction rows whose correct answers are the predictions of a model (JSONL).
 
     Args:
-        answers: an output of ie_run.py; answers cut at the token limit are omitted.
+        answers: an output of ie_run.py; truncated and empty answers are omitted.
         output: the file to write.
         copies: how often each row is written.
     """

@@ -1,4 +1,4 @@
-"""What the demos' tests share: the tiny checkpoint as an instruction-tuned one, with a template and its own wording."""
+"""Fixtures for the tests of the demos: an instruction-tuned checkpoint with its own wording, and an adapter."""
 
 import json
 import shutil

@@ -15,7 +15,7 @@ CASES: list[dict[str, Any]] = [
 
 
 def test_rows_and_suites_give_the_same_cases(tmp_path: Path) -> None:
-    """As a JSON list, JSONL and a suite, whose decoding takes precedence over the command's."""
+    """The files are a JSON list, JSONL and a suite; the suite's decoding takes precedence over the given one."""
     contents = {
         "list.json": json.dumps(CASES, indent=1),
         "lines.jsonl": "\n".join(json.dumps(case) for case in CASES),
@@ -67,7 +67,7 @@ def test_language_and_title_of_a_case_have_defaults() -> None:
         ({"text": "x", "decoding": 4}, "has a decoding that is not an object"),
     ],
 )
-def test_row_that_is_no_case_is_refused_with_file_and_line(tmp_path: Path, row: dict[str, Any], error: str) -> None:
+def test_row_that_is_not_a_case_is_refused_with_file_and_line(tmp_path: Path, row: dict[str, Any], error: str) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"text": "x"}\n' + json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(ValueError) as caught:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_pretraining_cases_are_decoded_as_published(tiny_checkpoint: Path, repository: Path) -> None:
-    """All 17, with 3 beams and penalty 1.6; the first answer equals that of transformers."""
+    """All 17 cases have 3 beams and penalty 1.6; the first answer equals the result of text_generation.generate."""
     done = run_in_process("examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--max_new_tokens", 8)
     assert done.stdout.count("tokens in") == 17
     assert done.stdout.count("[17/17] reasoning") == 1
@@ -35,7 +35,7 @@ def test_pretraining_cases_are_decoded_as_published(tiny_checkpoint: Path, repos
 
 
 def test_typed_lines_are_continued(tiny_checkpoint: Path, run_script: RunScript) -> None:
-    """Greedy and streamed; an empty line is skipped, and the error of a too long one is printed."""
+    """Answers are greedy and streamed; an empty line is skipped, and the error for a too long line is printed."""
     done = run_script(
         "examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--interactive", "--num_beams", 1,
         "--repetition_penalty", 1, "--max_new_tokens", 12, "--temperature", 0.5,
@@ -50,7 +50,7 @@ def test_typed_lines_are_continued(tiny_checkpoint: Path, run_script: RunScript)
 
 
 def test_extraction_cases_use_the_wording_of_the_checkpoint(instructed_checkpoint: Path, tmp_path: Path) -> None:
-    """The four published instructions are asked as they are; they need a longer context than the tiny checkpoint's."""
+    """The four published instructions are unchanged; they need a longer context than the tiny checkpoint has."""
     folder = shutil.copytree(instructed_checkpoint, tmp_path / "long")
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2048}
     (folder / "config.json").write_text(json.dumps(config))
@@ -93,10 +93,10 @@ def test_extraction_cases_without_extraction_json_warn_of_the_default_wording(
     assert f"{adapter} has no extraction.json, so the default wording of extraction instructions is used" in caplog.text
 
 
-def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(
+def test_hub_names_of_base_and_adapter_give_the_answer_of_their_folders(
     tiny_checkpoint: Path, adapter: Path, repository: Path, tmp_path: Path, run_script: RunScript
 ) -> None:
-    """The published adapter gets its template; the second run reads the cache although the hub is gone."""
+    """The published adapter gets its template; the second run reads the cache while the hub is not reachable."""
     lora = {file.name: file.read_bytes() for file in adapter.iterdir() if file.name != "chat_template.jinja"}
     hub = Hub({"some/base": {file.name: file.read_bytes() for file in tiny_checkpoint.iterdir()}})
     hub.repositories["zjunlp/zhixi-13b-lora"] = lora
@@ -161,7 +161,7 @@ def test_own_cases_are_answered_into_a_file(instructed_checkpoint: Path, tmp_pat
 
 
 def test_sampled_answers_of_a_seed_do_not_depend_on_other_cases(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The creative preset with a seed: equal answers for a case alone and after another; another seed changes them."""
+    """With a seed, a case has the same answer alone and after another case; another seed changes the answer."""
     texts = ["Ann was born in", "山水"]
     answers = {}
     for name, asked, seed in (("both", texts, 5), ("second", texts[1:], 5), ("other", texts[1:], 6)):

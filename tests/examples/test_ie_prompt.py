@@ -34,7 +34,7 @@ def test_braces_in_the_schema_are_not_replaced() -> None:
 @pytest.mark.parametrize(
     ("task", "schema", "language", "message"),
     [
-        ("xx", ["a"], "en", "no extraction task 'xx'"),
+        ("xx", ["a"], "en", "there is no extraction task 'xx' in 'en'; the tasks are ner, re, ee, the languages"),
         ("ner", ["a"], "fr", "in 'fr'"),
         ("ner", [], "en", "needs a schema such as `person, place`"),
         ("ee", ["a"], "en", "such as `layoff: company, time"),
@@ -48,7 +48,7 @@ def test_braces_in_the_schema_are_not_replaced() -> None:
         ("ee", {"裁员": ["公司、部门"]}, "zh", "the schema's '公司、部门' contains a comma"),
     ],
 )
-def test_unknown_task_or_unfit_schema_is_refused(
+def test_unknown_task_or_unsuitable_schema_is_refused(
     task: str, schema: extraction_prompts.Schema, language: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -25,13 +25,13 @@ def test_questions_come_from_the_published_relations(shared_data: Path) -> None:
 @pytest.mark.parametrize(
     "content", [{}, [], {"prompt_templates": ["no place"], "samples": []}, {"prompt_templates": ["{}"], "samples": [1]}]
 )
-def test_facts_of_another_format_are_refused_by_file(tmp_path: Path, content: Any) -> None:
+def test_error_for_facts_of_another_format_names_the_file(tmp_path: Path, content: Any) -> None:
     (tmp_path / f"{RELATIONS[0]}.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"{RELATIONS[0]}.json does not have the format .*samples"):
         fact_questions(tmp_path, 2)
 
 
-def test_an_answer_that_contains_the_object_is_right(tmp_path: Path) -> None:
+def test_answer_that_contains_the_object_is_correct(tmp_path: Path) -> None:
     answers = [("Paris", "It is paris."), ("Rome", "Milan"), ("Oslo", "Oslo")]
     write_lines(tmp_path / "answers.jsonl", [{"output": fact, "prediction": text} for fact, text in answers])
     assert count_correct_answers(str(tmp_path / "answers.jsonl")) == (2, 3)
@@ -61,7 +61,8 @@ def test_steps_within_a_time_follow_from_the_speed_after_the_first_step(tmp_path
     for rows in (entries[:2], []):
         write_lines(log, rows)
         done = run_script("examples/make_demo.py", "steps", "--train_log", log, "--seconds", 9, status=2)
-        assert done.stderr == f"error: {log} has no speed; run three steps or more with --logging_steps 1\n"
+        remedy = "run 3 or more steps with --logging_steps 1"
+        assert done.stderr == f"error: {log} does not show the time of a step; {remedy}\n"
 
 
 def test_summary_compares_before_and_after(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_control_tokens_of_the_template_are_control_tokens(tiny_checkpoint: Path
     assert [forged.count(start), forged.count(end)] == [plain.count(start), plain.count(end)] == [2, 1]
 
 
-def test_prompt_of_whole_context_is_refused(base: Checkpoint) -> None:
+def test_prompt_that_fills_the_context_is_refused(base: Checkpoint) -> None:
     with pytest.raises(ValueError, match="the prompt has 512 tokens, the model accepts 1 to 511"):
         text_generation.generate(base, [1] * 512, Decoding())
 
@@ -188,7 +188,7 @@ def test_exception_of_generation_is_raised_in_the_caller(base: Checkpoint) -> No
 
 
 def test_answer_that_repeats_itself_up_to_the_limit_is_marked(base: Checkpoint) -> None:
-    """Three times and 24 tokens at least; an answer that ends by itself is complete."""
+    """A repetition has at least three repeats and 24 tokens; an answer with an end token is complete."""
     config = text_generation.generation_config(base, [1], Decoding(max_new_tokens=64))
     config.eos_token_id = [2]
     endings = {
@@ -216,7 +216,7 @@ def test_temperature_of_0_is_greedy(base: Checkpoint) -> None:
 
 
 def test_sampling_with_a_seed_gives_the_same_answer_each_time(base: Checkpoint) -> None:
-    """Equal to transformers' after the same seed."""
+    """The answer equals that of transformers' generate after the same seed."""
     ids = base.encoder.plain_text_ids("Ann")
     first, again, other = (
         text_generation.generate(base, ids, Decoding(16, do_sample=True, temperature=1.5, seed=seed))

@@ -1,4 +1,4 @@
-"""The two web demos in a real browser: answers equal to the library's, both languages, errors, nothing from outside."""
+"""The two web demos in a real browser: answers, both languages, errors, and no requests to other machines."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
 
 
 def served(repository: Path, log: Path, script: str, *arguments: object) -> Iterator[str]:
-    """Run a web demo until the generator is closed; yields its address once it says that it listens."""
+    """Run a web demo until the generator is closed; yield its address once the demo prints it."""
     port = free_port()
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -77,7 +77,7 @@ def pretrained_demo(
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """An empty tab that fails the test when a page asks another machine for anything, or its script fails."""
+    """An empty tab; the test fails if a page requests anything from another machine, or if its script fails."""
     tab = browser.new_page(viewport={"width": 1280, "height": 960})
     tab.set_default_timeout(120_000)
     requests: list[str] = []
@@ -99,7 +99,7 @@ def wait_for(page: Any, text: str, within: str = "#status") -> None:
 
 
 def test_instruction_gets_the_answer_of_the_library(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
-    """Typed with a special token's spelling and template syntax; the greedy answer is the one that generate gives."""
+    """The typed text has spellings of special tokens and template syntax; the answer is that of text_generation."""
     instruction, text = "Translate {{ x }} <s>", "山水</s> %s"
     page.goto(tuned_demo)
     box(page, "instruction").fill(instruction)
@@ -130,7 +130,7 @@ def test_page_shows_errors_in_english_and_chinese(tuned_demo: str, page: Any) ->
 
 
 def test_extraction_uses_the_wording_of_the_checkpoint(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
-    """An example fills the boxes; the answer is the one to the instruction of the checkpoint's extraction.json."""
+    """An example fills the boxes; the model is asked with the instruction of the checkpoint's extraction.json."""
     page.goto(tuned_demo)
     page.get_by_role("tab", name="Extraction").click()
     page.get_by_text("person, place, organisation", exact=True).click()
@@ -147,7 +147,7 @@ def test_extraction_uses_the_wording_of_the_checkpoint(tuned_demo: str, page: An
 def test_stop_button_frees_the_server_for_the_next_prompt(
     pretrained_demo: str, page: Any, tiny_checkpoint: Path
 ) -> None:
-    """500 tokens with 8 beams take many seconds; stopped, the server is free for the next prompt, which is answered."""
+    """500 tokens with 8 beams take many seconds; after the stop, the server answers the next prompt."""
     page.goto(pretrained_demo)
     page.get_by_text("解码设置").click()
     box(page, "beginning").fill("Ann was born in")
@@ -233,7 +233,7 @@ def test_cancelled_request_ends_the_generation_thread(tiny_checkpoint: Path) -> 
 
 
 def generate_index(blocks: Any) -> int:
-    """Index of the function that the Generate button calls."""
+    """Return the index of the function that the Generate button calls."""
     return next(index for index, function in blocks.fns.items() if function.concurrency_id == "model")
 
 
