@@ -1,23 +1,24 @@
-"""Answer a file of requests of /generate and /extract, with a server started for the run or a running server.
+"""Answer a file of requests to /generate and /extract, with a server started for the run or a running server.
 
     python inference/batch.py --model checkpoints/merged --input in.jsonl --output out.jsonl --temperature 0
     python inference/batch.py --url http://127.0.0.1:8090 --input in.jsonl --output out.jsonl --concurrency 64
     python inference/batch.py --model M --input I --output O --max_tokens 64 -- --tensor-parallel-size 8    # eight GPUs
 
 A row is a request body of /generate: {"instruction", "input"} or {"messages"}, optionally with "parameters" and
-"model". Its output line has all of its keys, followed by "generated_text", "num_output_tokens_cf" and "error". Each
+"model". Its output line has the keys of the row, followed by "generated_text", "num_output_tokens_cf" and "error". Each
 parameter of /generate is also an option, which sets the default for these rows; its value is a number, true, false,
 text, or JSON (--stop '["\\n\\n"]'). Options of launch_vllm.py follow after --.
 
 A row with "task", "schema" and "text" is a request body of /extract, optionally with "language", "model", "max_tokens",
-"names_from_text" and "window_tokens". Its output line has all of its keys, followed by those of the response:
-"entities", "triples" or "events" (none after an error), "complete", "windows", "num_output_tokens_cf" and "error". A
-file may have rows of both kinds; a row that also has "instruction", "messages" or "parameters" fails. --max_tokens is
-also the default of these rows (per window); other parameters are an error if the file has no row of /generate.
+"names_from_text" and "window_tokens". Its output line has the keys of the row, followed by the keys of the response:
+"entities", "triples" or "events" (absent after an error), "complete", "windows", "num_output_tokens_cf" and "error".
+--max_tokens is also the default of these rows (per window); other parameters are an error if the file has only rows of
+/extract. A row of /extract that also has "instruction", "messages" or "parameters" is invalid.
 
-A row that fails does not stop the run. The same command resumes an interrupted or killed run. Exit status: 0; 1 if rows
-failed, which out.failed.jsonl lists; 2 if an option is wrong or the run did not finish; 130 after Ctrl-C; 143 after
-SIGTERM.
+A file may have rows of both kinds. A row that fails does not stop the run; the output line of an invalid row has only
+the keys of a response. The same command resumes an interrupted or killed run. Exit status: 0 if no row failed; 1 if
+rows failed, which out.failed.jsonl lists, or if the engine of a new server failed at its start; 2 if an option is wrong
+or the run did not finish for another reason; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
 from command_line import interrupts
@@ -37,10 +38,11 @@ from typing import Any
 
 from server_guard.process_supervisor import SERVING, notify_supervisor, supervise
 
-CONCURRENCY = 32  # requests to a running server at the same time
-NEW_SERVER_CONCURRENCY = 512  # to a server started by this command: more than an engine batch, so that it stays full
-# Lowest and highest value of vLLM's sampling parameters (SamplingParams._verify_args and CompletionRequest, 0.32). They
-# are checked before a server starts; the server checks the values of each row.
+CONCURRENCY = 32  # concurrent requests to a running server
+# To a server started by this command. vLLM's default batch has 256 sequences, on most GPUs of 70 GiB or more 1024.
+NEW_SERVER_CONCURRENCY = 512
+# Lowest and highest values of sampling parameters (SamplingParams._verify_args and CompletionRequest of vLLM 0.32). The
+# options are checked before a server starts; the server checks the values of each row.
 RANGES = {
     "temperature": (0, 2), "top_p": (0, 1), "top_k": (-1, inf), "min_p": (0, 1), "repetition_penalty": (0, inf),
     "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "max_tokens": (1, inf), "max_new_tokens": (1, inf),
@@ -102,7 +104,7 @@ def main(
     engine: str = "",
     **parameters: str,
 ) -> None:
-    """Answer the rows of a file; all other options are parameters of /generate and apply to its rows.
+    """Answer the rows of a file; options that are not listed here are parameters of /generate and apply to its rows.
 
     Args:
         input: a JSON, JSONL or parquet file.
@@ -110,11 +112,12 @@ def main(
         model: a checkpoint folder; with --url, the served model for rows without "model".
         url: URL of a running server; without it, this command starts one.
         template_path: prompt template that replaces the checkpoint's: Jinja, or alpaca's JSON.
-        concurrency: concurrent requests; 0 means 32 with --url, else 512; a text of /extract counts as 1 to 16.
+        concurrency: maximum number of concurrent requests; 0 means 32 with --url, else 512; a text of /extract counts
+            as 1 to 16 requests.
         api_key: API key of the server; prefer the environment variable KNOWLM_API_KEY, which `ps` does not show.
         overwrite: replace a finished output, or the partial output of another run.
         engine: options of launch_vllm.py as one string; the same as giving them after --.
-        parameters: any parameter of /generate, such as temperature, seed or max_tokens (the latter also of /extract).
+        parameters: any parameter of /generate, such as temperature or seed; max_tokens also applies to /extract.
     """
     given = check_parameters(parameters)
     if not input or not output:
@@ -148,7 +151,7 @@ def main(
 
 
 def interrupt_on_sigterm(number: int, *_: object) -> None:
-    """Signal handler: interrupt the run as Ctrl-C does, with SIGTERM's exit status; further signals are ignored."""
+    """Interrupt the run as Ctrl-C does, but with SIGTERM's exit status; ignore further SIGTERMs. A signal handler."""
     signal.signal(number, signal.SIG_IGN)
     interrupts.exit_status = interrupts.TERMINATED
     signal.raise_signal(signal.SIGINT)

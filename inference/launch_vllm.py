@@ -12,9 +12,9 @@
     --help=all             also the options of `vllm serve`; --help=WORD: options that match WORD
 
 All options of `vllm serve` are accepted except those that bypass the checks of requests (--grpc) or need a GPU that is
-missing. The launcher prints the presets that depend on the model or the machine; options and environment variables of
-the user take precedence. Options of the original KnowLM release that vLLM no longer has are replaced or dropped with a
-notice. See inference/README.md.
+missing. The launcher prints a notice for most presets that depend on the model or the machine; options and environment
+variables of the user take precedence. Options of the original KnowLM release that vLLM no longer has are replaced or
+dropped with a notice. See inference/README.md.
 """
 
 from command_line.command_errors import one_line, run_command
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         print_notice(notice)
     if not any(argument.startswith("--help=") for argument in arguments):
         precheck(arguments)
-    # On CPUs, an import of vLLM logs that Triton is not used; a user's error must be the only line.
+    # On CPUs, importing vLLM logs a line about Triton; if the user made an error, its message must be the only line.
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
     # Warnings, most of them about deprecated options, become notices.
     warnings.showwarning = lambda message, *_, **__: print_notice(one_line(message))

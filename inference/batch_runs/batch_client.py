@@ -13,13 +13,13 @@ from batch_runs.batch_file import BatchProgress
 from batch_runs.batch_rows import NO_ANSWER, BatchRow, row_answer
 
 CONNECT_SECONDS = 10
-READ_SECONDS = 3600  # longest time without a byte from the server, for each LONG_BODY bytes of the request
-LONG_BODY = 2**12  # bytes of a request body; /extract takes longer for a longer text
+READ_SECONDS = 3600  # longest time without a byte from the server, for each LONG_BODY bytes of the request body
+LONG_BODY = 2**12  # /extract takes longer for a longer text
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5  # seconds after the first failure, doubled after each further one; 15.5 s in all
-LONGEST_PAUSE = 600  # seconds; limit of a Retry-After, and of the time since the last answer
+LONGEST_PAUSE = 600  # seconds; maximum Retry-After, and maximum time without an answer while the server is busy
 BUSY_STATUSES = (429, 503)
-REFUSAL_SECONDS = 60  # a request without a response after this time was admitted by the server
+REFUSAL_SECONDS = 60  # a busy server refuses a request within this time; it has admitted a request that is open longer
 UNAUTHORIZED_STATUSES = (401, 403)
 
 
@@ -29,8 +29,8 @@ class BatchClient:
     def __init__(self, url: str, key: str, concurrency: int, socket_file: str | None = None) -> None:
         """Check the URL; raises ValueError if it is invalid.
 
-        url: the server's address; key: API key for the header Authorization, "" for none; concurrency: requests at the
-        same time; socket_file: path of the Unix socket of a server without an address.
+        url: the server's address; key: API key for the header Authorization, "" for none; concurrency: maximum number
+        of concurrent requests; socket_file: path of the Unix socket of a server without an address.
         """
         parts = urlsplit(url.rstrip("/").removesuffix("/generate").removesuffix("/extract"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -76,7 +76,8 @@ class BatchClient:
     async def request_answer(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """Send a request body to a route and return the answer; if the request fails, the answer has its error.
 
-        Raises ValueError if the response does not have the route's format, and the errors of request_with_retries.
+        Raises ValueError if a successful response does not have the route's format, and the errors of
+        request_with_retries.
         """
         status, content = await self.request_with_retries("POST", route, json.dumps(body).encode())
         try:
@@ -128,7 +129,7 @@ class BatchClient:
             await asyncio.sleep(FIRST_PAUSE * 2 ** (failures - 1))
 
     def wait_for_busy_server(self, retry_after: str) -> None:
-        """Delay the requests of all workers by Retry-After seconds, or by 1 s if the header is missing.
+        """Delay the requests of all workers by Retry-After seconds, but at least by 1 s, also if the header is missing.
 
         Raises ConnectionError if the delay exceeds LONGEST_PAUSE, or if there was no answer for LONGEST_PAUSE seconds
         and the server has admitted no request that is still open.
@@ -170,5 +171,5 @@ class BatchClient:
                 self.last_answer = time.monotonic()
                 for _ in range(self.concurrency):
                     group.create_task(work())
-        except BaseExceptionGroup as errors:  # the first error cancels the other workers; only it is raised
+        except BaseExceptionGroup as errors:  # the first error cancels the other workers; only this error is raised
             raise errors.exceptions[0] from None

@@ -26,9 +26,10 @@ SHOWN_CHARACTERS = 200  # of a setting's value in an error message
 
 
 def check_answers_path(output: Path, overwrite: bool) -> None:
-    """Raise FileNotFoundError if the folder of the output does not exist, ValueError if it is sealed or not writable.
+    """Raise FileNotFoundError if the output's folder does not exist, FileExistsError if the output exists.
 
-    Without `overwrite`, raise FileExistsError if the output exists.
+    overwrite: the output may exist. Raises ValueError if the folder is sealed, is inside a sealed folder, or is not
+    writable.
     """
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent} does not exist; create this folder for --output {output}")
@@ -72,7 +73,7 @@ class AnswerFile:
         size = self.file.seek(0, os.SEEK_END)
         if previous == settings:
             self.file.seek(0)
-            size = 0  # of the complete lines
+            size = 0  # bytes of the complete lines
             for line in self.file:
                 if line.endswith(b"\n"):
                     self.lines += 1
@@ -90,9 +91,10 @@ class AnswerFile:
         new_file.replace(self.settings_file)
 
     def lock(self) -> None:
-        """Lock the file against other processes; raises ValueError if one still holds the lock after LOCK_SECONDS.
+        """Lock the file against other processes.
 
-        The wait lets a process that was just killed exit.
+        Raises ValueError if another process still holds the lock after LOCK_SECONDS (a process that was just killed
+        exits in this time), or if another process has just finished the output.
         """
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
@@ -136,7 +138,10 @@ class AnswerFile:
         return len(self.waiting) >= MAX_WAITING_LINES
 
     def finish(self) -> tuple[int, int]:
-        """Rename the file to OUTPUT and list the failed rows beside it; return (number of rows, number of failures)."""
+        """Rename the file to OUTPUT, and list the failed rows in OUTPUT's .failed.jsonl.
+
+        Returns (number of rows without blank lines, number of failed rows).
+        """
         assert not self.waiting
         rows = failed = 0
         os.fsync(self.file.fileno())

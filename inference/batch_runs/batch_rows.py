@@ -1,7 +1,7 @@
 """Rows of an input file, read one at a time, and the lines of the output.
 
-A row with EXTRACTION_KEYS is a request of /extract, any other of /generate. Line k of the output belongs to row k of
-the input. An invalid row gets a line with its error; a blank line stays blank.
+A row with EXTRACTION_KEYS is a request to /extract; every other row is a request to /generate. Line k of the output
+belongs to row k of the input. An invalid row gets a line with its error; a blank line stays blank.
 """
 
 import json
@@ -16,13 +16,14 @@ from json_rows.row_files import Row, iterate_rows
 REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # sent to /generate
 EXTRACTION_KEYS = ("task", "schema", "text")  # of each request to /extract
 EXTRACTION_SHAPE = '{"task", "schema", "text"}'
-# Sent to /extract.
-EXTRACT_FIELDS = (*EXTRACTION_KEYS, "language", "model", "max_tokens", "names_from_text", "window_tokens")
+EXTRACT_FIELDS = (  # sent to /extract
+    *EXTRACTION_KEYS, "language", "model", "max_tokens", "names_from_text", "window_tokens",
+)  # fmt: skip
 AMBIGUOUS_KEYS = ("instruction", "messages", "parameters")  # of /generate; an error in a row with all EXTRACTION_KEYS
-SHARED_PARAMETERS = {"max_tokens"}  # of the command line that apply to /extract, too
+SHARED_PARAMETERS = {"max_tokens"}  # parameters of the command line that also apply to /extract
 ITEM_FIELDS = ("entities", "triples", "events")  # a response of /extract without an error has one of them
 WINDOW_CHARACTERS = 4096  # of a long window; most are shorter (WINDOW_TOKENS of routes/extract_api.py)
-NO_ANSWER: dict[str, dict[str, Any]] = {  # route -> the fields of all its responses, as in a response with an error
+NO_ANSWER: dict[str, dict[str, Any]] = {  # route -> fields of all its responses, with the values of an empty answer
     "/generate": {"generated_text": "", "num_output_tokens_cf": 0, "error": None},
     "/extract": {"complete": False, "windows": 0, "num_output_tokens_cf": 0, "error": None},
 }
@@ -41,7 +42,7 @@ class BatchRow(NamedTuple):
     route: str = "/generate"  # or /extract
 
     def sequences(self) -> int:
-        """Return a lower bound of the number of the request's concurrent sequences, from the length of its text."""
+        """Return a low estimate of the number of the request's concurrent sequences, from the length of its text."""
         text = self.request["text"] if self.request and self.route == "/extract" else ""
         return min(CONCURRENT_WINDOWS, 1 + len(text) // WINDOW_CHARACTERS) if isinstance(text, str) else 1
 
@@ -51,8 +52,8 @@ def read_rows(
 ) -> Iterator[BatchRow]:
     """Yield the rows after the first `skip`; a blank line counts as a row.
 
-    model, parameters: see generate_request. Raises ValueError with file and line if the rest of the file cannot be
-    read, or if it has no rows.
+    model, parameters: see generate_request. Raises ValueError if the file has no rows or, with file and line, if the
+    rest of the file cannot be read.
     """
     for number, row in enumerate(iterate_rows(path, blank_lines=True), 1):
         if number > skip:
@@ -75,7 +76,7 @@ def batch_row(number: int, row: Row, model: str, parameters: Mapping[str, Any]) 
 
 
 def ambiguity(content: Mapping[str, Any]) -> str:
-    """Return the error of a row that has EXTRACTION_KEYS and also a key of /generate, "" if it has none of these."""
+    """Return the error of a row that has EXTRACTION_KEYS and also one of AMBIGUOUS_KEYS, "" if it has none of them."""
     key = next((name for name in AMBIGUOUS_KEYS if content.get(name) is not None), None)
     return f"has 'task', 'schema' and 'text', and also {key!r}" if key else ""
 

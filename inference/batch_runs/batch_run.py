@@ -1,4 +1,4 @@
-"""A run of batch.py: the settings that determine its answers, and the server that answers, new or already running."""
+"""A run of batch.py: the settings that determine the answers, and the new or running server that computes them."""
 
 import asyncio
 import hashlib
@@ -27,9 +27,9 @@ SPEED_OPTIONS = (
 
 
 def hash_and_count(path: Path) -> tuple[str, Counter[str]]:
-    """Return the SHA-256 of a file and its number of rows by route, "" for rows that cannot be sent.
+    """Return the SHA-256 of a file, and the number of its rows by route ("" for rows that cannot be sent).
 
-    Raises ValueError if the file cannot be read to its end.
+    Raises ValueError if the file has no rows or cannot be read to its end.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -111,8 +111,8 @@ def run_batch(
 def prepare_new_server(model: str, template_path: str, options: list[str], concurrency: int) -> ServerConnection:
     """Return the settings that determine a new server's answers, and a function that starts it and answers rows.
 
-    options: of launch_vllm.py; concurrency: requests at the same time. Raises ValueError or FileNotFoundError if the
-    template cannot be read.
+    options: options of launch_vllm.py; concurrency: maximum number of concurrent requests. Raises ValueError or
+    FileNotFoundError if the template cannot be read.
     """
     template = read_template(template_path, "--template_path") if template_path else None
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from server_guard.process_supervisor import kill_others, supervisor_pid
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launch_vllm.py"
-# No limits, since only this run can reach the socket; no log of requests.
+# Limits that no run reaches, since only this run can use the socket; no log of requests.
 OPTIONS = ("--max-num-queued-reqs", str(10**9), "--max-body-mib", "4096", "--disable-uvicorn-access-log",
            "--uvicorn-log-level", "warning")  # fmt: skip
 STOP_SECONDS = 5  # longest wait for the server's end; after that the supervisor kills it

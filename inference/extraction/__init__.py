@@ -1,1 +1,1 @@
-"""Extraction: prompts from a schema and a text, items with offsets from the answers. Read extraction_form.py first."""
+"""Build prompts from a schema and a text, and parse answers to items with offsets. Read extraction_form.py first."""

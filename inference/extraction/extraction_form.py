@@ -1,4 +1,4 @@
-"""Read the instruction of an extraction task, in the wording that the checkpoint was tuned on, and its answer's form.
+"""Read the instruction of an extraction task, in the wording that the checkpoint was tuned on, and the answer's form.
 
 Both are read from the checkpoint's extraction.json; the extraction.json in this folder has the defaults. For each task
 and language, the file has the instruction, an answer with placeholders <…>, and the usual length of the tuning texts:
@@ -141,7 +141,7 @@ def check_extraction(extraction: Mapping[str, Any], place: str) -> None:
 
 
 def answer_form(task: str, entry: Any) -> AnswerForm:
-    """Return the answer form in an entry of an extraction.json; missing parts are the task's defaults.
+    """Return the answer form in an entry of an extraction.json; missing parts are replaced by the task's defaults.
 
     Raises ValueError for an invalid entry, and for a form that the task does not support.
     """

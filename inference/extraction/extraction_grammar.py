@@ -18,12 +18,12 @@ from extraction.extraction_results import NO_VALUE
 from extraction.extraction_schema import SchemaType
 from extraction.text_names import parts_automaton, text_symbols
 
-# The strings that json.dumps writes; \u000 and \u001 are two alternatives instead of a group, which would be slow.
+# The nonempty strings that json.dumps writes; \u000 and \u001 are two alternatives, since a group would be slow.
 ANY_NAME = r"""string ::= "\"" char+ "\""
 char ::= [^"\\\x00-\x1f] | "\\" ["\\bfnrt] | "\\u000" [0-7be-f] | "\\u001" [0-9a-f]
 """
 
-# Of the longest text to which names are limited; its grammar compiles in 0.3 s.
+# Names are limited to a text only up to this length; the grammar of the longest text compiles in 0.3 s.
 MAX_SYMBOLS, MAX_CHARACTERS = 2048, 16_384
 Rules = dict[str, str]  # body -> name; equal bodies share a rule, so the compile time is linear in the schema's size
 
@@ -39,7 +39,7 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
 
 
 def answer_rules(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "") -> str:
-    """Return the rules of a grammar of answers, without those of its names, which do not depend on the types.
+    """Return the rules of a grammar of answers, except the rules of names, which do not depend on the types.
 
     prefix: white space that the chat template writes before an answer in tuning; generated answers start with it.
     """
@@ -65,9 +65,9 @@ def answer_rules(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = 
 def name_rules(form: AnswerForm, text: str) -> str:
     """Return the rules `string` and `part0`, `part1`, … for names in a text.
 
-    Names are not limited if the text has no symbol, or more than MAX_SYMBOLS or MAX_CHARACTERS. A name begins and ends
-    with a word or another character that is not white space. White space in a name may also be written as one space.
-    Forms with roles also admit "NAN", which stands for a missing trigger or argument.
+    Names are not limited if the text has no symbols, or has more than MAX_SYMBOLS symbols or MAX_CHARACTERS characters.
+    A name begins and ends with a symbol that is not white space. White space in a name may also be written as one
+    space. Forms with roles also admit "NAN", which stands for a missing trigger or argument.
     """
     symbols = text_symbols(text) if len(text) <= MAX_CHARACTERS else []
     if not 0 < len(symbols) <= MAX_SYMBOLS:

@@ -22,7 +22,7 @@ UNSPACED = "".join(
 )
 LETTER = rf"[[\p{{Alnum}}\p{{M}}_]--[{UNSPACED}\u3005-\u3007\u30fc]]"
 WITHIN_WORD = regex.compile(rf"(?V1)(?<={LETTER})(?={LETTER})")  # between two letters of a script with spaces
-BRACKETS_AND_STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)  # a lone quote is unclosed
+BRACKETS_AND_STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)  # '"' alone: unclosed string
 CLOSERS = {"{": "}", "[": "]"}
 NO_VALUE = ("", "NAN")  # names that stand for a missing trigger or argument in answers
 Span = tuple[int, int]
@@ -175,7 +175,8 @@ def describe_event(item: ExtractedItem, offsets: Offsets, types: list[SchemaType
 def find_name(name: str, text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
     """Return all spans [first, last) of a name in text[start:end], as offsets in `text`, in order, without overlaps.
 
-    White space may differ. Occurrences within words are returned only if there are none as whole words.
+    Any white space in the text matches white space in the name. Occurrences within words are returned only if the name
+    does not occur as whole words.
     """
     words = name.split()
     if not words:

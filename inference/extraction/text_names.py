@@ -23,8 +23,8 @@ def parts_automaton(symbols: list[str]) -> list[dict[str, int]]:
     smallest automaton recognizing the subwords of a text.
     """
     edges: list[dict[str, int]] = [{}]
-    # lengths[state]: symbols of the longest part that leads to the state. links[state]: the state of the longest suffix
-    # of this part that leads to another state; -1 for the start.
+    # lengths[state]: number of symbols of the longest part that leads to the state. links[state]: the state of the
+    # longest suffix of this part that leads to another state; -1 for the start.
     lengths, links, last = [0], [-1], 0
     for symbol in symbols:
         new, state = len(edges), last

@@ -1,8 +1,8 @@
 """Split a text into windows of whole sentences, each within a token limit.
 
 The route /extract asks the model about one window at a time. Sentence ends are those of the corpus builder
-(sentence_ends/); a sentence that is longer than a window is split between clauses, else words, else characters. The
-time is linear in the length of the text.
+(sentence_ends/). A sentence that is longer than a window is split between clauses, a longer clause between words, and a
+longer word between characters. The time is linear in the length of the text.
 """
 
 from bisect import bisect_left
@@ -14,7 +14,7 @@ from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, word_e
 MAX_WINDOWS = 2**14  # of one text; each becomes a prompt
 CONCURRENT_WINDOWS = 16  # maximum number of windows of one text in the engine at the same time
 GRAPHEME = regex.compile(r"\X")
-GRAPHEME_CHARACTERS = 64  # read at once, since the time of `\X` is quadratic in a run of regional indicators (flags)
+GRAPHEME_CHARACTERS = 64  # matched at once, since `\X` takes quadratic time for a run of regional indicators (flags)
 
 
 def split_into_windows(
@@ -22,8 +22,8 @@ def split_into_windows(
 ) -> list[tuple[int, int]]:
     """Return the windows [start, end) of a text, in characters and in order; they leave out only white space.
 
-    token_starts: offset of each token of the whole text (a window that is tokenised alone can have a few more). A
-    window has as many whole sentences as fit into `max_tokens` tokens and `usual_characters` characters; its first
+    token_starts: offset of each token of the whole text (a window that is tokenised alone can have a few more tokens).
+    A window has as many whole sentences as fit into `max_tokens` tokens and `usual_characters` characters; its first
     sentence may exceed `usual_characters`. Raises ValueError if a single character has more than `max_tokens` tokens,
     and for more than MAX_WINDOWS windows.
     """
@@ -58,10 +58,11 @@ def skip_space(text: str, start: int) -> int:
 
 
 def finer_ends(text: str, start: int, limit: int, max_tokens: int) -> list[int]:
-    """Return the positions up to `limit` at which a sentence that begins at `start` and ends later can be split.
+    """Return the positions at which a sentence that begins at `start` and ends after `limit` can be split.
 
-    The positions, `limit` included, are the clause ends, else the word ends, else the boundaries of grapheme clusters,
-    else of code points. Raises ValueError if there is none: text[start] alone has too many tokens.
+    The positions up to and including `limit` are the clause ends; if there are none, the word ends, then the ends of
+    grapheme clusters, then those of code points. Raises ValueError if there is no position, since text[start] alone has
+    too many tokens.
     """
     piece = text[start:limit]
     splitters: tuple[Callable[[], Iterable[int]], ...] = (
@@ -87,6 +88,6 @@ def grapheme_ends(text: str, start: int, limit: int) -> Iterator[int]:
     at = start
     while at < limit:
         ends = [at + cluster.end() for cluster in GRAPHEME.finditer(text[at : at + GRAPHEME_CHARACTERS])]
-        complete = ends[:-1] or ends if ends[-1] < len(text) else ends  # the last one may continue
+        complete = ends[:-1] or ends if ends[-1] < len(text) else ends  # the last cluster may continue
         yield from (end - start for end in complete if end <= limit)
         at = complete[-1]

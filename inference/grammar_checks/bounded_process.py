@@ -140,8 +140,9 @@ def run_forked(function: Function, argument: Any, seconds: int, memory: int) -> 
     _, status = os.waitpid(pid, 0)
     if answer:
         return answer
-    in_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) not in (signal.SIGXCPU, signal.SIGKILL)
-    return "killed", f"more than {memory >> 20} MiB" if in_time else f"more than {seconds} s"
+    # Compiled code may crash if an allocation fails, so a crash is reported as exceeded memory.
+    has_crashed = os.WIFSIGNALED(status) and os.WTERMSIG(status) not in (signal.SIGXCPU, signal.SIGKILL)
+    return "killed", f"more than {memory >> 20} MiB" if has_crashed else f"more than {seconds} s"
 
 
 def outcome(function: Function, argument: Any) -> tuple[str, Any]:

@@ -20,7 +20,7 @@ MAX_WAITING = 16  # trials that wait or run; further requests get status 503
 MAX_KNOWN = 4096  # results that are kept
 
 Constraint = dict[str, Any]  # fields of vLLM's StructuredOutputsParams that are given
-Result = tuple[Constraint | None, str]  # the constraint that the engine gets, or None and the reason
+Result = tuple[Constraint | None, str]  # (constraint for the engine, ""), or (None, reason of the refusal)
 
 
 class GrammarChecker:
@@ -42,7 +42,7 @@ class GrammarChecker:
         if key not in self.known:
             if key not in self.running:
                 self.running[key] = asyncio.create_task(self.try_out(key, constraint))
-            await asyncio.shield(self.running[key])  # a client that disconnects does not end the trial of another
+            await asyncio.shield(self.running[key])  # a client that disconnects does not end a trial that others await
         checked, reason = self.known[key]
         if checked is None:
             raise ValueError(reason)

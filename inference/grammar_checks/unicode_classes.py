@@ -1,4 +1,4 @@
-"""Replace the Unicode classes of a pattern (`\\p{Han}`, `\\P{L}`, `\\pN`), which xgrammar does not have, by ranges."""
+"""Replace Unicode classes in a pattern (`\\p{Han}`, `\\P{L}`, `\\pN`), which xgrammar does not support, by ranges."""
 
 import re
 import sys
@@ -6,9 +6,9 @@ from functools import cache
 
 import regex
 
-# an escape or a bracket; a Unicode class is p or P with a name in braces or of one letter
+# A Unicode class (escaped p or P with a name in braces or of one letter), another escape, a bracket, or other text.
 TOKEN = re.compile(r"\\(?P<kind>[pP])(?:\{(?P<name>[^{}]*)\}|(?P<letter>[A-Za-z]))|\\.|\[\^?\]?|\]|[^\\\[\]]+|.", re.S)
-MAX_CHARACTERS = 2**18  # of all ranges in a pattern
+MAX_CHARACTERS = 2**18  # of all ranges that replace the classes of a pattern
 NAME = re.compile(r"\^?[\w -]{1,60}(?:[=:][\w -]{1,60})?", re.A)
 
 
@@ -38,7 +38,10 @@ def expand_unicode_classes(pattern: str) -> str:
 
 @cache
 def class_ranges(name: str, negated: bool) -> str:
-    r"""Return the characters of a Unicode class as ranges such as `\u{4e00}-\u{9fff}`; name: `Han`, `Script=Greek`."""
+    r"""Return the characters of a Unicode class as ranges such as `\u{4e00}-\u{9fff}`.
+
+    name: the class, such as `Han` or `Script=Greek`; negated: return the characters outside the class instead.
+    """
     try:
         if not NAME.fullmatch(name):
             raise regex.error("no name")

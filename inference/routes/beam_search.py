@@ -1,9 +1,9 @@
 """Beam search with transformers' scores; the engine computes the log probabilities of the next tokens.
 
 vLLM 0.32's own beam search ignores repetition_penalty and all end tokens but one, and divides a beam's score by the
-length of prompt and answer together; published decoding settings give other answers with it. This search follows
+length of prompt and answer together, so published decoding settings give other answers. This search follows
 GenerationMixin._beam_search of transformers 5.19 (early_stopping False). Each step sends the beams as prompts for one
-token, as vLLM's does; the engine keeps their prefixes in its cache.
+token, as vLLM's own search does; the engine keeps their prefixes in its cache.
 """
 
 import uuid
@@ -30,7 +30,7 @@ class Beam(NamedTuple):
     score: float
 
 
-# (beams, log probabilities wanted for each) -> for each beam, the most likely next tokens with their log probabilities
+# (beams, number of tokens wanted for each beam) -> for each beam, its most likely next tokens with log probabilities
 NextTokens = Callable[[Sequence[Beam], Sequence[int]], Awaitable[Sequence[Mapping[int, float]]]]
 
 
@@ -40,7 +40,7 @@ def continuations(
     """Return the `count` best continuations of all beams by one token, best first.
 
     found: for each beam, log probabilities of its most likely next tokens, before the penalty; penalty: 1 or more.
-    Raises ValueError if a token that is not among these could be one of the best.
+    Raises ValueError if a continuation by a token that is not in `found` could be one of the best.
     """
     candidates, not_found = [], -inf  # not_found: upper bound of the scores of tokens that are not in `found`
     for beam, next_tokens in zip(beams, found, strict=True):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-# Shorter texts are tokenised in the event loop (about a millisecond), longer ones in a thread.
+# Shorter texts are processed on the event loop (tokenising takes about a millisecond), longer texts in a thread.
 EVENT_LOOP_CHARACTERS = 8192
 
 

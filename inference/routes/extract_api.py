@@ -4,9 +4,9 @@
     {"triples": [{"subject": {"name": "Ann Lee", "offsets": [[0, 7]], "in_text": true}, "relation": "born in", …}],
      "complete": true, "windows": 1, "num_output_tokens_cf": 21, "error": null}
 
-The instruction is the one that the model was tuned on (its extraction.json). Decoding is greedy and constrained by a
-grammar, so every answer can be parsed and has only types of the schema and names in the text. A long text is split into
-windows.
+The instruction is the one that the model was tuned on (in its extraction.json), else a default. Decoding is greedy and
+constrained by a grammar, so every answer can be parsed and has only types of the schema and, by default, only names in
+the text. A long text is split into windows.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ from routes.response_envelope import envelope_route, openapi_responses
 from routes.served_models import ServedModel, complete, run_when_admitted
 
 # Greedy decoding. A repetition penalty in the checkpoint's generation_config.json would count names in the prompt as
-# repetitions. An answer that repeats 4 to 64 tokens four times would repeat them until max_tokens, so it is ended.
+# repetitions. An answer that has the same 4 to 64 tokens four times in a row would repeat them until max_tokens, so it
+# is ended.
 DECODING: dict[str, Any] = {
     "temperature": 0, "repetition_penalty": 1,
     "repetition_detection": {"min_pattern_size": 4, "max_pattern_size": 64, "min_count": 4},
@@ -101,11 +102,12 @@ class ExtractAnswer(BaseModel):
 async def choose_windows(
     model: ServedModel, instruction: str, text: str, max_tokens: int | None, usual_characters: int | None
 ) -> list[Span]:
-    """Return the windows of a text.
+    """Return the windows of a text, each with at most WINDOW_SHARE of the tokens left after the instruction.
 
-    max_tokens: maximum number of tokens of a window; if None, the windows have up to `usual_characters` characters, the
-    usual length of the tuning texts, or up to WINDOW_TOKENS tokens if this is None, too. Raises ValueError if the
-    instruction leaves no room for a text in the context.
+    max_tokens: maximum number of tokens of a window, or None; usual_characters: the usual length of the tuning texts,
+    or None if it is not known. Without max_tokens, a window has up to usual_characters characters (a first sentence may
+    be longer); without both, it has up to WINDOW_TOKENS tokens. Raises ValueError if the instruction leaves no room for
+    a text in the context.
     """
     instruction_tokens = len(await model.encode_async(instruction_messages(instruction)))
     room = int((model.context - instruction_tokens) * WINDOW_SHARE)

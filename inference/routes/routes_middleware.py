@@ -1,8 +1,8 @@
-"""Add /generate and /extract to vLLM's application, in each API process; the launcher sets `--middleware` to it.
+"""Add /generate and /extract to vLLM's application; the launcher adds this middleware to `--middleware`.
 
 vLLM also has endpoint plugins, but it finds them only by the metadata of an installed distribution, and this stage is
-not installed. vLLM starts the application after its engine and its own handlers are ready, so the middleware adds the
-routes at the application's startup.
+not installed. In each API process, vLLM starts the application after its engine and its own handlers are ready, so the
+middleware adds the routes at the application's startup.
 """
 
 from typing import Any

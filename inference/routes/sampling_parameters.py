@@ -19,11 +19,11 @@ NEUTRAL_VALUES = {
 
 
 class BeamSettings(NamedTuple):
-    """Settings of a beam search, named as in transformers."""
+    """Settings of a beam search; both penalties have the same meaning as in transformers."""
 
     num_beams: int
     max_tokens: int
-    length_penalty: float = 1.0  # an ended beam's score is divided by its number of tokens to this power
+    length_penalty: float = 1.0  # a finished beam's score is divided by its number of new tokens to this power
     # factor (1 or more) of the log probability of tokens that the prompt or the beam already has
     repetition_penalty: float = 1.0
     ignore_eos: bool = False
@@ -47,7 +47,8 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     max_tokens: int | None = Field(
-        default=None, description=f"maximum number of tokens; default {DEFAULT_MAX_TOKENS}, or the rest of the context"
+        default=None,
+        description=f"maximum number of tokens; default {DEFAULT_MAX_TOKENS}, at most the rest of the context",
     )
     min_tokens: int | None = None
     temperature: float | None = Field(default=None, description="0 is greedy")
@@ -84,13 +85,13 @@ def completion_fields(parameters: Parameters, room: int, stream: bool = False) -
     fields = parameters.model_dump(exclude_none=True, by_alias=True)
     tokens = fields.pop("max_new_tokens", None)
     if tokens is not None and fields.setdefault("max_tokens", tokens) != tokens:
-        raise ValueError(f"max_tokens {fields['max_tokens']} and max_new_tokens {tokens} contradict; give one of them")
+        raise ValueError(f"max_tokens {fields['max_tokens']} and max_new_tokens {tokens} differ; give one of them")
     beams = fields.pop("num_beams", 1)
     sample = fields.pop("do_sample", None)
     if sample is False and beams == 1 and fields.setdefault("temperature", 0) != 0:
-        raise ValueError(f"do_sample false and temperature {fields['temperature']} contradict; give one of them")
+        raise ValueError(f"do_sample false contradicts temperature {fields['temperature']}; give one of them")
     if sample is True and fields.get("temperature") == 0:
-        raise ValueError("do_sample true and temperature 0 contradict; give one of them")
+        raise ValueError("do_sample true contradicts temperature 0; give one of them")
     fields.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, room))
     if beams == 1:
         if "length_penalty" in fields:

@@ -1,7 +1,7 @@
 """The models of a server: the base, and the adapters that are served on it without merging.
 
 Prompt format and extraction instructions are stored with the weights: an adapter's folder can have its own tokenizer
-files, chat_template.jinja and extraction.json. The base's file is used for each that is missing.
+files, chat_template.jinja and extraction.json. For each of them that is missing, the base's is used.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from vllm_bridge.vllm_imports import from_vllm
 from routes.concurrency import run_in_thread_if_long
 from routes.response_envelope import STOPPED, shorten
 
-MESSAGE_CHARACTERS = 64  # rendering a message takes as long as tokenising these characters
+MESSAGE_CHARACTERS = 64  # rendering a message takes as long as tokenising this many characters
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between attempts while the engine's queue is full
 ENCODED_CHARACTERS = 2**12  # a longer text is encoded in parts of this length: offsets are copied while the GIL is held
 
@@ -156,8 +156,8 @@ def make_served_model(
 async def complete(request: Request, model: ServedModel, ids: list[int], **fields: Any) -> Any:
     """Answer a prompt with vLLM's handler of /v1/completions; our routes share its validation.
 
-    fields: of vLLM's CompletionRequest. Returns a CompletionResponse or, with stream, an asynchronous iterator of
-    server-sent events. Raises HTTPException.
+    fields: fields of vLLM's CompletionRequest. Returns a CompletionResponse or, with stream, an asynchronous iterator
+    of server-sent events. Raises HTTPException.
     """
     if model.end_ids and not fields.get("ignore_eos"):
         fields["stop_token_ids"] = [*fields.get("stop_token_ids", ()), *model.end_ids]

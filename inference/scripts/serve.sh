@@ -5,7 +5,7 @@
 #   MODEL=zjunlp/knowlm-13b-zhixi DTYPE=half TENSOR_PARALLEL=2 bash inference/scripts/serve.sh      # two GPUs
 #   MODEL=checkpoints/base ADAPTERS="ie=runs/adapter zh=runs/other" bash inference/scripts/serve.sh
 #
-# Further arguments are passed to inference/launch_vllm.py and so to vLLM: … serve.sh --max-model-len 2048
+# Arguments are passed to inference/launch_vllm.py, which also accepts vLLM's options: … serve.sh --max-model-len 2048
 # Then, in another terminal:
 #
 #   curl -s http://127.0.0.1:8090/generate -H 'Content-Type: application/json' -d '{
@@ -23,12 +23,12 @@ DTYPE=${DTYPE:-}                                # half, bfloat16, float32; empty
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}           # GPUs that share each layer (processes, without a GPU)
 MAX_NUM_BATCHED_TOKENS=${MAX_NUM_BATCHED_TOKENS:-}   # tokens per step of the engine; empty: vLLM's default
 TEMPLATE_PATH=${TEMPLATE_PATH:-}                # Jinja or alpaca JSON; empty: the checkpoint's chat_template.jinja
-ADAPTERS=${ADAPTERS:-}                          # NAME=FOLDER …, served beside MODEL; "model" in a request
+ADAPTERS=${ADAPTERS:-}                          # NAME=FOLDER …: adapters of MODEL; requests select one by "model"
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 read -ra adapters <<<"$ADAPTERS"
 for folder in "$MODEL" "${adapters[@]#*=}"; do
-    [ ! -f "$folder/checkpoint.json" ] || "$python" tools/checkpoint.py verify "$folder" # sealed
+    [ ! -f "$folder/checkpoint.json" ] || "$python" tools/checkpoint.py verify "$folder" # only sealed folders
 done
 extra=()
 [ -z "$DTYPE" ] || extra+=(--dtype "$DTYPE")

@@ -1,7 +1,7 @@
-"""Limit the numbers of objects, lists and elements of a JSON body, with which the time to parse and validate it grows.
+"""Limit the numbers of objects, lists and elements of a JSON body.
 
-vLLM's routes parse and validate a body on the event loop. Within 8 MiB, a body could have 2.7 million objects, or
-250,000 messages.
+vLLM's routes parse and validate a body on the event loop, in a time that grows with these numbers. Within 8 MiB, a body
+could have 2.7 million objects, or 250,000 messages.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def count_structure(body: bytes) -> dict[str, int]:
     Brackets and commas are counted, except in strings. The elements (keys of objects and items of lists) are counted as
     objects + lists + commas, so an empty object or list counts as one element.
 
-    Takes about 20 ms per MiB, and holds the GIL for a small part of it.
+    Takes about 20 ms per MiB, and holds the GIL for a small part of this time.
     """
     text = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
     is_outside = np.cumsum(text == ord('"'), dtype=np.uint8) & 1 == 0

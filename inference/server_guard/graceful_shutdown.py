@@ -31,9 +31,10 @@ class GracefulShutdown:
         self.server: Any = None
 
     def install(self, server: Any, timeout: float) -> None:
-        """Replace vLLM's handlers of SIGTERM and SIGINT; call it in the server's event loop, after vLLM has set them.
+        """Replace vLLM's handlers of SIGTERM and SIGINT, and tell the supervisor that this process serves.
 
-        server: a uvicorn.Server; timeout: seconds for running requests.
+        Must be called in the server's event loop, after vLLM has set its handlers. server: a uvicorn.Server; timeout:
+        seconds for running requests.
         """
         self.server = server
         is_child = multiprocessing.parent_process() is not None
@@ -74,7 +75,7 @@ class GracefulShutdown:
     def report_all_answered(self) -> None:
         """Tell the supervisor that this process has answered its last request.
 
-        The supervisor counts the processes that have, so each process tells it only once.
+        The supervisor counts these reports, so each process sends only one.
         """
         if not self.has_reported:
             self.has_reported = True

@@ -1,9 +1,9 @@
 """ASGI middleware in front of every route: API keys, body size, rate limits and graceful shutdown.
 
 launch_vllm.py adds GuardMiddleware to `--middleware` as the outermost middleware of each API process; the middleware
-reads its settings from the server's arguments. vLLM's own key check covers /v1 and a few other routes; this one covers
-every route but /health. Refusals have the same CORS headers as vLLM's responses, so that a page of an allowed origin
-can read them.
+reads its settings from the server's arguments. vLLM's own key check covers /v1 and a few other routes; the middleware's
+check covers every route but GET and HEAD of /health. Refusals have the same CORS headers as vLLM's responses, so that a
+page of an allowed origin can read them.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
-        self.max_sequences = 0  # most sequences of one request in the engine at the same time; set at startup
+        self.max_sequences = 0  # maximum number of concurrent sequences of one request in the engine; set at startup
         self.shutdown = GracefulShutdown()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,7 +204,7 @@ class GuardedRequest:
         return {"type": "http.request", "body": body, "more_body": False}
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Send a message of the route, unless the request was refused; 429 and 503 get a Retry-After."""
+        """Send a message of the route, unless the request was refused; responses with 429 or 503 get a Retry-After."""
         if self.refusal:
             return drop_message()
         if message["type"] in ("http.response.start", "websocket.accept"):

@@ -12,21 +12,21 @@ HIDDEN = "…"
 
 
 def install_log_filters() -> None:
-    """Add both filters; called after uvicorn and vLLM have configured logging."""
+    """Add both filters; must be called after uvicorn and vLLM have configured logging."""
     logging.getLogger("uvicorn.access").addFilter(remove_query)
     for handler in logging.getLogger("vllm").handlers:
         handler.addFilter(remove_request_text)
 
 
 def remove_query(record: logging.LogRecord) -> bool:
-    """Filter that removes the query of a URL from a line of the access log."""
+    """Remove the query of a URL from a line of the access log. A log filter."""
     if isinstance(record.args, tuple):
         record.args = tuple(value.partition("?")[0] if isinstance(value, str) else value for value in record.args)
     return True
 
 
 def remove_request_text(record: logging.LogRecord) -> bool:
-    """Filter that hides the exception's message and all arguments but numbers in warnings of QUOTING_LOGGERS."""
+    """Hide exception messages and all arguments but numbers in warnings and errors of QUOTING_LOGGERS. A log filter."""
     if record.levelno >= logging.WARNING and record.name.startswith(QUOTING_LOGGERS):
         if isinstance(record.args, tuple):
             record.args = tuple(value if isinstance(value, int | float) else HIDDEN for value in record.args)

@@ -59,7 +59,7 @@ def supervise(ends_by_itself: bool = False) -> None:
     server = os.posix_spawn(
         sys.executable,
         [sys.executable, *sys.orig_argv[1:]],
-        # without SPT_NOENV, setproctitle, with which vLLM renames its processes, overwrites the mark
+        # vLLM renames its processes with setproctitle, which would overwrite the mark without SPT_NOENV
         os.environ | {MARK: mark, "SPT_NOENV": "1", "PYTHONWARNINGS": python_warnings()},
         setpgroup=0,
         setsigmask=(),
@@ -85,9 +85,9 @@ def python_warnings() -> str:
 def wait_for_server(server: int, awaited: Sequence[int], ends_by_itself: bool) -> int | None:
     """Forward signals to the server until it ends or has to be killed.
 
-    Returns the server's exit status as a shell reports it; -N if signal N came and the server has to be killed; 0 if it
-    has not exited CLEAN_UP_SECONDS after its last response; None if a server that does not end by itself stopped while
-    it was serving.
+    Returns the server's exit status as a shell reports it; -N if signal N came and the server has to be killed; 0 if
+    the server has not exited CLEAN_UP_SECONDS after its last response; None if a server that does not end by itself
+    exited with status 0 while it was serving.
 
     server: its process id; awaited: the blocked signals that are handled here; ends_by_itself: as in `supervise`.
     """

@@ -71,7 +71,7 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
         "max_loras": min(len(adapters), MAX_BATCH_ADAPTERS),
     }
     if len(adapters) > (args.max_loras or MAX_BATCH_ADAPTERS):
-        # All adapters stay in memory; vLLM would reread inactive ones from disk.
+        # Keep all adapters in memory: by default, vLLM would read inactive adapters from disk again.
         wanted["max_cpu_loras"] = len(adapters)
     presets = {option: value for option, value in wanted.items() if getattr(args, option) is None}
     vars(args).update(presets)
@@ -170,9 +170,9 @@ def check_served_adapter(name: str, folder: str, base: str) -> AdapterFolder:
 def adapter_prompt_encoder(folder: str, base: PromptEncoder, trust_remote_code: bool = False) -> PromptEncoder:
     """Return the prompt encoder of an adapter, with the base's tokenizer or template if its folder has none.
 
-    base: the base's encoder, with the template of --template_path if that option is given; its tokenizer is also used
-    if the adapter's lacks tokens that were added to it. Raises ValueError if the adapter's tokenizer cannot be read or
-    its pieces and ids differ from the base's.
+    base: the base's encoder, with the template of --template_path if that option is given. The base's tokenizer is also
+    used if the adapter's tokenizer differs only in lacking the base's last added tokens. Raises ValueError if the
+    adapter's tokenizer cannot be read, or differs otherwise.
     """
     path = Path(folder).expanduser()
     template = folder_template(path) or base.template

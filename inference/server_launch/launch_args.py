@@ -109,7 +109,7 @@ def server_parser(description: str) -> argparse.ArgumentParser:
 
 
 def strict_type(kind: Any, minimum: int) -> Any:
-    """Return the argparse type of an option: for numbers a stricter one, else `kind`.
+    """Return a stricter argparse type if `kind` reads numbers, else `kind` itself.
 
     Python's int and float also read `1_0`, `nan` and digits of other scripts, and vLLM checks the range of few options.
     """
@@ -118,7 +118,7 @@ def strict_type(kind: Any, minimum: int) -> Any:
     if getattr(kind, "__name__", "").startswith("human_readable_int"):
         return partial(readable_number, kind, -1 if "auto" in kind.__name__ else minimum)  # -1: the most that fits
     inner = [cell.cell_contents for cell in getattr(kind, "__closure__", None) or ()]
-    if len(inner) == 1 and (strict := strict_type(inner[0], minimum)) is not inner[0]:  # of vLLM's optional_type
+    if len(inner) == 1 and (strict := strict_type(inner[0], minimum)) is not inner[0]:  # vLLM's optional_type
         return partial(optional_number, strict)
     return kind
 
@@ -134,19 +134,19 @@ def strict_number(kind: type[int] | type[float], minimum: int, text: str) -> int
 
 
 def optional_number(kind: Callable[[str], Any], text: str) -> Any:
-    """Return None for an empty text and `None`, else a number as `kind` does."""
+    """Return None for an empty text and for `None`, else kind(text)."""
     return None if text in ("", "None") else kind(text)
 
 
 def readable_number(kind: Callable[[str], int], minimum: int, text: str) -> int:
-    """Return a number that may have a suffix (4k); raises argparse.ArgumentTypeError as `strict_number`."""
+    """Return a number of at least `minimum`, which may have a suffix (4k); raises argparse.ArgumentTypeError."""
     if not text.isascii() or set(text) & set("_ ") or kind(text) < minimum:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {minimum} or more, such as 4096 or 4k")
     return kind(text)
 
 
 def model_configuration(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a folder, with transformers' values for keys that it does not have.
+    """Return the config.json of a folder, with transformers' default values for missing keys.
 
     Raises ValueError if a value is of a wrong type.
     """
@@ -158,7 +158,7 @@ def model_configuration(folder: Path) -> dict[str, Any]:
         return config
     try:
         return CONFIG_MAPPING[kind].from_dict(config).to_dict()
-    except Exception as error:  # of many classes
+    except Exception as error:  # transformers raises exceptions of many classes
         raise ValueError(f"{folder}/config.json cannot be read ({one_line(error)}); download it again") from None
 
 

@@ -58,9 +58,10 @@ def check_served_model(model: str, weights: bool = True, tokenizer: bool = True)
 
 
 def check_own_code(folder: Path) -> None:
-    """Raise ValueError if the model's configuration needs Python code of the folder; vLLM has its own for some models.
+    """Raise ValueError if the model's configuration needs Python code of the folder.
 
-    vLLM would log three errors and raise a fourth of several lines.
+    vLLM would log three errors and raise a fourth of several lines. The folder's code is not needed for a model type
+    that transformers or vLLM supports.
     """
     config = read_config(folder / "config.json")
     if "AutoConfig" not in config.get("auto_map", {}):
@@ -94,7 +95,7 @@ def check_port(host: str, port: int) -> None:
 
 @contextmanager
 def option_errors() -> Iterator[None]:
-    """Context manager: an error of vLLM's about its options becomes a ValueError.
+    """Turn an error of vLLM about its options into a ValueError. A context manager.
 
     vLLM checks options with assertions and with exceptions of many classes; some of their messages are not formatted.
     """

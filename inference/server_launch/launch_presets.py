@@ -140,7 +140,8 @@ def preset_for_cpu(
 ) -> list[str]:
     """Set the options and environment variables that a machine without a GPU needs and the user did not give.
 
-    config: the checkpoint's config.json. Returns notices to print. Raises ValueError for options that need a GPU.
+    config: the checkpoint's config.json. Returns notices to print. Raises ValueError for options and for a head
+    dimension that need a GPU.
     """
     check_heads(config)
     check_gpu_options(args, config)
@@ -182,7 +183,7 @@ def preset_for_cpu(
 def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str]) -> list[str]:
     """Add the middleware and the safe defaults to args and environment; return notices to print.
 
-    Raises ValueError for an invalid limit or key, and for options that bypass the guard.
+    Raises ValueError for an invalid limit, body size or key, and for options that bypass the guard.
     """
     from server_guard.guard_middleware import api_keys
     from server_guard.request_limits import parse_limit

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 JSON_LISTS = ("allowed-origins", "allowed-methods", "allowed-headers")
-# vLLM parses these as JSON. It also accepts values of other types, and fails on them later.
+# vLLM needs JSON objects here. Its parser also accepts values of other types, with which vLLM fails later.
 JSON_OBJECTS = (
     "attention-config", "aux-output-config", "compilation-config", "custom-histogram-buckets",
     "default-chat-template-kwargs", "default-mm-loras", "diffusion-config", "ec-manager-config", "ec-transfer-config",

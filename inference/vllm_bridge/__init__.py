@@ -1,1 +1,1 @@
-"""All imports from vLLM and changes of its behaviour. Read vllm_hooks.py first."""
+"""All imports from vLLM, and all changes to its behaviour. Read vllm_hooks.py first."""

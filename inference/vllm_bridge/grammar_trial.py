@@ -29,7 +29,7 @@ def prepare_trials(vllm_config: Any) -> Callable[[dict[str, Any]], dict[str, Any
 
     The function raises ValueError if it refuses the constraint.
     """
-    # No limit: vLLM limits the elapsed time, which depends on the machine's load. BoundedProcess limits processor time.
+    # 0: no limit. vLLM's limit is on elapsed time, which depends on the machine's load; BoundedProcess limits CPU time.
     os.environ["VLLM_REGEX_COMPILATION_TIMEOUT_S"] = "0"
     manager = from_vllm("StructuredOutputManager")(vllm_config)
     manager._use_async_grammar_compilation = False
@@ -105,7 +105,7 @@ def check_seconds(work: str, seconds: float, limit: float) -> None:
 
 
 def compiler_message(error: Exception) -> str:
-    """Return the message of a grammar compiler's exception on one line, without the lines of the compiler's source."""
+    """Return the message of a grammar compiler's exception on one line, without the time and place in its source."""
     message = LOG_PREFIX.sub("", f"{error}" if error.__cause__ is None else f"{error.__cause__}")
     if "Check failed" in message:
         return "the grammar compiler cannot build it; simplify it (a repeat in a pattern has at most 128 copies)"

@@ -21,9 +21,10 @@ MAX_LOG_PROBABILITIES = 2**16  # of a response
 # A request may have this share of --max-num-seqs, but at least MIN_REQUEST_SEQUENCES, in the engine at the same time.
 SEQUENCE_SHARE = 0.5
 MIN_REQUEST_SEQUENCES = 16
-PREFILL_FACTOR = 1  # times --max-num-batched-tokens: maximum prompt tokens of a request without a first output
+# Multiple of --max-num-batched-tokens: maximum number of prompt tokens of one request in prompts without output.
+PREFILL_FACTOR = 1
 PREFILL_PAUSE = 0.005  # seconds between checks whether earlier prompts of the request have their first output
-OVERFLOW_PAUSE = 0.05  # seconds between attempts of a prompt that has waited for its turn, while the queue is full
+OVERFLOW_PAUSE = 0.05  # seconds between attempts to start a prompt that has waited for its turn, if the queue is full
 # attribute of the application's state: method of this handler that supports beam search
 BEAM_SEARCH_HANDLERS = {
     "openai_serving_completion": "create_completion", "openai_serving_chat": "create_chat_completion"

@@ -1,4 +1,4 @@
-"""Errors that a client causes on vLLM's routes: same status with and without a stream, no paths of this machine.
+"""Give a client's errors on vLLM's routes the same status with and without a stream, and no paths of this machine.
 
 vLLM checks most fields of a request only when it passes the request to the engine. An unstreamed request then gets
 status 400. A streamed request already has status 200, and gets an error event or, from /v1/responses, a broken stream.

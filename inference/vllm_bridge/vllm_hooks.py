@@ -44,7 +44,7 @@ PRIVATE_API = {
     # request_cost.py: no option limits the work of a request on the event loop and in the tokeniser's thread
     "vllm.renderers.params:TokenizeParams._text_len_check(tokenizer, text)": "wrapped: counts a request's text",
     "vllm.v1.sample.ops.logprobs:batched_count_greater_than(x, values)": "compiled at its first call; see warm_up",
-    "vllm.v1.engine.output_processor:OutputProcessor.get_num_queued_tokens()": "not called: computed for each request",
+    "vllm.v1.engine.output_processor:OutputProcessor.get_num_queued_tokens()": "computed here for a single request",
     f"{SAMPLING}.num_logprobs": "read: log probabilities of each token",
     # request_errors.py: a stream that fails before its first output gets the status of the unstreamed response
     f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "wrapped and called",
@@ -59,7 +59,7 @@ PRIVATE_API = {
     "pydantic:TypeAdapter.validate_python(object)": "wrapped: FastAPI and /invocations validate a body with it",
     # a request that the queue can never take is an error of the client
     "vllm.v1.engine.async_llm:AsyncLLM.check_admission(n, request_id)": "wrapped: status 400",
-    # routes: requests are validated, sampled and answered as by /v1/completions
+    # routes/: a request may name the base
     f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
     # server_guard/, launching
     f"{AUTHENTICATION}.verify_token(headers)": "called for all routes, not only for vLLM's prefixes",

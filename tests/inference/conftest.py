@@ -24,7 +24,7 @@ STOP_SECONDS = 15
 
 @dataclass
 class Server:
-    """A running launcher in its own session, which identifies its processes."""
+    """A running launcher in a session of its own, which contains all processes of the server."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -118,9 +118,9 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
 
 @pytest.fixture(scope="session")
 def tuned_checkpoint(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the tiny checkpoint with the alpaca template, and an extraction.json for ner in Chinese.
+    """Return the tiny checkpoint with the alpaca template, and with an extraction.json for ner in Chinese.
 
-    Its `text_characters` is 70.
+    The `text_characters` of this extraction.json is 70.
     """
     folder = tmp_path_factory.mktemp("served") / "tuned"
     shutil.copytree(tiny_checkpoint, folder)

@@ -183,13 +183,13 @@ def as_options(name: str, value: float) -> dict[str, Any]:
 
 
 def test_ranges_of_command_line_parameters_are_those_of_vllm() -> None:
-    """The values at the ends are accepted by vLLM, the values beyond are refused by both."""
+    """vLLM and the command accept the lowest value of each range, and refuse values outside the range."""
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
 
     steps = {"top_k": 1, "max_tokens": 1, "min_tokens": 1}
     for name, (lowest, highest) in batch.RANGES.items():
-        if name in ("seed", "max_new_tokens"):  # checked by the request; the same as max_tokens
+        if name in ("seed", "max_new_tokens"):  # only CompletionRequest checks a seed; max_new_tokens is max_tokens
             continue
         step = steps.get(name, 0.5)
         inside = lowest + (0.5 if name in batch.EXCLUSIVE_MINIMUM else 0)

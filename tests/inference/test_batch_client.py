@@ -27,7 +27,7 @@ Reply = tuple[int, dict[str, str], Any]  # status, headers, body
 
 
 @contextmanager
-def pretended(reply: Callable[[dict[str, Any], dict[str, str]], Reply]) -> Iterator[str]:
+def fake_server(reply: Callable[[dict[str, Any], dict[str, str]], Reply]) -> Iterator[str]:
     """Yield the URL of an HTTP server that answers /generate with reply(body, headers)."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -76,7 +76,7 @@ def write_rows(path: Path, count: int, **more: Any) -> Path:
     return path
 
 
-def test_busy_server_is_waited_for_and_failing_one_retried(
+def test_requests_to_a_busy_or_failing_server_are_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
@@ -102,7 +102,7 @@ def test_busy_server_is_waited_for_and_failing_one_retried(
         return 200, {}, envelope(f"{text} {body['model']}")
 
     source, output = write_rows(tmp_path / "in.jsonl", 8), tmp_path / "out.jsonl"
-    with pretended(reply) as url, pytest.raises(SystemExit) as end:
+    with fake_server(reply) as url, pytest.raises(SystemExit) as end:
         batch.main(str(source), str(output), url=f"{url}/generate", model="adapter", concurrency=3)
     assert end.value.code == 1
     answers = [json.loads(line) for line in output.read_text().splitlines()]
@@ -140,7 +140,7 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
         return 200, {}, envelope("x")
 
     with (
-        pretended(dies) as url,
+        fake_server(dies) as url,
         pytest.raises(
             ConnectionError,
             match=r"does not answer \(.*\); .*out.jsonl.partial ends with line 10; the same command resumes the run$",
@@ -151,7 +151,7 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
     assert kept.count(b"\n") == 10
     assert not output.exists()
     assert not any(b"secret" in file.read_bytes() for file in tmp_path.iterdir())
-    with pretended(always((200, {}, envelope("x")))) as url:
+    with fake_server(always((200, {}, envelope("x")))) as url:
         with pytest.raises(ValueError, match=r'another run \(parameters was {"temperature": 0}, is now {}\)'):
             batch.main(str(source), str(output), url=url)
         with pytest.raises(ValueError, match="serves no model other; give one of base, adapter"):
@@ -162,8 +162,8 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
 
-def test_complete_answers_of_a_new_server_are_renamed_with_status_0(tmp_path: Path, run_script: RunScript) -> None:
-    """The last run was killed before it renamed its output; no server is needed."""
+def test_complete_partial_output_is_renamed_without_a_server(tmp_path: Path, run_script: RunScript) -> None:
+    """The last run was killed after it had written all answers, and before it renamed its output."""
     source, output = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
     settings: dict[str, object] = {
         "input": hashlib.sha256(source.read_bytes()).hexdigest(), "model": "none/such", "template": None, "engine": [],
@@ -180,7 +180,7 @@ def test_complete_answers_of_a_new_server_are_renamed_with_status_0(tmp_path: Pa
 def test_input_and_output_are_checked_before_the_server_is_contacted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing listens at the URL, so a request would be the error."""
+    """Nothing listens at the URL, so an earlier request would fail with another error."""
     monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
     rows, cut, empty = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "cut.json", tmp_path / "empty.jsonl"
     cut.write_text('[{"instruction": "a"}')
@@ -201,7 +201,7 @@ def test_input_and_output_are_checked_before_the_server_is_contacted(
     assert names(tmp_path) == ["cut.json", "empty.jsonl", "finished.jsonl", "in.jsonl"]
 
 
-def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> None:
+def test_run_ends_on_wrong_key_long_wait_or_response_in_another_format(tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
     replies: list[tuple[Reply, type[Exception], str]] = [
         ((401, {}, envelope(error="no")), ValueError, "does not accept the key"),
@@ -213,7 +213,7 @@ def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> No
         ((200, {}, {"answer": 42}), ValueError, "does not answer in the format of launch_vllm.py"),
     ]
     for reply, kind, message in replies:
-        with pretended(always(reply)) as url, pytest.raises(kind, match=message):
+        with fake_server(always(reply)) as url, pytest.raises(kind, match=message):
             batch.main(str(source), str(output), url=url)
     assert names(tmp_path) == ["in.jsonl"]
 
@@ -221,7 +221,7 @@ def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> No
 def test_run_ends_on_a_server_that_stays_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_client, "LONGEST_PAUSE", 1)
     with (
-        pretended(always((429, {"Retry-After": "1"}, envelope(error="no")))) as url,
+        fake_server(always((429, {"Retry-After": "1"}, envelope(error="no")))) as url,
         pytest.raises(ConnectionError, match=r"has been busy for 1 s; nothing was written$"),
     ):
         batch.main(str(write_rows(tmp_path / "in.jsonl", 3)), str(tmp_path / "out.jsonl"), url=url)
@@ -230,7 +230,7 @@ def test_run_ends_on_a_server_that_stays_busy(tmp_path: Path, monkeypatch: pytes
 def test_busy_server_that_works_on_a_long_request_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first row takes longer than the longest wait for a busy server; the others are refused meanwhile."""
+    """The first row takes longer than the longest wait for a busy server, which refuses the other rows meanwhile."""
     monkeypatch.setattr(batch_client, "LONGEST_PAUSE", 1)
     monkeypatch.setattr(batch_client, "REFUSAL_SECONDS", 0.5)
     answered = threading.Event()
@@ -242,13 +242,13 @@ def test_busy_server_that_works_on_a_long_request_is_waited_for(
         return (200, {}, envelope("x")) if answered.is_set() else (503, {"Retry-After": "1"}, envelope(error="busy"))
 
     output = tmp_path / "out.jsonl"
-    with pretended(reply) as url:
+    with fake_server(reply) as url:
         batch.main(str(write_rows(tmp_path / "in.jsonl", 3)), str(output), url=url)
     assert [json.loads(line)["error"] for line in output.read_text().splitlines()] == [None] * 3
 
 
 def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that arrive early wait in memory, so their number is limited."""
+    """Answers to the rows after a slow row wait in memory, so the number of these rows is limited."""
     monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(batch_file, "MAX_WAITING_LINES", 4)
     source, output, requests = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl", list[str]()
@@ -260,7 +260,7 @@ def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypat
             assert 4 <= len(requests) <= 4 + 3
         return 200, {}, envelope("x")
 
-    with pretended(reply) as url:
+    with fake_server(reply) as url:
         batch.main(str(source), str(output), url=url, concurrency=3)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 41))
 
@@ -269,12 +269,12 @@ def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypat
 def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
 
-    def small() -> None:
+    def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
-    with pretended(always((200, {}, envelope("x")))) as url:
+    with fake_server(always((200, {}, envelope("x")))) as url:
         options = ("--input", source, "--output", output, "--url", url)
-        done = run_script(SCRIPT, *options, status=2, preexec_fn=small)
+        done = run_script(SCRIPT, *options, status=2, preexec_fn=limit_file_size)
         message = "cannot be written (File too large); free space, and run the same command again to resume"
         assert done.stderr == f"error: {output}.partial {message}\n"
         run_script(SCRIPT, *options)

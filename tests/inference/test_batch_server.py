@@ -1,4 +1,4 @@
-"""batch.py with a new server and with a running server: both write the same lines, also after kills."""
+"""batch.py with a new server and with a running server: both runs write the same lines, also after kills."""
 
 import json
 import os
@@ -150,10 +150,10 @@ EXTRACTIONS: list[dict[str, Any]] = [
 EXTRACT_FIELDS = ("task", "schema", "text", "max_tokens", "window_tokens", "model")
 
 
-def test_file_of_both_kinds_of_rows_is_answered_killed_and_resumed(
+def test_killed_run_with_rows_of_both_routes_is_resumed_to_the_same_file(
     server: Any, run_script: RunScript, tmp_path: Path
 ) -> None:
-    """Each line has the answer of the row's route; the resumed file is the same."""
+    """Each line has the answer of the row's route."""
     source, whole, killed = tmp_path / "in.jsonl", tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     rows = [{"id": number} | EXTRACTIONS[number % len(EXTRACTIONS)] for number in range(80)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -187,7 +187,7 @@ def test_file_of_both_kinds_of_rows_is_answered_killed_and_resumed(
 def test_lines_of_long_texts_are_written_during_the_run(
     start_server: Any, tuned_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The rows have thousands of windows, the server a queue of 16 places; a few texts are answered at a time."""
+    """The rows have thousands of windows, and the server's queue has 16 places; few texts are answered at a time."""
     server = start_server(tuned_checkpoint, "--max-num-seqs", 16, "--max-num-queued-reqs", 16)
     source, output, seen = tmp_path / "in.jsonl", tmp_path / "out.jsonl", set[int]()
     row = EXTRACTION | {"text": LONG_TEXT * 6, "max_tokens": 4}
@@ -210,10 +210,10 @@ def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_own_server_writes_the_lines_of_a_running_server(
+def test_run_with_a_new_server_writes_the_lines_of_a_run_with_a_running_server(
     server: Any, tiny_checkpoint: Path, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
-    """The running server's checkpoint has the template; the own one gets it with --template_path."""
+    """The running server's checkpoint has the template; the new server gets it with --template_path."""
     source, served = served_rows(server, run_script, tmp_path, 150)
     template = REPOSITORY / "finetune/templates/alpaca.jinja"
     computed, options = tmp_path / "own.jsonl", ("--model", tiny_checkpoint, "--template_path", template, *GREEDY)
@@ -225,7 +225,7 @@ def test_own_server_writes_the_lines_of_a_running_server(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_own_server_leaves_no_process_and_is_resumed(
+def test_killed_run_with_a_new_server_leaves_no_process_and_is_resumed(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 2000)
@@ -269,7 +269,9 @@ def test_twenty_kills_at_random_moments_give_the_same_file(server: Any, run_scri
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_own_server_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
+def test_run_with_a_new_server_exits_cleanly_on_signals(
+    tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 3000, failing=False), tmp_path / "out.jsonl"
     for number in (signal.SIGINT, signal.SIGTERM):
         before = len(output.with_name("out.jsonl.partial").read_bytes()) if number == signal.SIGTERM else 0

@@ -17,7 +17,7 @@ NEW_TOKENS = 16
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> Any:
-    """The tiny model in float32 with sharper distributions: after a random token, beams differ in length and order."""
+    """Return the tiny model in float32 with sharper distributions, so that beams differ in length and order."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     with torch.no_grad():
         loaded.lm_head.weight *= 8
@@ -37,7 +37,7 @@ def transformers_answer(model: Any, prompt: list[int], ends: list[int] | None, s
 
 
 def engine_of(model: Any, prompt: list[int]) -> Any:
-    """Return a function that gives the most likely next tokens of beams, as the server's engine does."""
+    """Return a function that returns the most likely next tokens of beams, as the server's engine does."""
 
     async def next_tokens(beams: Sequence[Beam], wanted: Sequence[int]) -> list[Mapping[int, float]]:
         with torch.inference_mode():
@@ -55,7 +55,7 @@ SETTINGS = [(4, 1.3, 1.0), (3, 1.6, 1.0), (2, 1.0, 1.0), (3, 1.3, 0.0), (3, 1.1,
 @pytest.mark.integration
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_answers_equal_transformers(model: Any, prompt: list[int]) -> None:
-    """Without end tokens, then with one and with two end tokens that beams meet at different lengths."""
+    """Without end tokens, with one, and with two; the end tokens are taken from the answer without end tokens."""
     lengths = set()
     for beams, penalty, length_penalty in SETTINGS:
         settings = BeamSettings(beams, NEW_TOKENS, length_penalty, penalty)
@@ -68,8 +68,8 @@ def test_answers_equal_transformers(model: Any, prompt: list[int]) -> None:
     assert len(lengths) > 2
 
 
-def test_answer_that_the_log_probabilities_do_not_decide_is_refused() -> None:
-    """Both tokens found are in the prompt: halved in likelihood, they may fall behind tokens that were not found."""
+def test_search_that_needs_more_log_probabilities_than_the_server_returns_is_refused() -> None:
+    """The penalty doubles the log probabilities of tokens 7 and 8, so a token that is not in `found` may be better."""
     found = [{7: -0.5, 8: -1.0}]
     assert [beam.ids for beam in continuations([1], [Beam([], 0.0)], found, 2.0, 2)] == [[7], [8]]
     with pytest.raises(ValueError, match="needs more than --max-logprobs log probabilities per step"):

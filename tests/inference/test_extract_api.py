@@ -52,7 +52,7 @@ def test_full_queue_refuses_a_request_until_another_has_ended() -> None:
 
 
 def test_settings_of_the_checkpoint_do_not_change_greedy_decoding() -> None:
-    """vLLM takes values that a request does not have from the checkpoint's generation_config.json."""
+    """vLLM takes parameters that are missing in a request from the checkpoint's generation_config.json."""
     request = CompletionRequest(prompt=[1], **DECODING)
     checkpoint = {"temperature": 0.7, "repetition_penalty": 1.1, "top_p": 0.8, "top_k": 20}
     used = request.to_sampling_params(10, checkpoint)

@@ -97,7 +97,7 @@ def test_schema_is_inserted_as_plain_text() -> None:
 
 
 def test_name_with_a_comma_is_refused_if_the_instruction_lists_the_names() -> None:
-    """As in tuning: `film, play` reads as two types."""
+    """`film, play` would read as two types; finetune/ie_build.py refuses such names, too."""
     for task, schema, name in (
         ("ner", ["person", "film, play"], "film, play"),
         ("ner", ["电影、戏剧"], "电影、戏剧"),

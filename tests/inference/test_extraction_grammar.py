@@ -1,4 +1,4 @@
-"""extraction_grammar.py, extraction_results.py: the grammar admits exactly the strings of json.dumps; parsing."""
+"""extraction_grammar.py, extraction_results.py: grammars admit what json.dumps writes; partial answers are parsed."""
 
 import json
 import random
@@ -63,10 +63,10 @@ def forms_and_types(draw: st.DrawFn) -> tuple[AnswerForm, tuple[SchemaType, ...]
     return form, check_schema(task, schema)
 
 
-def values(holds: str, all_types: bool) -> st.SearchStrategy[Any]:
+def values(value_kind: str, all_types: bool) -> st.SearchStrategy[Any]:
     several = st.lists(NAMES, min_size=2, max_size=3)
     a_list = st.lists(NAMES, min_size=0 if all_types else 1, max_size=2)
-    return {"text": NAMES, "list": a_list, "either": st.one_of(NAMES, several)}[holds]
+    return {"text": NAMES, "list": a_list, "either": st.one_of(NAMES, several)}[value_kind]
 
 
 @st.composite
@@ -92,7 +92,7 @@ def answers(draw: st.DrawFn, form: AnswerForm, types: tuple[SchemaType, ...]) ->
 
 
 def dumps(pairs: Pairs) -> str:
-    """Return json.dumps(dict(pairs), ensure_ascii=False), with repeated keys repeated."""
+    """Return json.dumps(dict(pairs), ensure_ascii=False), but keep repeated keys."""
     written = ", ".join(json.dumps({key: value}, ensure_ascii=False)[1:-1] for key, value in pairs)
     return f"{{{written}}}"
 
@@ -214,7 +214,7 @@ def test_prefix_of_an_answer_is_parsed_up_to_its_last_complete_item() -> None:
     holds()
 
 
-def test_parse_answer_keeps_complete_items_of_cut_answers() -> None:
+def test_parse_partial_answer_keeps_complete_items_of_truncated_answers() -> None:
     cut = '{"born in": [{"subject": "A", "object": "[\\"{"}, {"subject": "B'
     assert parse_partial_answer(cut) == ({"born in": [{"subject": "A", "object": '["{'}]}, False)
     assert parse_partial_answer('{"person": ["Ann", "Bo"') == ({"person": ["Ann", "Bo"]}, False)

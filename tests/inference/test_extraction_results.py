@@ -1,4 +1,4 @@
-"""extraction_results.py: merges the answers to a text's windows and adds offsets."""
+"""extraction_results.py: the answers to the windows of a text are merged and get offsets."""
 
 from typing import Any
 

@@ -32,7 +32,7 @@ def tokenizer(tuned_checkpoint: Path) -> Any:
 
 
 def greedy(model: Any, tokenizer: Any, ids: list[int], tokens: int) -> tuple[str, int]:
-    """Return text and number of tokens of transformers' greedy answer, decoded together with the prompt."""
+    """Return the text of transformers' greedy answer, decoded together with the prompt, and its number of tokens."""
     prompt = torch.tensor([ids])  # (1, tokens) int64
     with torch.inference_mode():
         out = model.generate(
@@ -155,7 +155,7 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         (with_parameters(max_tokens=10**6), 400, "max_model_len=512"),
         (with_parameters(temperature=-1), 400, "temperature must be non-negative"),
         (with_parameters(top_p=0), 400, "top_p must be in (0, 1]"),
-        (with_parameters(do_sample=False, temperature=0.7), 400, "contradict; give one of them"),
+        (with_parameters(do_sample=False, temperature=0.7), 400, "do_sample false contradicts temperature 0.7"),
         ({"instruction": "word " * 600}, 400, "the context 512"),
         ({"instruction": "", "input": ""}, 400, "the instruction and its input are empty; send a text"),
         ({"messages": [{"role": "user", "content": ""}]}, 400, "the last message and its input are empty; send a text"),
@@ -203,7 +203,7 @@ def test_errors_do_not_repeat_long_input(server: Any, body: Any) -> None:
     assert "u" * 200 not in answer["error"]
 
 
-def test_trailing_slash_and_other_methods_and_unknown_routes_keep_the_envelope(server: Any) -> None:
+def test_trailing_slash_is_accepted_and_wrong_method_or_route_gets_a_json_error(server: Any) -> None:
     status, answer = server.post("/generate/", with_parameters(max_tokens=2))
     assert (status, answer["error"]) == (200, None)
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -303,7 +303,7 @@ def test_error_before_a_stream_is_an_ordinary_response(server: Any) -> None:
 
 
 def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """Token counts and texts up to the first invalid UTF-8 byte are equal; the first settings are published ones."""
+    """Token counts, and texts up to the first invalid UTF-8 byte, are equal; the first settings are published."""
     model: Any = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for (instruction, input), (beams, penalty, length_penalty) in zip(
         QUESTIONS[:3], [(4, 1.3, 1.0), (3, 1.6, 0.0), (3, 1.0, 1.0)], strict=True

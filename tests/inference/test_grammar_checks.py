@@ -20,7 +20,7 @@ MEMORY = 2**28
 
 
 def mapped(size: int) -> mmap.mmap:
-    """Return new memory of the system; raises MemoryError. malloc could return free memory of the process instead."""
+    """Return `size` bytes of new memory; raises MemoryError. malloc could reuse free memory of the process instead."""
     try:
         return mmap.mmap(-1, size)
     except OSError as error:
@@ -28,7 +28,7 @@ def mapped(size: int) -> mmap.mmap:
 
 
 def use(argument: tuple[str, Any]) -> Any:
-    """Double a number, refuse it, spend processor time, take memory, crash, or return the process id."""
+    """Perform (action, value): double a number, refuse it, spend processor time, take memory, crash, return the pid."""
     word, value = argument
     if word == "refuse":
         raise ValueError(f"no {value}")

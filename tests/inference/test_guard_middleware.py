@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from server_guard import body_structure
 from server_guard.guard_middleware import GuardMiddleware, api_keys
 
-# Builds the application as the server does, without an engine. Requests each route with its own and other methods, and
-# with variants of its path; prints the responses as JSON.
+# Builds the application as the server does, without an engine; sends requests with each route's methods and other
+# methods to each route's path and variants of the path; prints the responses as JSON.
 ALL_ROUTES = """
 import asyncio, json, os, re, sys
 from routes.routes_middleware import add_routes
@@ -171,7 +171,7 @@ def test_api_keys_refuses_empty_and_unsendable_keys(
         api_keys(options, environment)
 
 
-def settings(**changed: Any) -> Any:
+def application(**changed: Any) -> Any:
     """Return an application whose state has the arguments that the guard reads."""
     usual: dict[str, Any] = {
         "api_key": None, "max_body_mib": 8, "limit_requests": None, "limit_tokens": None, "allowed_origins": [],
@@ -188,16 +188,16 @@ def test_websocket_without_key_is_closed() -> None:
         sent.append(message)
 
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "client": ("::1", 1)}
-    asyncio.run(GuardMiddleware(never)(scope | {"app": settings(api_key=["k"])}, never, keep))
+    asyncio.run(GuardMiddleware(never)(scope | {"app": application(api_key=["k"])}, never, keep))
     assert [(message["type"], message["code"]) for message in sent] == [("websocket.close", 1008)]
 
 
 async def never(*_: Any) -> Any:
-    pytest.fail("something was read or passed on")
+    pytest.fail("the guard called the application or received an event")
 
 
 def counted(value: Any) -> dict[str, int]:
-    """Return the numbers of objects, lists and elements (both, and the commas between their items)."""
+    """Return the numbers of objects, lists and elements (objects, lists, and the commas between their items)."""
     objects = lists = commas = 0
     pending = [value]
     while pending:

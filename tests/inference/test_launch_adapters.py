@@ -28,7 +28,7 @@ LAUNCHER = "inference/launch_vllm.py"
 
 @pytest.fixture(scope="module")
 def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an adapter with rank 4, and with rank 9 in one layer; tests must not modify it."""
+    """Return an adapter with rank 9 in one layer and rank 4 in the others; tests must not modify the folder."""
     folder = tmp_path_factory.mktemp("one") / "adapter"
     return make_adapter(
         tiny_checkpoint, folder, r=4, target_modules=["q_proj", "embed_tokens"], rank_pattern={"layers.1.*q_proj": 9}
@@ -281,7 +281,7 @@ def test_presets_for_adapters_keep_given_options_or_refuse_them(
 
 @pytest.mark.integration
 def test_command_lines_of_the_readme_are_accepted(adapter: Path, tiny_checkpoint: Path) -> None:
-    """Every launch_vllm.py line of the README is accepted, with existing folders in it, unless it needs a GPU."""
+    """Every launch_vllm.py line of the README, with existing folders, is accepted unless it needs a GPU."""
     lines = []
     for command in commands(REPOSITORY / "inference/README.md"):
         arguments = shlex.split(command, comments=True)

@@ -1,4 +1,4 @@
-"""process_supervisor.py with real processes, without vLLM: none outlives the launcher, signals arrive once."""
+"""process_supervisor.py with real processes, without vLLM: no process outlives the launcher, signals arrive once."""
 
 import os
 import secrets
@@ -62,8 +62,8 @@ while True:
 class Launcher:
     """A running launcher of SERVER.
 
-    The environment of the server's processes contains `line`; that of all processes, launcher and watchdog included,
-    contains `trial`.
+    `line` is in the environment of the server's processes, and `trial` in the environment of all processes, launcher
+    and watchdog included.
     """
 
     def __init__(self, script: Path, inference: Path, *words: str) -> None:
@@ -156,7 +156,7 @@ def test_first_signal_is_passed_on_and_second_one_kills(launch: Any) -> None:
 
 
 @pytest.mark.integration
-def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
+def test_server_gets_time_to_clean_up_after_its_last_response(launch: Any) -> None:
     launcher = launch("serves", "leaves")
     began = time.monotonic()
     launcher.process.terminate()
@@ -165,7 +165,7 @@ def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
 
 
 def test_server_reports_its_last_response_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timer of the forced exit may run while a server that has reported it is exiting."""
+    """The timer of the forced exit may expire while a server that has already reported is exiting."""
     sent: list[int] = []
     monkeypatch.setattr(graceful_shutdown, "notify_supervisor", sent.append)
     shutdown = graceful_shutdown.GracefulShutdown()

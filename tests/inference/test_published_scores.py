@@ -66,7 +66,7 @@ class Models(NamedTuple):
     recovered: Path
     merged: Path
     rows: Path  # file
-    before: list[str]  # answers of tuned and adapter
+    before: list[str]  # answers of the tuned model with its adapter
 
 
 def write_rows(path: Path, rows: list[Row]) -> Path:
@@ -153,7 +153,7 @@ def test_original_model_extracts(models: Models) -> None:
 
 
 def test_recovered_weights_are_the_float16_sums_bit_for_bit(models: Models) -> None:
-    """Each is within one rounding of the tuned model's weight: half a unit of the difference and of the sum."""
+    """Each weight is within two roundings of the tuned model's weight: those of the difference and of the sum."""
     raw, tuned = (load_file(folder / "model.safetensors") for folder in (models.base, models.tuned))
     recovered = load_file(models.recovered / "model.safetensors")
     for name, value in tuned.items():
@@ -170,7 +170,7 @@ def alpaca_ids(row: Row, oracle: Any, shared_data: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("way", ["merged", "attached"])
-def test_demo_has_the_ids_logits_and_answers(
+def test_demo_has_the_original_ids_logits_and_answers(
     models: Models, tokenizer_model: Path, shared_data: Path, way: str
 ) -> None:
     oracle = sentencepiece.SentencePieceProcessor(str(tokenizer_model))
@@ -188,12 +188,12 @@ def test_demo_has_the_ids_logits_and_answers(
         whole = torch.tensor([[*ids, *oracle.encode(answers[-1])]])
         with torch.no_grad():
             expected, logits = (each.model.float()(whole).logits for each in (before, checkpoint))
-        # the weights are rounded to float16, twice if merged; the largest logits are about 15
+        # Weights are rounded to float16, twice if the adapter is merged; the largest logits are about 15.
         torch.testing.assert_close(logits, expected, rtol=0, atol=0.02)
     assert answers == models.before
 
 
-def test_ie_run_has_the_answers_and_scores(models: Models, run_script: RunScript, tmp_path: Path) -> None:
+def test_ie_run_has_the_original_answers_and_scores(models: Models, run_script: RunScript, tmp_path: Path) -> None:
     ways: dict[str, tuple[object, ...]] = {
         "merged": ("--base_model", models.merged),
         "attached": ("--base_model", models.recovered, "--lora_weights", models.downloaded[LORA]),
@@ -207,10 +207,10 @@ def test_ie_run_has_the_answers_and_scores(models: Models, run_script: RunScript
     assert scores["entity"]["f1"] < 0.75  # the adapter is needed
 
 
-def test_server_has_the_answers_and_scores(
+def test_server_has_the_original_answers_and_scores(
     models: Models, start_server: Any, run_script: RunScript, tmp_path: Path
 ) -> None:
-    """In the type of the files, float16, with the template that the download added."""
+    """The server uses the files' dtype, float16, and the template that the download added."""
     server = start_server(models.merged)
     log = server.log.read_text()
     assert "has no chat template" not in log

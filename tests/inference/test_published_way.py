@@ -33,14 +33,14 @@ pytestmark = pytest.mark.integration
 
 
 class Published(NamedTuple):
-    """The downloaded and the computed folders, and the model as it was before it was taken apart."""
+    """The downloaded and the computed folders, and the weights and logits of the original models."""
 
     base: Path
     recovered: Path
     adapter: Path
     merged: Path
     tuned_state: dict[str, torch.Tensor]
-    logits: torch.Tensor  # of base, difference and adapter, for IDS
+    logits: torch.Tensor  # of the tuned model with its adapter, for IDS
     oracle: Any
 
 
@@ -133,7 +133,7 @@ def test_demo_asks_with_the_ids_of_the_published_prompt(published: Published, wa
 def test_template_file_gives_a_model_without_one_the_published_prompt(
     published: Published, tmp_path: Path, template: Path
 ) -> None:
-    """In a demo and in ie_run.py; without the option, the prompt is plain text, and a warning has the remedy."""
+    """A demo and ie_run.py use the file; without the option, the prompt is plain text, and a notice has the remedy."""
     expected = expected_prompt(published)
     checkpoint = model_loading.load(str(published.recovered), template_path=str(template))
     assert checkpoint.encoder.prompt_ids(instruction_messages(ROW["instruction"], ROW["input"])) == expected

@@ -25,7 +25,7 @@ from vllm_bridge.request_cost import (
 from vllm_bridge.vllm_imports import from_vllm
 
 
-def test_share_of_a_request_is_half_of_the_engine_but_not_too_small() -> None:
+def test_request_may_have_half_of_the_engines_sequences_but_at_least_16() -> None:
     counts = [max_request_sequences(count) for count in (1, 2, 64, 256)]
     assert counts == [MIN_REQUEST_SEQUENCES, MIN_REQUEST_SEQUENCES, 32, 128]
 
@@ -54,8 +54,8 @@ def test_log_probabilities_are_counted_by_answer_and_token(fields: dict[str, Any
 PROCESSOR = OutputProcessor(None, log_stats=False)
 
 
-def test_prompts_wait_in_order_and_none_waits_for_ever() -> None:
-    """Six prompts of three answers share four sequences: one runs at a time; a cancelled one gives its turn back."""
+def test_prompts_run_in_order_and_a_cancelled_prompt_blocks_no_other() -> None:
+    """Six prompts with three answers each share four sequences, so one prompt runs at a time."""
     running, most, ended = 0, 0, []
 
     async def run(cost: RequestCost, name: int) -> None:
@@ -81,7 +81,7 @@ def test_prompts_wait_in_order_and_none_waits_for_ever() -> None:
 
 
 def test_prompt_that_waits_for_its_last_sequence_reports_it() -> None:
-    """Two of three sequences are free: the prompt has waited, so that it also waits for a full queue."""
+    """Two of three sequences are free. A prompt that has waited for the third also waits while the queue is full."""
 
     async def run_two() -> bool:
         cost = RequestCost(3)
@@ -147,7 +147,7 @@ class Engine:
 
 
 def test_requests_of_a_dead_engine_get_errors_of_their_own() -> None:
-    """vLLM raises one object for all of them: with hundreds of requests, its traceback filled hundreds of MB of log."""
+    """vLLM raises one object for all requests; for hundreds of requests, its traceback filled hundreds of MB of log."""
     from vllm.sampling_params import SamplingParams
 
     shared = from_vllm("EngineDeadError")()
@@ -199,7 +199,7 @@ def test_prompt_that_waits_for_a_full_queue_is_counted_once(monkeypatch: pytest.
         ("openai_serving_completion.create_completion", {"logprobs": None, "n": 4}, 0),
     ],
 )
-def test_log_probabilities_of_a_beam_search_are_counted_as_the_response_has_them(
+def test_only_log_probabilities_in_the_response_of_a_beam_search_are_counted(
     handler: str, fields: dict[str, Any], counted: int
 ) -> None:
     from vllm.sampling_params import SamplingParams
@@ -296,7 +296,7 @@ def test_request_of_many_prompts_leaves_room_for_others(server: Any) -> None:
     assert [choice["index"] for choice in answer["choices"]] == [*range(300)]
 
 
-def test_more_answers_to_a_prompt_than_its_share_are_an_error(server: Any) -> None:
+def test_prompt_with_more_answers_than_a_request_may_have_is_refused(server: Any) -> None:
     status, answer = server.post("/v1/completions", {"prompt": "x", "n": 200, "max_tokens": 1})
     assert status == 400
     assert "n is 200, but a request may have " in answer["error"]["message"]

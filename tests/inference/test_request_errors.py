@@ -107,7 +107,7 @@ ERROR = 'data: {"error": {"message": "a reason", "type": "BadRequestError", "par
 
 
 async def events_of(cost: RequestCost, seconds: float, *texts: str) -> AsyncIterator[str]:
-    """Yield events; the engine has an output before the event "output"."""
+    """Yield the texts after some seconds; "output" is the engine's first output, and "fail" raises ValueError."""
     await asyncio.sleep(seconds)
     for text in texts:
         if text == "fail":
@@ -117,7 +117,7 @@ async def events_of(cost: RequestCost, seconds: float, *texts: str) -> AsyncIter
 
 
 def started(*texts: str, seconds: float = 0, max_seconds: float = 0) -> Any:
-    """Return the ErrorResponse, or the events of the stream, of which those before its start are in a list."""
+    """Return the ErrorResponse, or all events of the stream; texts, seconds: see events_of."""
 
     async def start() -> Any:
         with counted_cost(1) as cost:
@@ -189,7 +189,7 @@ def test_unknown_model_is_answered_without_a_path(server: Any, path: str, body: 
     assert (status, message) == (404, expected)
 
 
-def test_unknown_model_is_answered_with_given_names(tmp_path: Path) -> None:
+def test_message_for_an_unknown_model_lists_served_names_but_no_local_path(tmp_path: Path) -> None:
     def message(model: str, *names: str) -> str:
         paths = [SimpleNamespace(name=name) for name in names]
         registry = SimpleNamespace(base_model_paths=paths, lora_requests={"ie": None})

@@ -70,7 +70,7 @@ def test_tokens_beyond_the_limit_count_in_the_next_window() -> None:
     limits.charge(["a"], 101)
     wait, used_up = limits.count_request(["a"])
     assert used_up == "100 tokens per minute"
-    assert 30 <= wait <= 90 + 1  # 200 of 100: the rest of this minute, and half of the next
+    assert 30 <= wait <= 90 + 1  # 200 of 100 tokens: until this minute and half of the next have passed
     assert limits.count_request(["b"]) == (0, "")
 
 

@@ -181,7 +181,7 @@ def test_stream_of_an_adapter_equals_its_answer(adapter_server: Any, envelopes: 
 
 
 def test_base_without_a_template_is_served_with_a_warning(adapter_server: Any, world: World) -> None:
-    """/generate (above) and /extract take its plain text; the adapters have templates of their own."""
+    """/generate (tested above) and /extract send plain text to the base; the adapters have their own templates."""
     warning = (
         f"notice: {world.base} has no chat template, so instructions are sent as plain text. A tuned model needs the "
         "template that it was tuned with: --template_path finetune/templates/alpaca.jinja, or add it: python "
@@ -220,7 +220,7 @@ def test_adapters_are_loaded_and_unloaded_at_run_time(adapter_server: Any, world
 
 
 def test_unfit_adapter_loaded_at_run_time_is_refused(adapter_server: Any, world: World, tmp_path: Path) -> None:
-    """vLLM loads such adapters: it would decode with the base's tokenizer, and copy small matrices into a corner."""
+    """vLLM loads them, but would decode with the base's tokenizer and copy a small matrix into part of a larger one."""
     for name, (folder, response) in unfit(world, tmp_path).items():
         change_adapter(adapter_server, "load", lora_name=name, lora_path=str(folder))
         status, answer = adapter_server.post("/generate", body(0, name))

@@ -89,7 +89,7 @@ def upload(caller: Caller, head: str, chunked: bool = False, expect_continue: bo
 def test_body_of_fifty_megabytes_is_refused(
     guarded: Any, port: int, path: str, chunked: bool, expect_continue: bool
 ) -> None:
-    """Clients that read only after sending the whole body get the response, too; the server does not store the body."""
+    """A client that reads only after sending the whole body gets the response, too; the server drops the body."""
     before = resident_bytes(guarded)
     answer, seconds = upload(Caller(port), f"POST {path} HTTP/1.1", chunked, expect_continue)
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -178,7 +178,7 @@ def test_tokens_of_disconnected_clients_are_counted(guarded: Any, port: int) -> 
     for caller in (streaming, unstreamed):
         wait_until(
             partial(request_hits_token_limit, caller), pause=1, within=60
-        )  # each of these requests costs a few tokens
+        )  # each of these requests uses a few tokens
 
 
 def test_full_queue_is_answered_with_retry_after(port: int) -> None:

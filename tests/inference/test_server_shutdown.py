@@ -17,7 +17,10 @@ from server_guard.process_supervisor import CLEAN_UP_SECONDS, ENGINE_ENDED
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkpoint: Path, number: int) -> None:
-    """The signal comes while the engine's process imports vLLM; unsupervised, it would survive or delay the exit."""
+    """The signal comes while the engine's process imports vLLM.
+
+    Without the supervisor, this process would survive or delay the exit.
+    """
     server = start_server(tiny_checkpoint, wait=False)
     while len(server.process_ids()) < 4:  # launcher, server, resource tracker, engine
         assert server.process.poll() is None, server.log.read_text()
@@ -89,7 +92,7 @@ def test_killed_launcher_leaves_no_process_and_no_shared_memory(start_server: An
 
 @pytest.mark.slow
 def test_requests_beyond_the_shutdown_timeout_are_aborted(start_server: Any, tuned_checkpoint: Path) -> None:
-    """An answer is refused, a stream is aborted, and a client that never completes its body does not delay the exit."""
+    """An answer gets 503, a stream is cut, and a client that never completes its body does not delay the exit."""
     server = start_server(tuned_checkpoint, "--shutdown-timeout", 1)
     port = int(server.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as idle, ThreadPoolExecutor(2) as pool:

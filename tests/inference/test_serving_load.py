@@ -49,7 +49,7 @@ def random_requests(server: Any, path: str) -> Any:
 
 
 def ask_for_short_answers(case: Any) -> Any:
-    """Add a limit of tokens to a request that has none, since full-length answers would take minutes."""
+    """Add a token limit to a request without one, since answers of full length would take minutes."""
     if isinstance(body := case.body, dict):
         parameters = body.get("parameters")
         if case.path == "/generate" and (parameters is None or isinstance(parameters, dict)):
@@ -63,7 +63,7 @@ def ask_for_short_answers(case: Any) -> Any:
 
 @pytest.mark.parametrize("path", ["/generate", "/extract"])
 def test_responses_match_the_openapi_description(server: Any, path: str) -> None:
-    """Valid and invalid bodies from the OpenAPI description get a documented status and form, never a server error."""
+    """Valid and invalid bodies get a response with a documented status and schema, and never a server error."""
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(random_requests(server, path))
@@ -77,7 +77,7 @@ def test_responses_match_the_openapi_description(server: Any, path: str) -> None
 @pytest.mark.timeout(share_of_seconds(1) + 1200)
 @pytest.mark.parametrize("path", ["/generate", "/extract", "/v1/chat/completions"])
 def test_random_requests_pass_all_checks(server: Any, path: str) -> None:
-    """All checks but those of stateful resources, authentication, and of bodies with constraints beyond a schema."""
+    """All checks of schemathesis except those of stateful resources, authentication and acceptance of valid bodies."""
 
     def holds(case: Any) -> None:
         ask_for_short_answers(case).call_and_validate(checks=ALL_CHECKS if path != VLLM_PATH else [not_a_server_error])
@@ -137,7 +137,7 @@ def sent(server: Any, path: str, body: Any) -> int:
 
 
 def test_five_hundred_mixed_requests_are_all_answered(server: Any) -> None:
-    """Valid, invalid and disconnected requests, 64 at a time: no server error, and no sequence keeps running."""
+    """Valid, invalid and disconnected requests, 64 at a time, cause no server error, and no sequence keeps running."""
     requests = KINDS * 25
     random.Random(5).shuffle(requests)
     with ThreadPoolExecutor(64) as callers:

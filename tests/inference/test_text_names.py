@@ -1,4 +1,4 @@
-"""text_names.py, and grammars that limit names to those in a text."""
+"""text_names.py: symbols and parts of a text; extraction_grammar.py: grammars that limit names to parts of a text."""
 
 import json
 import time
@@ -80,7 +80,7 @@ def test_grammar_admits_exactly_the_names_in_the_text(judge: Judge) -> None:
     holds()
 
 
-def test_names_are_not_limited_without_text_and_may_be_absent_in_events(judge: Judge) -> None:
+def test_names_are_not_limited_for_empty_or_long_text_and_may_be_absent_in_events(judge: Judge) -> None:
     ner, ee = check_schema("ner", ["person"]), check_schema("ee", {"born": ["place"]})
     for text in ("", " \n", "人" * (MAX_SYMBOLS + 1), "n" * (MAX_CHARACTERS + 1)):
         assert judge.accepts(answer_grammar(NER, ner, text=text), '{"person": ["Bo"]}')

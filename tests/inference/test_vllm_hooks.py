@@ -49,7 +49,7 @@ def test_from_vllm_names_the_missing_name_and_the_remedy(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def wrapper(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the LoRA wrapper that vLLM makes after a CpuAdapterWorker, for rows of adapter 1, base, adapter 1."""
+    """Return the LoRA wrapper that vLLM creates with a CpuAdapterWorker, for rows of adapter 1, base, adapter 1."""
     from vllm.lora.layers import LoRAMapping
     from vllm.lora.punica_wrapper import get_punica_wrapper
     from vllm_bridge import cpu_adapters
@@ -167,7 +167,7 @@ def test_memory_advice_assumes_vllms_defaults_for_a_card(monkeypatch: pytest.Mon
 
 
 def test_errors_of_vllm_about_options_become_value_errors(tiny_checkpoint: Path) -> None:
-    """vLLM raises exceptions of several classes, some with an unformatted message; other errors are not converted."""
+    """vLLM raises exceptions of several classes, some with unformatted messages; errors of the launcher are kept."""
     engine_options = from_vllm("AsyncEngineArgs")(model=str(tiny_checkpoint), data_parallel_backend="x")
     logging_options = argparse.Namespace(log_config_file="x,y")
     for check, message in (
