@@ -46,7 +46,7 @@ from chat_prompts.prompt_encoding import PromptEncoder, instruction_messages
 CONTENDERS = ["batch", "all"]
 CALLERS = 512  # concurrent requests, as in batch.py
 MEMORY_SHARE = 0.4  # of the device, for each of the two engines
-IDLE_SECONDS = 2  # between contenders: an idle engine's worker polls for one second before it sleeps
+IDLE_SECONDS = 2  # pause between contenders: an idle engine's worker polls for one second before it sleeps
 
 
 class RoundTiming(NamedTuple):
@@ -79,7 +79,7 @@ def by_batch(client: BatchClient, source: Path, target: Path, rows: int) -> int:
         progress.bar.close()
         file.finish()
     if progress.failed:
-        raise ValueError(f"{progress.failed} rows failed, see {target}")
+        raise ValueError(f"batch.py could not answer {progress.failed} of {rows} rows")
     return progress.output_tokens
 
 

@@ -1,4 +1,4 @@
-"""F1 of extraction on a public data set that this repository's commands reach with a base model.
+"""F1 of extraction that this repository's commands reach with a base model on a public data set.
 
     python benchmarks/bench_extraction.py --base checkpoints/base --data conll04 --scratch runs/extraction
     python benchmarks/bench_extraction.py --base B --data wnut17 --systems zero_shot,lora --scratch S --seeds 3 \\
@@ -6,7 +6,7 @@
 
 Data sets (../shared/data; extraction_data.py): conll04 (entities and relations), wnut17 and weibo (Chinese) have a
 training set, and are tested on their development set. crossner-ai, -music and -literature are tested on their test set;
-their training set is about 100 sentences, and tuning also uses all sentences of the other two domains. Test sentences
+their training set has about 100 sentences, and tuning also uses all sentences of the other two domains. Test sentences
 are removed from the training data. The systems:
 
 - dictionary: names of the training set with their most frequent type, longest match at word boundaries (in Chinese
@@ -16,15 +16,17 @@ are removed from the training data. The systems:
 - lora, full: the base tuned with finetune.py for about --minutes on examples with random orders of the types. Options
   of finetune.py follow after --; with --max_steps among them, --minutes has no effect.
 
-Each seed is another run of three_shot, lora and full. zero_shot, lora and full also answer up to 100 test sentences in
---orders random orders of the types, and the test set with /extract of inference/batch.py under the grammar (vLLM).
+Each seed is another run of three_shot, lora and full. zero_shot, lora and full also answer up to 100 test sentences,
+each in --orders random orders of the types, and the whole test set under the grammar of /extract (inference/batch.py,
+which needs vLLM).
 
-The commands run one after the other; their results and logs lie in --scratch, and the same command resumes. A table is
-printed, and --output gets JSON: {settings, machine, systems: {system: {ner, re, runs}}}. runs has the figures of each
-seed and of its training. For each task: means over the seeds of f1, f1_interval (bounds), precision, recall, parsed,
-stopped and not_in_text (as of ie_eval.py), f1_lenient (only the first JSON object of an answer), predicted (items) and
-seconds_a_row (of generation); f1_std (over seeds); orders: mean and standard deviation of F1 over the orders; grammar:
-the same figures under the grammar, each item once.
+The commands run one after the other. Their results and logs are in --scratch, where the same command resumes. A table
+is printed, and JSON is written to --output: {settings, machine, systems: {system: {ner, re, runs}}}. runs has the
+figures of each seed and of its training. ner and re have the means over the seeds of f1, f1_interval (bounds),
+precision, recall, parsed, stopped and not_in_text (all as in ie_eval.py), f1_lenient (only the first JSON object of an
+answer), predicted (number of items) and seconds_a_row (of generation); f1_std, the standard deviation over the seeds;
+orders, mean and standard deviation of F1 over the orders; and grammar, the same figures under the grammar, where every
+item counts once.
 """
 
 import json
@@ -56,7 +58,7 @@ COLUMNS = ("", "F1", "95% interval", "lenient", "parsed", "stopped", "not_in_tex
 def mean_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the means of the figures of several seeds, and `f1_std`, 0 for one seed.
 
-    Figures may be None (not measured), lists (mean of each place) or nested.
+    Figures may be None (not measured), lists (mean of each element) or nested dictionaries.
     """
     result: dict[str, Any] = {}
     for key, first in runs[0].items():
@@ -125,14 +127,14 @@ def machine() -> dict[str, str]:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep the settings in a folder; raises ValueError if it has results of other settings."""
+    """Write the settings to a folder; raise ValueError if the folder has results with other settings."""
     file, text = folder / "settings.json", json.dumps(settings, indent=2) + "\n"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     old = json.loads(file.read_text(encoding="utf-8"))
     if other := [key for key in settings if old.get(key) != settings[key]]:
-        raise ValueError(f"{folder} has results with another {', '.join(other)}; name another --scratch")
+        raise ValueError(f"{folder} has results with other settings ({', '.join(other)}); name another --scratch")
 
 
 def check_options(
@@ -179,9 +181,9 @@ def main(
         scratch: a folder for models, predictions and logs; the same command resumes there.
         systems: some of dictionary, zero_shot, three_shot, lora, full.
         minutes: time of a tuning run, without loading.
-        seeds: runs of three_shot, lora and full.
-        limit: random test sentences; 0: all.
-        orders: random orders of the types of the test set; 0: none.
+        seeds: number of runs of three_shot, lora and full.
+        limit: number of test sentences, chosen at random; 0: all.
+        orders: number of random orders of the types in which test sentences are asked; 0: none.
         max_new_tokens: maximum tokens of an answer.
         precision: bf16 or fp32; auto: bf16 on GPUs and CPUs with instructions for it.
         grammar: also answer the test set with /extract.

@@ -16,14 +16,14 @@ steps are not counted.
   Python of an environment with trl==1.16.0 and this environment's torch, transformers, peft and datasets.
 - ours: finetune.py's trainer; unshared: the same without shared prefixes.
 
-The examples are made from CrossNER in ../shared/data/crossner, or from the demo world of examples/make_demo.py. The
-model is tiny and has LLaMA-2's vocabulary. The output matrix has four fifths of the weights here and 2 % in LLaMA-2 7B,
-so the gain from fewer logits is smaller for larger models; the gain from shared prefixes is not. The result is JSON;
-values are medians over the rounds:
+The examples are made from CrossNER in ../shared/data/crossner or, if that is missing, from the demo world of
+examples/make_demo.py. The model is tiny and has LLaMA-2's vocabulary. The output matrix takes four fifths of the
+multiplications with weights here and 2 % in LLaMA-2 7B, so the gain from fewer logits is smaller for larger models; the
+gain from shared prefixes is not. The result is JSON; values are medians over the rounds:
 
 - examples_per_cpu_s, supervised_tokens_per_cpu_s: {contender: examples, or tokens with a label, per CPU second};
 - padding: {contender: share of positions that are padding};
-- ours_over: {contender: {examples, supervised_tokens: [ours / theirs, minimum, maximum over the rounds]}};
+- ours_over: {contender: {examples, supervised_tokens: [median of ours / theirs, minimum, maximum over the rounds]}};
 - tokenising: {published, ours: rows per CPU second of datasets.map row by row, and of our encoder; ratio}.
 """
 
@@ -73,7 +73,7 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
         world_builder.make_world(str(scratch / "world"), documents_per_language=10, rows=count + 100)
         rows = read_jsonl(scratch / "world/train.jsonl")
     if len(rows) < count:
-        raise ValueError(f"there are {len(rows)} rows, and {count} are needed; lower --steps, --warm_up or --batch")
+        raise ValueError(f"{count} rows are needed, but there are {len(rows)}; lower --steps, --warm_up or --batch")
     words, pieces = str(scratch / "words"), LLAMA
     if vocab_size or not LLAMA.is_file():
         texts, pieces = scratch / "texts.txt", scratch / "words/tokenizer.model"
@@ -137,7 +137,10 @@ def main(
 ) -> None:
     """Train with every contender in every round. batch: examples per step; micro: examples per forward pass."""
     if min(rounds, steps, warm_up, micro, layers) < 1 or batch % micro or hidden_size % 64:
-        raise ValueError("counts are at least 1, --batch a multiple of --micro, and --hidden_size a multiple of 64")
+        raise ValueError(
+            "--rounds, --steps, --warm_up, --micro and --layers must be at least 1, --batch a multiple of --micro, and "
+            "--hidden_size a multiple of 64"
+        )
     names = [name for name in TRAINERS if trl_python or name != "trl"]
     settings = {
         "batch": batch, "micro": micro, "steps": steps, "warm_up": warm_up, "cutoff": cutoff,

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_gguf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
-In each of the --rounds, both read the file once, each in its own process: import_gguf.py writes a sealed checkpoint
-folder, and transformers loads model and tokenizer with gguf_file=, without writing anything (it refuses to save them).
-The last line is JSON: seconds and cpu_s of each (median, minimum, maximum), and the median of the ratios of seconds
-within a round.
+In each of the --rounds, each of the two reads the file once in its own process: import_gguf.py writes a sealed
+checkpoint folder, and transformers loads model and tokenizer with gguf_file=, without writing anything (it refuses to
+save them). The last line is JSON: seconds and cpu_s of each ([median, minimum, maximum]), peak_mib (peak of resident
+memory) and ratio (median over the rounds of transformers' seconds divided by those of import_gguf.py).
 """
 
 import json

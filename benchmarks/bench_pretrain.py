@@ -129,7 +129,7 @@ def samples_for(lengths: np.ndarray, positions: int) -> int:
 
 
 def train_plain_loop(arguments: list[str]) -> None:
-    """Train with the batches and the model of train.py in a plain loop; writes the same train_log.jsonl."""
+    """Train with the batches and the model of train.py in a plain loop; write train_log.jsonl for `read_log`."""
     import torch
     import train
     from sequence_packing.sequence_batches import RankBatchSampler
@@ -177,7 +177,7 @@ def run_setting(
     if "no_packing" in options:
         options["per_device_train_batch_size"] = samples_for(lengths, micro_batch * shared["block_size"])
     command: list[object] = [sys.executable]
-    if "deepspeed" in options:  # it uses the GPU of CUDA_VISIBLE_DEVICES
+    if "deepspeed" in options:  # DeepSpeed uses the GPU of CUDA_VISIBLE_DEVICES
         command += ["-m", "deepspeed.launcher.runner", *([] if gpu else ["--num_gpus", "1"])]
     elif not gpu:
         options["use_cpu"] = True
@@ -236,15 +236,15 @@ def main(
 
     Args:
         gpu: use the first GPU of CUDA_VISIBLE_DEVICES.
-        settings: separated by commas; default: ON_GPU or ON_CPU.
-        rounds: default: 1 with --gpu, else 3.
-        steps: measured steps of a setting.
-        warm_up: steps before them.
-        median: of the lognormal document lengths, in tokens.
+        settings: names of settings, separated by commas; default: ON_GPU or ON_CPU.
+        rounds: number of rounds; default: 1 with --gpu, else 3.
+        steps: number of measured steps of a setting.
+        warm_up: unmeasured steps before them.
+        median: median of the lognormal document lengths, in tokens.
         block_size: tokens of a packed sequence.
         global_batch: packed sequences per step; default: 32 with --gpu, else the micro batch.
-        hidden_size: a multiple of 64; default: 2048 with --gpu, else 512.
-        layers: default: 22 with --gpu, else 2.
+        hidden_size: width of the model, a multiple of 64; default: 2048 with --gpu, else 512.
+        layers: number of layers; default: 22 with --gpu, else 2.
     """
     names, rounds = settings or (ON_GPU if gpu else ON_CPU), rounds or (1 if gpu else 3)
     global_batch = global_batch or (32 if gpu else 0)
@@ -252,9 +252,9 @@ def main(
     for name in names:
         parse_setting(name)
     if hidden_size % 64:
-        raise ValueError(f"--hidden_size is a multiple of 64, not {hidden_size}")
+        raise ValueError(f"--hidden_size must be a multiple of 64, not {hidden_size}")
     if gpu and not shutil.which("nvidia-smi"):
-        raise ValueError("nvidia-smi is not installed; without --gpu the CPU is measured")
+        raise ValueError("nvidia-smi is not installed; omit --gpu to measure the CPU")
     gpu_index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if gpu else ""
     shape = {
         "vocab_size": 32000 if gpu else 2048, "hidden_size": hidden_size, "intermediate_size": hidden_size * 11 // 4,

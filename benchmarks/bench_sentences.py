@@ -6,8 +6,8 @@
 ICU's sentence iterator (`pip install icu4py`) runs plain and with its list of abbreviations (`ss=standard`). Speed is
 measured on the documents of data_path (../shared/data/corpus/en.jsonl and zh.jsonl) or, if a file is missing, on the
 labelled texts; both are repeated or cut to `megabytes`. Each round runs every engine once, in rotating order. The
-labelled texts are in tests/pretrain/labelled_sentences.txt; some of the patterns' rules were written with these texts
-in view, ICU's were not. Prints JSON; engines are "patterns", "icu" and "icu_suppressions":
+labelled texts are in tests/pretrain/labelled_sentences.txt; some rules of the patterns were written with knowledge of
+these texts, ICU's rules were not. Prints JSON; engines are "patterns", "icu" and "icu_suppressions":
 
 - mb_per_cpu_s: {en, zh: {engine: MB of UTF-8 text per CPU second, median over the rounds}};
 - patterns_to_engine: {en, zh: {engine: the patterns' rate divided by the engine's, median over the rounds}};
@@ -75,7 +75,7 @@ def engines(kind: str) -> dict[str, Finder]:
     locale = "zh" if kind == "zh" else "en"
 
     def icu(name: str) -> Finder:
-        # Positions are UTF-16 units: the same as characters in the labelled texts, and for speed they do not matter.
+        # Positions count UTF-16 units, which in the labelled texts equal characters. The speed does not depend on them.
         return lambda text: [end for _, end in SentenceBreaker(text, name).segments()]
 
     return {"patterns": sentence_ends, "icu": icu(locale), "icu_suppressions": icu(f"{locale}@ss=standard")}

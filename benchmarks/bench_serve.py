@@ -50,7 +50,7 @@ import psutil
 from batch_runs.batch_server import started_server
 
 SCHEMA = ["person", "place", "organisation", "work"]
-IDLE_SECONDS = 1.1  # between engine and server: an idle engine's worker polls for one second before it sleeps
+IDLE_SECONDS = 1.1  # pause between engine and server: an idle engine's worker polls for one second before it sleeps
 WORDING = "Which entities of these types does the text name: {schema}? Answer with JSON."
 
 
@@ -165,7 +165,7 @@ def contenders(model: Path, client: ConcurrentClient, engine: Any, tokens: int) 
 
     def tokens_of(answer: dict[str, Any]) -> int:
         if answer.get("windows", 1) != 1:
-            raise ValueError("a text is longer than a window, which makes /extract and /generate unequal work")
+            raise ValueError("a text is longer than a window, so /extract and /generate would do unequal work")
         return answer["num_output_tokens_cf"]
 
     def generate(texts: list[str]) -> BatchTiming:

@@ -13,7 +13,7 @@ JSON; figures are medians over the rounds:
 
 - seconds, cpu_s, anonymous_mib, resident_mib: {command: wall-clock time; CPU time; peaks of anonymous and of resident
   memory, sampled every 20 ms; resident memory includes mapped files};
-- ratios: {recover_over_plain_add, published_over_recover, peft_over_merge: ratio of seconds within a round, median};
+- ratios: {recover_over_plain_add, published_over_recover, peft_over_merge: ratio of seconds within a round};
 - diff_share: the exact diff's size divided by the model's; merged_diff_share: the same for the diff of base and merged
   model, made with --adapter.
 """
@@ -35,7 +35,7 @@ SIZES = {  # hidden, intermediate, layers, heads, vocabulary
     "1b": (2048, 5632, 20, 16, 32000),
     "7b": (4096, 11008, 32, 32, 32000),
 }
-COMMANDS = {  # the last word is the output folder
+COMMANDS = {  # arguments; the last word is the output folder
     "make_diff": "make_diff --path_raw base --path_tuned tuned --path_diff diff",
     "plain_add": "plain_add base additive sum",
     "recover": "recover --path_raw base --path_diff diff --path_tuned recovered",

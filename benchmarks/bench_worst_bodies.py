@@ -1,12 +1,13 @@
-"""Delays that the worst bodies of 8 MiB cause: of /health, and of a neighbour's short /generate.
+"""Delays of /health and of another client's short /generate while the server handles the worst bodies of up to 8 MiB.
 
     python benchmarks/bench_worst_bodies.py
-    python benchmarks/bench_worst_bodies.py --model runs/merged --only choices                           # some bodies
+    python benchmarks/bench_worst_bodies.py --model runs/merged --only choices                   # some of the bodies
 
-Sends each body to a server that inference/launch_vllm.py starts, while one client polls /health every 50 ms and another
-sends short requests to /generate one after the other. Prints a Markdown table: route and body, status of the response,
-seconds until it, longest time until /health answers, and longest time of a neighbour's request; the first row is the
-server without such a body. Without --model, the model is a random LLaMA of two layers.
+Sends each body to a server that inference/launch_vllm.py starts, while one client polls /health every 50 ms and
+another, the neighbour, sends short requests to /generate one after the other. Prints a Markdown table: route and body,
+status of the response, seconds until the response, longest time until /health answers, and longest time until the
+neighbour gets a response. The first row is measured without such a body. Without --model, the model is a random LLaMA
+of two layers.
 """
 
 import asyncio
@@ -30,8 +31,8 @@ from bench_serve import make_checkpoint
 
 BYTES = 8 * 2**20 - 1024
 POLL_SECONDS = 0.05
-QUIET_SECONDS = 5.0  # measured without and after a body
-LONGEST_SECONDS = 15.0  # to wait for a response; a text of 8 MiB has thousands of windows
+QUIET_SECONDS = 5.0  # duration of the measurement without a body
+LONGEST_SECONDS = 15.0  # longest wait for a response; a text of 8 MiB has thousands of windows
 NEIGHBOUR = json.dumps({"instruction": "Name a city.", "parameters": {"max_tokens": 8, "temperature": 0}}).encode()
 
 
@@ -44,7 +45,7 @@ class WorstBody(NamedTuple):
 
 
 def filled(before: str, unit: str, after: str) -> bytes:
-    """Return a body of 8 MiB that repeats a unit; its last comma is dropped."""
+    """Return a body of 8 MiB that repeats a unit; a comma at the end of the last unit is removed."""
     count = (BYTES - len(before.encode()) - len(after.encode())) // len(unit.encode())
     return (before + (unit * count).removesuffix(",") + after).encode()
 
@@ -97,13 +98,13 @@ def worst_bodies() -> Iterator[WorstBody]:
     yield WorstBody("/v1/responses", "one long text", filled('{"input": "', "a ", '"}'))
     ambiguous = {"prompt": "x", "structured_outputs": {"grammar": "root ::= s\ns ::= s s s | s s | [a-z]"}}
     yield WorstBody("/v1/completions", "ambiguous grammar", json.dumps(ambiguous).encode())
-    yield from few_bytes()
+    yield from costly_fields()
     nested = {"instruction": "x", "parameters": {"structured_outputs": {"regex": ".*" * 4000}}}
     yield WorstBody("/generate", "8,000 characters of `.*`", json.dumps(nested).encode())
 
 
-def few_bytes() -> Iterator[WorstBody]:
-    """Yield bodies that are costly for other reasons than their size: beams, answers, log probabilities, …"""
+def costly_fields() -> Iterator[WorstBody]:
+    """Yield bodies whose fields are costly: grammars, beams, many answers, log probabilities, stop words, tools, …"""
     types = [f"{at:03d}{'t' * 197}" for at in range(500)]
     text = "Ann was born in Oslo. " * 2000
     yield body("/extract", "500 types of 200 characters", task="ner", schema=types, text=text)
@@ -153,7 +154,7 @@ def biases() -> str:
 class Measured(NamedTuple):
     """The result for one body."""
 
-    status: int  # of the response; 0: none in LONGEST_SECONDS
+    status: int  # of the response; 0: no response in LONGEST_SECONDS
     seconds: float  # until the response
     health: float  # longest seconds until /health answered
     neighbour: float  # longest seconds of a neighbour's request
@@ -169,7 +170,7 @@ async def repeat_until(stop: asyncio.Event, call: Callable[[], Awaitable[float]]
 
 
 async def measure(session: aiohttp.ClientSession, body: WorstBody | None) -> Measured:
-    """Send a body (None: none) beside the other clients, which continue for a few seconds after its response."""
+    """Send a body (None: no body) while the two other clients send requests until a second after the response."""
 
     async def timed(method: str, path: str, content: bytes | None = None) -> float:
         began = time.perf_counter()
@@ -218,10 +219,10 @@ async def measure_all(socket_file: str, only: str) -> None:
 
 
 def main(model: str = "", only: str = "") -> None:
-    """Measure the delays; see the top of this file.
+    """Measure the delays, and print the table that the top of this file describes.
 
     Args:
-        model: a checkpoint folder; without it, a random model is made.
+        model: a checkpoint folder; default: a random LLaMA.
         only: measure only the bodies whose route and name contain this text.
     """
     with tempfile.TemporaryDirectory() as folder:

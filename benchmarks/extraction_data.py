@@ -2,9 +2,9 @@
 
 A data set is prepared in one folder, with a file for each task (ner or re) and purpose, such as ner-test.jsonl:
 
-    train      training sentences that are not in the test set, types in the order of ner-types.json
+    train      training sentences that are not in the test set, types in the order of TASK-types.json
     augmented  training sentences, each in ORDERS (or TARGET_ORDERS, OTHER_ORDERS) random orders of the types
-    test       test sentences; requests: the same as requests of /extract
+    test       test sentences; the file `requests` has them as requests of /extract
     orders     at most ORDER_SENTENCES of the test sentences, each in --orders random orders of the types
 """
 
@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from measurements import DATA, REPOSITORY, read_jsonl
 
-ORDERS = 4  # examples for each training sentence, as in the first lines of ie_build.py
-# With other domains: so that the 100 sentences of the target give almost half of the examples.
+ORDERS = 4  # examples for each training sentence, as in the second run line of ie_build.py
+# The same if other domains are added: the 100 sentences of the target domain then give almost half of the examples.
 TARGET_ORDERS, OTHER_ORDERS = 16, 2
 ORDER_SENTENCES = 100  # test sentences that are asked in several orders
-ORDER_SEED = 1  # of the orders of the test set; the training set has 0
+ORDER_SEED = 1  # seed of the orders of the test set; the training set has seed 0
 SHOTS = 3
 DOMAINS = ("ai", "music", "literature")
 RENAMED = {"misc": "else"}  # the training set of CrossNER music has "else", its test set "misc"
@@ -90,7 +90,7 @@ def run_once(log: Path, script: str, options: Sequence[object], more: Sequence[s
 
 
 def option_words(**options: object) -> list[str]:
-    """Return options as words; None and False are omitted, True is a flag."""
+    """Return options as words; None and False are omitted, and True gives a flag."""
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
@@ -107,8 +107,8 @@ def check_files(name: str) -> None:
 def prepare(name: str, folder: Path, limit: int, orders: int) -> list[Path]:
     """Write the files of a data set to a folder, and return the training files, with the types in random orders.
 
-    Sentences of the test set are removed from the training files. limit: test sentences; 0: all. orders: orders of the
-    types of the test set; 0: no such file.
+    Sentences of the test set are removed from the training files. limit: number of test sentences; 0: all. orders:
+    number of random orders of the types of the test set; 0: no such file.
     """
     data = DATA_SETS[name]
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def build_augmented(folder: Path, name: str, tested: set[str], orders: int, **op
 
 
 def remove_sentences(source: Path, target: Path, sentences: set[str]) -> int:
-    """Write the rows whose input is not among the sentences; return the number of the others."""
+    """Write the rows whose input is not among the sentences; return the number of removed rows."""
     rows = read_jsonl(source)
     kept = [row for row in rows if row["input"] not in sentences]
     write_jsonl(target, kept)
@@ -242,7 +242,10 @@ def dictionary_rows(training: Sequence[Row], test: Sequence[Row], task: str, lan
 
 
 def rows_with_shots(training: Sequence[Row], test: Sequence[Row], seed: int) -> list[Row]:
-    """Return the test rows as conversations after SHOTS random training examples that have items, if so many have."""
+    """Return each test row as a conversation that begins with SHOTS random training examples.
+
+    Only examples that have items are drawn, unless fewer than SHOTS have any.
+    """
     with_items = [row for row in training if any(json.loads(row["output"]).values())]
     enough = with_items if len(with_items) >= SHOTS else training
     turns: list[Row] = []

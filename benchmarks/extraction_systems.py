@@ -1,11 +1,11 @@
 """The systems of bench_extraction.py: tuning, answers with and without the grammar, and scores, as commands run once.
 
-Every run of a system has a folder SYSTEM-SEED in the scratch folder, with a log of each finished command:
+Every run of a system has a folder SYSTEM-SEED in the data set's folder, with a log of each finished command:
 
-    adapter or model, merged                         the tuned model, and what the server loads
+    adapter or model, merged                         the tuned model, and the folder that the server loads
     ner-test, ner-orders, ner-grammar (.jsonl)       predictions; -scores.json beside them: the output of ie_eval.py
 
-A command whose log exists is not run again. What an unfinished command left is removed first.
+A command whose log exists is not run again. A folder that an unfinished command left is removed first.
 """
 
 import importlib.util
@@ -25,14 +25,14 @@ SYSTEMS = ("dictionary", "zero_shot", "three_shot", *TUNED)
 SEEDED = ("three_shot", *TUNED)  # the others give the same result for every seed
 KINDS = {"ner": "entity", "re": "triple"}  # task -> its scores in the output of ie_eval.py
 TIMED_STEPS = 5
-# Options of finetune.py, unless others follow after --. 2e-5 is what Alpaca (Taori et al. 2023) was tuned with in full.
+# Options of finetune.py, unless given after --. Alpaca (Taori et al. 2023) was tuned in full with the rate 2e-5.
 TUNING = {"batch_size": 32, "micro_batch_size": 4, "cutoff_len": 1024, "report_to": "none", "save_strategy": "no"}
 LEARNING_RATES = {"lora": 3e-4, "full": 2e-5}
 SECONDS_A_ROW = re.compile(r"\((\d+\.\d+) s a row\)")
 
 
 class Benchmark(NamedTuple):
-    """What the runs of all systems share."""
+    """Settings and data that the runs of all systems share."""
 
     base: Path
     data_set: str
@@ -97,7 +97,7 @@ def test_figures(bench: Benchmark, system: str, seed: int, model: Model, folder:
     write_jsonl(asked, rows_with_shots(bench.rows(f"{task}-train"), bench.rows(f"{task}-test"), seed))
     seconds = answer(bench, model, asked, answered)
     pairs = zip(read_jsonl(test), read_jsonl(answered), strict=True)
-    # The rows of the test set, not those with the messages: a name copied from the examples is not in the text.
+    # Score the rows of the test set, not the conversations: a name copied from the examples is not in the text.
     keys = ("prediction", "finish_reason")
     write_jsonl(predictions, [row | {key: other[key] for key in keys} for row, other in pairs])
     return score(predictions, task, seconds)
@@ -164,7 +164,7 @@ def served_folder(bench: Benchmark, model: Model, folder: Path) -> Path:
 
 
 def run_into(log: Path, output: Path, script: str, options: Sequence[object]) -> str:
-    """Return `run_once` of a command that writes a new folder; what an unfinished run left there is removed first."""
+    """Return `run_once` of a command that writes a new folder, after removing the folder of an unfinished run."""
     if not log.is_file():
         shutil.rmtree(output, ignore_errors=True)
     return run_once(log, script, options)
@@ -181,7 +181,7 @@ def tuned_model(bench: Benchmark, system: str, seed: int, folder: Path) -> Model
 
 
 def tuning_options(bench: Benchmark, system: str, output: Path, **more: object) -> list[str]:
-    """Return the options of finetune.py; those after -- replace the others."""
+    """Return the options of finetune.py; options given after -- replace the defaults."""
     sources = ",".join(map(str, bench.training))
     own = TUNING | {"learning_rate": LEARNING_RATES[system], "show_rows": "False"} | more
     own = {name: value for name, value in own.items() if not is_given(name, bench.tuning)}

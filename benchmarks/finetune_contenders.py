@@ -30,8 +30,7 @@ def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
     """Return counts of a micro batch: examples with a label, labels, tokens, and positions (tokens and padding).
 
     In our batches, `keep` lists the positions whose logits are computed, and `targets` their labels; each entry of
-    `segments` is one example, of which a shared prefix lies elsewhere. TRL's packed examples start where position_ids
-    is 0.
+    `segments` is one example without its shared prefix. TRL's packed examples start where position_ids is 0.
     """
     import torch
 
@@ -181,7 +180,7 @@ def run_ours(scratch: Path, settings: Settings, more_arguments: Sequence[str] = 
 
 
 def run_tokenising(scratch: Path, settings: Settings, min_rows: int = 1500) -> dict[str, float]:
-    """Return rows per CPU second of datasets.map and of our encoder; rows are repeated to at least `min_rows`."""
+    """Return rows per CPU second of datasets.map and of our encoder; the rows are repeated to at least `min_rows`."""
     from chat_prompts.prompt_encoding import PromptEncoder
     from datasets import Dataset
     from instruction_data.tokenized_examples import EncodingSettings, encode_rows

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: the order of the contenders in a round, medians with ranges, resources of a process."""
+"""Functions for all benchmarks: order of the contenders in a round, median and range, resources of a process."""
 
 import contextlib
 import json

@@ -1,9 +1,9 @@
-"""Programs that bench_weights.py compares with tools/weight_diff.py; each runs in its own process. Untied models only.
+"""Programs that bench_weights.py compares with tools/weight_diff.py on untied models; each runs in its own process.
 
     python benchmarks/weights_contenders.py published_recover|plain_add|peft_merge BASE ADDITIVE_DIFF|ADAPTER TARGET
 
-- published_recover: like KnowLM's weight_diff.py, transformers loads base and additive diff completely; the tensors are
-  added one by one and saved. Nothing is verified.
+- published_recover: like KnowLM's published weight_diff.py: transformers loads base and additive diff completely; the
+  tensors are added one by one and saved. Nothing is verified.
 - plain_add: the same sum without building a model; for each shard, torch adds the mapped tensors one by one and writes
   each sum to the new shard. Nothing is verified.
 - peft_merge: transformers loads the base and peft the adapter; then merge_and_unload and save_pretrained.
