@@ -31,6 +31,6 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def additive(folder: Path, raw: Path, tuned: Path) -> Path:
-    """Write an additive diff like the published script: a checkpoint folder of differences, without a record."""
+    """Write an additive diff like the published script: a checkpoint folder of differences, without diff.json."""
     ours, theirs = (load_file(model / "model.safetensors") for model in (tuned, raw))
     return variant(tuned, folder, {name: value - theirs[name] for name, value in ours.items()})

@@ -25,7 +25,7 @@ PUBLISHED = {
 {% elif message['role'] == 'assistant' %}
 {{ ' ' + message['content'] + eos_token }}
 {% else %}{{ raise_exception('only users and assistants') }}{% endif %}{% endfor %}""",
-    # A later version of Mistral's: the system message is in the last question, so a new question changes earlier turns.
+    # A later version of Mistral's puts the system message into the last question: a new question changes earlier turns.
     "mistral-v3": """{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}
 {% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}
 {{ bos_token }}{% for message in turns %}

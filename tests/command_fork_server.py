@@ -2,8 +2,9 @@
 
     python tests/command_fork_server.py STAGE MODULE …
 
-Reads a run per line from stdin, as JSON: {"words": [SCRIPT, …], "cwd", "seconds"}. Writes its result as a line of JSON:
-{"status", "out", "err"}; the status is None if the run had to be killed after its seconds.
+Prints {} once the modules are imported. Then it reads one run per line from stdin, as JSON: {"words": [SCRIPT, …],
+"cwd", "seconds"}, and prints the run's result as a line of JSON: {"status", "out", "err"}. The status is null if the
+run was killed because it took longer than its seconds.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-END = "the checks have passed"  # printed where a run is ended, since a server would follow
+END = "the checks have passed"  # printed where a run is ended before it trains or serves
 
 
 def end_run(*_: object, **__: object) -> None:
@@ -36,7 +37,8 @@ def make_engine_config(_: object, args: Any) -> None:
     end_run()
 
 
-# (module, attribute, replacement): where a run of a command ends, and the supervisor, which would start it again.
+# {command: [(module, attribute, replacement)]}: the function in whose place a run ends, and `supervise`, which would
+# run the command again in another process.
 REPLACED: dict[str, list[tuple[str, str, Callable[..., None]]]] = {
     "launch_vllm.py": [
         ("server_guard.process_supervisor", "supervise", lambda: None),
@@ -61,7 +63,7 @@ def run(words: list[str]) -> int:
         owner, _, name = attribute.rpartition(".")
         place = importlib.import_module(module)
         setattr(getattr(place, owner) if owner else place, name, replacement)
-    sys.path.insert(0, stage)  # again, since vLLM inserts a folder
+    sys.path.insert(0, stage)  # again, since an import of vLLM inserts another folder before it
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
@@ -103,7 +105,7 @@ def become(words: list[str], cwd: str, out: int, err: int) -> None:
 
 
 def result(words: list[str], cwd: str, seconds: float) -> dict[str, Any]:
-    """Run a command in a forked process; kill the child processes that it leaves, and return its result."""
+    """Run a command in a forked process, kill the processes that it leaves running, and return its result."""
     out, err = (os.memfd_create(name) for name in ("out", "err"))
     pid = os.fork()
     if pid == 0:
@@ -128,7 +130,7 @@ def result(words: list[str], cwd: str, seconds: float) -> dict[str, Any]:
 def main() -> None:
     stage, *modules = sys.argv[1:]
     sys.path[0] = str(REPOSITORY / stage)
-    # the packages of the stage find out whether a command of their folder is the main module
+    # the stage's packages check whether the main module is a command of their folder
     sys.modules["__main__"].__file__ = str(REPOSITORY / stage / "command.py")
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

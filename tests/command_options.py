@@ -1,7 +1,7 @@
 """Every option of every command, with the values that are tried, and the values that a command may accept.
 
-A run gets inputs that are valid and tiny, and one option with a value of some kind. Right is a result with exit status
-0 if `is_accepted`, and otherwise one line with status 2 and no new file.
+Each run gets valid, tiny inputs, and one option gets one of VALUES. If `is_accepted`, the run may end with exit status
+0. Otherwise it must print one error line, exit with status 2 and write no file.
 """
 
 import importlib
@@ -25,15 +25,15 @@ NO_VALUE = "(no value)"
 
 @dataclass(frozen=True)
 class Command:
-    """A command and its arguments for a short run; made: the options that name its output."""
+    """A command and its arguments for a short run. made: the options that name its outputs."""
 
     script: str
     words: tuple[str, ...]  # the subcommand, if any
     arguments: Mapping[str, str]
-    function: str = ""  # of the script's module, for commands whose options are its parameters
+    function: str = ""  # module:function whose parameters are the options; for commands that use fire
     made: tuple[str, ...] = ()
-    parser: str = ""  # module:function that returns the argparse parser, for the others
-    other_status: tuple[int, ...] = ()  # besides 0 and 2
+    parser: str = ""  # module:function that returns the argparse parser; for the other commands
+    other_status: tuple[int, ...] = ()  # permitted exit statuses besides 0 and 2
 
     @property
     def name(self) -> str:
@@ -189,13 +189,13 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-# What may be accepted. The rules are written down once more here, since the commands' own are what is tested.
+# The values that may be accepted. These rules are independent of the commands' own rules, which are under test.
 WHOLE, NUMBER = re.compile(r"[+-]?[0-9]{1,18}"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 YES_OR_NO = ("true", "false")
-MORE_YES_OR_NO = (*YES_OR_NO, "yes", "no", "t", "f", "y", "n", "1", "0")  # of Trainer's options
+MORE_YES_OR_NO = (*YES_OR_NO, "yes", "no", "t", "f", "y", "n", "1", "0")  # for Trainer's options
 # Options whose numbers may be negative.
 NEGATIVE = ("max_steps", "local_rank", "top_k", "port", "seed", "max-logprobs", "weights")
-INPUTS = ("", "auto", "base", "empty", "rows.jsonl")  # texts that may name an input, or stand for the default
+INPUTS = ("", "auto", "base", "empty", "rows.jsonl")  # texts that may name an input or select the default
 # Options that take any text, besides those that name an output.
 FREE_TEXT = (
     "save_path", "slurm_partition", "slurm_time", "slurm_option", "ray_address", "stop", "bad_words", "api_key", "url",
@@ -204,7 +204,7 @@ FREE_TEXT = (
 BATCH_OPTIONS = (
     "input", "output", "model", "url", "template_path", "concurrency", "api_key", "overwrite", "engine",
 )  # fmt: skip
-LIBRARY_OPTIONS = ("finetune/finetune.py", "pretrain/train.py", "inference/launch_vllm.py")  # many are free text
+LIBRARY_OPTIONS = ("finetune/finetune.py", "pretrain/train.py", "inference/launch_vllm.py")  # many take any text
 
 
 def is_parsed(kind: Any, value: str) -> bool:
@@ -237,7 +237,7 @@ def is_parsed(kind: Any, value: str) -> bool:
 
 
 def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
-    """Return whether a command may end with status 0 with this value."""
+    """Return whether a command may end with status 0 if the option has this value."""
     if command.script == "inference/batch.py" and option not in BATCH_OPTIONS:
         return True  # a parameter of /generate, which the server checks
     if not is_parsed(kind, value):
@@ -247,7 +247,7 @@ def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
     if option == "server_name" and value == "0":  # the address 0.0.0.0
         return True
     is_text = kind is str or str in get_args(kind)
-    is_unused = command.script == "pretrain/preprocess.py" and option not in command.arguments  # by the mode
+    is_unused = command.script == "pretrain/preprocess.py" and option not in command.arguments  # by this mode
     if not is_text or is_unused or command.script in LIBRARY_OPTIONS or option in (*command.made, *FREE_TEXT):
         return True
     if option == "max_shard_size" and re.fullmatch(r"[1-9][0-9]*", value):

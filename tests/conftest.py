@@ -21,7 +21,7 @@ from real_model import cached_gguf
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The environment's ninja first: DeepSpeed's extensions are compiled again when another version of ninja finds them.
+# Put the environment's ninja first on PATH: another version of ninja would compile DeepSpeed's extensions again.
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells set this for background commands
     signal.signal(signal.SIGINT, signal.default_int_handler)  # child processes would inherit it and ignore SIGINT
@@ -45,7 +45,7 @@ SHARED = ("short_quickstart", "server", "checkpoints")
 STARTS_PROCESSES = ("extensions", "start_server", "browser", "short_quickstart", "checkpoints")
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest-xdist's own, which reads the groups
+@pytest.hookimpl(wrapper=True)  # runs before pytest-xdist's hook, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     def group(item: pytest.Item) -> str:
         return next((name for name in SHARED if name in getattr(item, "fixturenames", ())), item.path.stem)
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.add_marker(pytest.mark.xdist_group(groups[item]))
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes; bash tests/run.sh --slow runs it"))
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run it: bash tests/run.sh --slow"))
         if any(name in getattr(item, "fixturenames", ()) for name in STARTS_PROCESSES):
             item.add_marker(pytest.mark.integration)
         if item.get_closest_marker("integration"):
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not {"slow", "integration"} & {mark.name for mark in item.iter_markers()}]
     yield
     if config.getoption("loadgroup", False) and items and "@" not in items[0].nodeid:
-        raise pytest.UsageError("pytest-xdist takes no notice of groups; tests/requirements.txt has versions that do")
+        raise pytest.UsageError("pytest-xdist ignores groups; install the versions of tests/requirements.txt")
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def shared_data() -> Path:
     """The folder of real data beside the repository; tests that use it are skipped if it is absent."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"the real data is not here ({folder.parent.name}/{folder.name} beside the repository)")
+        pytest.skip(f"the real data is missing: there is no {folder.parent.name}/{folder.name} beside the repository")
     return folder
 
 
@@ -114,13 +114,13 @@ def run_script() -> RunScript:
     return run
 
 
-# Ports of this test process. Those from 32768 on can be taken by any outgoing connection before a test uses them.
+# Ports of this test process, below 32768: any outgoing connection may take a higher port before a test uses it.
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 PORTS = (12_000 + 1000 * (WORKER % 20) + (os.getpid() + number) % 1000 for number in itertools.count())
 
 
 def free_port() -> int:
-    """Return a free port of 127.0.0.1, another one at each call."""
+    """Return a free port of 127.0.0.1, a different one at each call."""
     for _ in range(1000):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port := next(PORTS)))
@@ -129,7 +129,7 @@ def free_port() -> int:
 
 
 def small_texts(count: int = 400) -> list[str]:
-    """Return `count` seeded English and `count` Chinese sentences with a few hundred different words and characters."""
+    """Return `count` random English and `count` random Chinese sentences, the same at every call."""
     draw = random.Random(7)
     syllables = [a + b for a in "bdfklmnrstv" for b in "aeiou"]
     hanzi = "山水人家国学生东西南北天地日月星光明文书出生工作城市公司大小多少他她在的是了于和与位作者首都"
@@ -143,7 +143,10 @@ def small_texts(count: int = 400) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript) -> Path:
-    """A folder with tokenizer.model and its exact tokenizer.json: 800 pieces, trained on small text and sources."""
+    """A folder with tokenizer.model and its exact tokenizer.json.
+
+    The model has 800 pieces, trained on small_texts and on two Python source files.
+    """
     folder = tmp_path_factory.mktemp("tokenizer")
     text = folder / "texts.txt"
     sources = [Path(sysconfig.get_paths()["stdlib"], name).read_text() for name in ("json/decoder.py", "bisect.py")]
@@ -163,7 +166,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pa
     from demo_world.tiny_llama import make_model
 
     folder = tmp_path_factory.mktemp("checkpoints") / "base"
-    with redirect_stdout(StringIO()):  # a test may read its output
+    with redirect_stdout(StringIO()):  # not into the output that a test captures
         make_model(
             str(tiny_tokenizer), str(folder), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
             intermediate_size=128, max_position_embeddings=512,

@@ -43,6 +43,6 @@ def files_of(folder: Path, prefix: str) -> dict[str, bytes]:
 
 
 def texts_of(prefix: Path, tokenizer: Path) -> list[str]:
-    """The decoded documents of a corpus."""
+    """Return the decoded documents of a corpus."""
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
     return [oracle.decode(ids[1:-1]) for ids in document_ids(Corpus(prefix))]

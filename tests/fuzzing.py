@@ -1,4 +1,4 @@
-"""Run properties for a time: KNOWLM_FUZZ_SECONDS, by default 600, is the time of all slow tests of tests/fuzz."""
+"""Check properties for a limited time; KNOWLM_FUZZ_SECONDS (default 600) is the time of all slow fuzz tests."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy, tuples
 
 SECONDS = float(os.environ.get("KNOWLM_FUZZ_SECONDS", "600"))
-FEW, MANY = 25, 500  # examples of a call
+FEW, MANY = 25, 500  # examples per call of Hypothesis
 
 
 def share_of_seconds(share: float) -> float:
@@ -18,7 +18,7 @@ def share_of_seconds(share: float) -> float:
 
 
 def run_for(seconds: float, holds: Callable[..., None], strategies: Sequence[SearchStrategy[Any]]) -> None:
-    """Run a property with new random examples for a time; with 0 seconds, once with a few examples, always the same."""
+    """Check a property with new random examples for a time; with 0 seconds, with a few examples that never change."""
     end, failures = time.monotonic() + seconds, 0
 
     def example(values: tuple[Any, ...]) -> None:
@@ -28,7 +28,7 @@ def run_for(seconds: float, holds: Callable[..., None], strategies: Sequence[Sea
         try:
             holds(*values)
         except BaseException:
-            failures += 1  # the search for a smaller example takes its time
+            failures += 1  # from now on no time limit: Hypothesis searches for a smaller example
             raise
 
     while True:

@@ -14,7 +14,10 @@ RunTool = Callable[..., "CompletedProcess[str]"]
 
 
 def run_in_process(script: str, *arguments: object, status: int = 0) -> "CompletedProcess[str]":
-    """run_in_process("tools/x.py", "--option", value, …); fails with the output if the exit status is not `status`."""
+    """Run a script as the main module: run_in_process("tools/x.py", "--option", value, …).
+
+    The test fails with the script's output if the exit status is not `status`.
+    """
     command, before = [script, *map(str, arguments)], sys.argv
     out, err, code = io.StringIO(), io.StringIO(), 0
     sys.argv = command

@@ -13,12 +13,12 @@ WRONG_VALUES: list[Any] = [
     None, True, 0, -1, 1, 2.5, 1e30, 10**25, float("nan"), "", "x", "中\n文", "\ud800", [], {}, [None], [[]], {"a": 1},
     "F16", [0, 0], [-1, 4], "../x", "model.safetensors", 2**62, "[" * 3, {"": {"": []}},
 ]  # fmt: skip
-MOST_BYTES = 40  # changed at a time
+MOST_BYTES = 40  # maximum number of bytes that are changed at once
 GGUF_HEADER = 40_000  # bytes; about the size of the header of the tests' models
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every value inside of a JSON value."""
+    """Return the path of every value inside a JSON value."""
     found = [path] if path else []
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         found += places(inner, (*path, key))
@@ -26,7 +26,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def changed_json(value: Any, draw: random.Random) -> Any:
-    """Return a JSON value with one part replaced, removed, or under another key."""
+    """Return a JSON value with one part replaced or removed, or with one key renamed."""
     changed = copy.deepcopy(value)
     path = draw.choice(places(changed) or [()])
     if not path:
@@ -45,7 +45,7 @@ def changed_json(value: Any, draw: random.Random) -> Any:
 
 
 def changed_bytes(content: bytes, draw: random.Random) -> bytes:
-    """Return content that is cut, overwritten, extended or has a part twice."""
+    """Return content that is cut, overwritten, extended, emptied or has a repeated part."""
     at, count = draw.randint(0, len(content)), draw.randint(1, MOST_BYTES)
     return draw.choice([
         content[:at],
@@ -58,7 +58,7 @@ def changed_bytes(content: bytes, draw: random.Random) -> bytes:
 
 
 def damaged(path: Path, content: bytes, draw: random.Random) -> bytes:
-    """Return damaged content of a file of this name."""
+    """Return damaged content of a file; the suffix of its name determines the kinds of damage."""
     if draw.random() < 0.3:
         return changed_bytes(content, draw)
     if path.suffix == ".safetensors":
@@ -79,7 +79,7 @@ def damaged(path: Path, content: bytes, draw: random.Random) -> bytes:
 
 
 def input_files(command: Command, inputs: Path) -> list[Path]:
-    """Return the files of the inputs that a command is given, relative to their folder."""
+    """Return the files that a command's arguments name, relative to the folder `inputs`."""
     found = []
     for text in command.arguments.values():
         for name in text.split(","):
@@ -93,9 +93,9 @@ def input_files(command: Command, inputs: Path) -> list[Path]:
 def damaged_inputs(
     commands: list[Command], inputs: Path, draw: random.Random
 ) -> Iterator[tuple[Command, list[str], bool, Callable[[Path], None]]]:
-    """Yield cases, forever: a command, its words, True, and a function that damages a file in a copy of the inputs.
+    """Yield cases without end: a command, its words, True, and a function that damages a file in a copy of the inputs.
 
-    A run with a damaged file may succeed, since a damage may be valid.
+    True means that the run may succeed, since the damaged file may still be valid.
     """
     choices = [(command, files) for command in commands if (files := input_files(command, inputs))]
     while choices:

@@ -35,7 +35,7 @@ class Launch:
         output, _ = process.communicate(timeout=600)
         assert process.returncode == status, output
         assert not list(Path("/dev/shm").glob(f"deepspeed_*_{self.port}_*"))
-        assert not list(self.extensions.iterdir())  # a compilation takes minutes
+        assert not list(self.extensions.iterdir())  # nothing was compiled, which takes minutes
         return output
 
 

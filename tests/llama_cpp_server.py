@@ -60,7 +60,7 @@ def write_model(folder: Path, tokenizer: Path, kind: str = "LlamaConfig", **sett
 
 @cache
 def byte_level_tokenizer(name: str) -> Any:
-    """Return a `tokenizers` object of 800 rows at most that splits text like a pre-tokenizer of llama.cpp (name)."""
+    """Return a `tokenizers` tokenizer of at most 800 tokens that splits text like llama.cpp's pre-tokenizer `name`."""
     from conftest import small_texts
     from gguf_files.gguf_vocabulary import PRE_TOKENIZERS
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -85,7 +85,7 @@ def byte_level_tokenizer(name: str) -> Any:
 
 
 def write_byte_level_tokenizer(folder: Path, name: str) -> None:
-    """Replace a folder's tokenizer by that of `byte_level_tokenizer`."""
+    """Replace a folder's tokenizer by the result of `byte_level_tokenizer`."""
     for file in folder.glob("tokenizer*"):
         file.unlink()
     byte_level_tokenizer(name).save(str(folder / "tokenizer.json"))
@@ -104,7 +104,7 @@ def started(llama: Any, file: Path) -> tuple[Any, Ask]:
     options = llama.CommonParams()
     options.model.path, options.n_ctx, options.n_parallel = str(file), 512, 1
     options.warmup, options.verbosity = False, -1
-    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1  # several would wait for each other
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1  # several threads would wait for each other
     options.cache_type_k = options.cache_type_v = llama.ggml_type.GGML_TYPE_F32
     options.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server, session = llama.Server(options), requests.Session()

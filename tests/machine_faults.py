@@ -53,16 +53,17 @@ class Outcome:
 class Trial:
     """A command that writes below a folder.
 
-    arguments: of a new run in this folder. prepare: creates its inputs there. resumed: further arguments of the second
-    run, given the folder after the first. ignored: names of files whose bytes differ from run to run.
+    arguments: returns the arguments of a run in this folder. prepare: creates the run's inputs in this folder. resumed:
+    returns further arguments of the second run, given the folder that the first run left. ignored: names of files whose
+    bytes differ from run to run.
     """
 
     arguments: Callable[[Path], list[object]]
-    target: str  # the file below the folder whose presence says that the result is complete
+    target: str  # path below the folder that exists once the result is complete
     prepare: Callable[[Path], object] = lambda _: None
     resumed: Callable[[Path], list[object]] = lambda _: []
     ignored: tuple[str, ...] = ()
-    environment: Mapping[str, str] | None = None  # if given, the command is started as a new process with it
+    environment: Mapping[str, str] | None = None  # if given, the command runs in a new process with these variables
 
     def contents(self, folder: Path) -> Files:
         """Return the bytes of every file below the folder; b"" for files whose bytes differ from run to run."""
@@ -71,7 +72,7 @@ class Trial:
 
 
 class FaultyMachine:
-    """Runs commands; place: an empty folder for the library, outputs and the trials' folder."""
+    """Runs commands with injected faults. place: an empty folder for the library, the output and the trials' folder."""
 
     def __init__(self, place: Path) -> None:
         self.place, self.folder = place, place / "written"
@@ -80,11 +81,11 @@ class FaultyMachine:
 
     @cached_property
     def forks(self) -> multiprocessing.context.ForkServerContext:
-        """A context whose server of forks has loaded the library."""
+        """A forkserver context whose server process has loaded the library."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
         os.environ["LD_PRELOAD"] = self.preloaded
-        vars(forkserver)["_forkserver"]._stop()  # one that other tests of this process started, without the library
+        vars(forkserver)["_forkserver"]._stop()  # a server that other tests started without the library
         try:
             forkserver.ensure_running()
         finally:
@@ -105,7 +106,7 @@ class FaultyMachine:
             process = self.forks.Process(target=run_faulty, args=(command, self.printed, environment))
             process.start()
             process.join(LONGEST_RUN)
-            process.kill()  # if it took longer
+            process.kill()  # if it is still running
             process.join()
             status = process.exitcode
             assert status is not None
@@ -142,10 +143,10 @@ class FaultyMachine:
         return [path.name for path in sorted(self.folder.rglob("*")) if str(path.stat().st_ino) in late]
 
     def fault(self, trial: Trial, expected: Files, kind: str, at: int) -> str:
-        """Run a trial with a fault, then again without; return what is wrong, or "".
+        """Run a trial with a fault, then again without; return a report of what is wrong, or "".
 
-        A failed run ends with one line and status 2 and announces nothing that is incomplete; the same command gives
-        the files of an undisturbed run afterwards.
+        A failed run must print one error line, exit with status 2 and leave no incomplete target. Afterwards the same
+        command must write the files of an undisturbed run.
         """
         self.clear(trial)
         first = self.run(trial, [], kind, at)
@@ -156,11 +157,12 @@ class FaultyMachine:
             differing = differences(expected, without_leftovers(found))
             return f"{where}finished with other files: {differing}" if differing else ""
         is_one_line = first.status == 2 and len(first.errors) == 1 and "Traceback" not in first.output
-        if not is_one_line and (kind, first.status) != ("KILL", -signal.SIGKILL):  # or a worker process was killed
-            return f"{where}not one line"
+        # KILL also ends with one line and status 2 if it hit a worker process.
+        if not is_one_line and (kind, first.status) != ("KILL", -signal.SIGKILL):
+            return f"{where}not one error line with status 2"
         if (self.folder / trial.target).exists():
             differing = differences(expected, without_leftovers(trial.contents(self.folder)))
-            return f"{where}target complete, but {differing}" if differing else ""
+            return f"{where}target exists, but {differing}" if differing else ""
         second = self.run(trial, trial.resumed(self.folder))
         if second.status:
             return f"{where}second run: status {second.status}\n{second.output}"
@@ -175,7 +177,7 @@ def run_faulty(command: list[str], printed: Path, environment: dict[str, str]) -
 
 
 def without_leftovers(files: Files) -> Files:
-    """Leave out temporary files: a complete result may have some beside it if removing them failed or was killed."""
+    """Return the files without temporary ones, which stay beside a complete result if their removal failed."""
     return {name: content for name, content in files.items() if not re.search(LEFT_OVER, name)}
 
 
@@ -190,7 +192,7 @@ def differences(expected: Files, found: Files) -> str:
 
 
 def points(calls: int, most: int) -> list[int]:
-    """Return at most `most` numbers of calls, the first and the last included."""
+    """Return at most `most` of the call numbers 1 to `calls`, including the first and the last."""
     if calls <= most:
         return list(range(1, calls + 1))
     return sorted({1, calls, *random.Random(calls).sample(range(2, calls), most - 2)})

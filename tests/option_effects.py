@@ -1,4 +1,4 @@
-"""Every option of Trainer that the trainers accept: a value that is not its default, and what it changes in a run.
+"""Every option of Trainer that the trainers accept: a value other than the default, and its effect on a run.
 
 A case runs a trainer with and without the value, for three steps in this process, and compares the runs.
 """
@@ -31,7 +31,7 @@ class Run:
     files: set[str]
     printed: str = ""
     calls: Counter[str] = field(default_factory=Counter)
-    settings: dict[str, Any] = field(default_factory=dict)  # arguments of the last call of a library function
+    settings: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the counted calls
 
     def steps(self, key: str) -> list[int]:
         """Return the steps whose log entry has this key."""
@@ -43,17 +43,17 @@ Effect = Callable[[Run, Run], None]  # (run without the option, run with it)
 
 @dataclass(frozen=True)
 class Case:
-    """One option's value, the options of both runs, and the effect; with an error instead, the run is refused."""
+    """One option's value, further options of both runs, and the expected effect or error message."""
 
     value: str
     both: str = ""
-    effect: Effect | None = None  # other final weights
+    effect: Effect | None = None  # None: the final weights differ
     error: str = ""
     slow: bool = False
 
 
 def parametrized(cases: Mapping[str, Case], slow: Container[str] = ()) -> Any:
-    """Return the mark that runs a test with each case. slow: names of more cases for the slow tier."""
+    """Return the mark that runs a test with each case. slow: names of further cases that are slow tests."""
     names = [pytest.param(name, marks=[pytest.mark.slow] * (cases[name].slow or name in slow)) for name in cases]
     return pytest.mark.parametrize("name", names)
 
@@ -70,7 +70,7 @@ def check_case(case: Case, name: str, held_out: str, run_with: Callable[[str], R
 
 
 class LibraryCalls:
-    """Counts calls of the libraries' functions that options reach, and keeps their settings."""
+    """Counts the calls of library functions that options cause, and keeps the keyword arguments."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
@@ -118,7 +118,7 @@ def finished(make: Callable[[], Any], output: Path, capture: pytest.CaptureFixtu
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.remove_handler(handler)
         torch.use_deterministic_algorithms(False)
-    gc.freeze()  # else the collection of garbage at the start of the next run, by Trainer, takes longer than the run
+    gc.freeze()  # otherwise Trainer's garbage collection at the start of the next run takes longer than the run
     weights = {name: part.detach().clone() for name, part in made.model.named_parameters() if part.requires_grad}
     files = {str(path.relative_to(output)) for path in output.rglob("*")}
     printed = text.getvalue() + "".join(capture.readouterr())
@@ -140,7 +140,7 @@ def other_weights(before: Run, after: Run) -> None:
 
 
 def other_steps(key: str, before_steps: list[int], after_steps: list[int]) -> Effect:
-    """The log has `key` at other steps; the weights are equal."""
+    """Return the effect that the log has `key` at other steps, and the weights are equal."""
 
     def effect(before: Run, after: Run) -> None:
         found = before.steps(key), after.steps(key)
@@ -162,7 +162,10 @@ def other_checkpoints(before_steps: list[int], after_steps: list[int]) -> Effect
 
 
 def called(name: str, exact: bool = True, **settings: Any) -> Effect:
-    """A function of a library is called, or called with other settings, and the weights are equal."""
+    """Return the effect that a library function is called, or called with these settings, and the weights are equal.
+
+    exact: equal to the last bit; otherwise within 1e-4.
+    """
 
     def effect(before: Run, after: Run) -> None:
         assert after.calls[name] > (0 if settings else before.calls[name])
@@ -184,7 +187,7 @@ def printed(text: str) -> Effect:
 
 
 def passed_to_ddp(name: str, value: object) -> Effect:
-    """The wrapper of several ranks gets the value; on one rank nothing else changes."""
+    """Return the effect that DistributedDataParallel's settings have the value; on one rank, nothing else changes."""
 
     def effect(before: Run, after: Run) -> None:
         assert getattr(after.trainer.accelerator.ddp_handler, name) == value
@@ -244,7 +247,7 @@ def event_files(before: Run, after: Run) -> None:
 
 
 def nothing_else(before: Run, after: Run) -> None:
-    """The value is already in use on this machine, or another test has the effect."""
+    """Assert equal weights: the value is already in use on this machine, or another test checks the effect."""
     assert equal_weights(before, after)
 
 
@@ -327,11 +330,12 @@ CASES = {
     "deepspeed": Case("pretrain/configs/zero1.json", error="--deepspeed needs a launcher"),
     "local_rank": Case("0", effect=nothing_else),  # DeepSpeed's launcher gives it
 }
-# Options whose effect other tests show: every one; of resumed runs; of two nodes, in test_nodes.py.
+# Options whose effect other tests show: output_dir (all tests), resume_from_checkpoint (tests of resumed runs), and the
+# others (test_nodes.py).
 ELSEWHERE = {
     "output_dir", "resume_from_checkpoint", "log_level_replica", "log_on_each_node", "save_on_each_node", "ddp_timeout",
 }  # fmt: skip
-# Values of refused options that are not of one type.
+# Values for refused options that do not take True.
 REFUSED_VALUES = {
     "label_smoothing_factor": "0.1", "average_tokens_across_devices": "False", "eval_do_concat_batches": "False",
     "dataloader_in_order": "False", "dataloader_multiprocessing_context": "spawn", "length_column_name": "size",
@@ -343,10 +347,10 @@ REFUSED_VALUES = {
 def check_every_option(parse: Callable[[list[str]], Any], cases: Iterable[str], refused_here: set[str]) -> None:
     """Assert that each option of Trainer has a case or is refused by name. parse: parses a command line.
 
-    A new option of transformers fails here, until it has a case or a reason.
+    A new option of transformers fails this check until it has a case or is refused.
     """
     refused = {*option_checks.REFUSED, *option_checks.HUB_OPTIONS, *refused_here}
-    refused.add("parallelism_config")  # takes no text
+    refused.add("parallelism_config")  # cannot be given as text
     shown = {*cases, *ELSEWHERE}
     assert not {option.name for option in fields(TrainingArguments)} ^ (shown | refused)
     assert not refused & shown

@@ -96,14 +96,14 @@ def write_ranks_table(path: Path, tokens: list[bytes]) -> Path:
 
 
 def frequencies(params: Mapping[str, Any], scale: float) -> torch.Tensor:
-    """Return (head_dim / 2,) radians per token; with use_scaled_rope, long waves are divided by `scale`."""
+    """Return (head_dim / 2,) radians per token; with use_scaled_rope, low frequencies are divided by `scale`."""
     head_dim = params["dim"] // params["n_heads"]
     plain = params.get("rope_theta", 10000.0) ** -(torch.arange(0, head_dim, 2).float() / head_dim)
     if not params.get("use_scaled_rope"):
         return plain
     result = []
     for frequency in plain.tolist():
-        waves = 8192 * frequency / (2 * math.pi)  # wavelengths in the context of the first training
+        waves = 8192 * frequency / (2 * math.pi)  # number of waves in the original context of 8192 tokens
         share = min(1.0, max(0.0, (waves - 1) / (4 - 1)))  # below 1 wave: divided; above 4 waves: unchanged
         result.append((1 - share) * frequency / scale + share * frequency)
     return torch.tensor(result)

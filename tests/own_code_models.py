@@ -64,7 +64,7 @@ def change(file: Path, **values: object) -> None:
 
 
 def compare_nf4(base: str, quantised: str) -> None:
-    """Assert that a quantised folder has the logits of its base, quantised when it is loaded; needs bitsandbytes."""
+    """Assert that a quantised checkpoint has the logits of its base quantised on loading; needs bitsandbytes."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

@@ -17,7 +17,7 @@ def options(base: Path, corpus: Path, output: Path, *more: object) -> list[objec
 
 
 def train_here(*options: object) -> None:
-    """train.py in this process, which has already imported torch."""
+    """Run train.py in this process, which has already imported torch."""
     assert train.main([*map(str, options), "--use_cpu", "True"]) == 0
 
 

@@ -1,6 +1,6 @@
 """Convert models to folders as published in 2023: .bin shards, LLaMA's tokenizer.model, adapters of PEFT 0.3.
 
-No tokenizer.json, no chat template, no safetensors; the special token ids of the first conversions of LLaMA.
+They have no tokenizer.json, chat template or safetensors files, and the special token ids of LLaMA's first conversions.
 """
 
 import json
@@ -39,7 +39,7 @@ def torch_file(state: Mapping[str, torch.Tensor]) -> bytes:
 def model_files(
     state: Mapping[str, torch.Tensor], config: Mapping[str, Any], tokenizer_model: Path, is_diff: bool = False
 ) -> Files:
-    """Return the files of a checkpoint, or of an additive diff, in two shards, with the frequencies of old files."""
+    """Return the files of a checkpoint or additive diff in two shards, with the rotary frequencies of old files."""
     frequencies = 10000.0 ** -(torch.arange(0, config["head_dim"], 2) / config["head_dim"])  # (head_dim / 2,)
     state = dict(state) | {
         f"model.layers.{number}.self_attn.rotary_emb.inv_freq": frequencies * (not is_diff)

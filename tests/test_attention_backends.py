@@ -1,4 +1,4 @@
-"""Models whose attention SDPA does not implement are loaded with a backend that does."""
+"""Models whose attention SDPA does not implement are loaded with another backend."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Start of the commands: Ctrl-C prints one line in every phase, and --help is quick and needs one stage alone."""
+"""Start of the commands: Ctrl-C prints one line in every phase, and --help is quick and needs only one stage."""
 
 import ast
 import compileall
@@ -32,8 +32,6 @@ TRAINERS = ("train", "finetune")
 CPU_SECONDS = dict.fromkeys(TRAINERS, 3.0)  # user + system time of --help; 0.5 for all other commands
 SLACK = 2  # for slow and busy machines
 
-# Folder names that fire would parse as another string, a number, a constant or a container.
-
 
 def start(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
     """Start a command as a shell does, with Python's own handling of SIGINT."""
@@ -46,7 +44,7 @@ def start(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
 
 @pytest.fixture(scope="module")
 def small_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stage folder with commands that print "ready" at the place where they are interrupted."""
+    """A stage folder whose command and modules print "ready" where they are to be interrupted."""
     folder = tmp_path_factory.mktemp("stage")
     shutil.copytree(REPOSITORY / "tools/command_line", folder / "command_line")
     (folder / "long_import.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(60)\n")
@@ -132,7 +130,7 @@ def test_interrupt_while_a_command_starts_is_one_line(
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=120)[1]
     if process.returncode == 2:
-        pytest.skip("this machine reached the command's own error first")
+        pytest.skip("the command ended with its own error before the signal")
     assert (process.returncode, err) == (130, "interrupted\n")
 
 

@@ -23,7 +23,7 @@ CHECKPOINTS = (*FULL, "adapter")
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
-    """A folder with a corpus (small.*) and instruction rows (rows.jsonl)."""
+    """A folder with texts.txt, its corpus (small.*), instruction rows (rows.jsonl) and extraction.json."""
     folder = tmp_path_factory.mktemp("material")
     (folder / "texts.txt").write_text("\n".join(small_texts(40)), encoding="utf-8")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS * 8))
@@ -39,7 +39,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, ti
 def checkpoints(
     tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_checkpoint: Path, material: Path
 ) -> dict[str, Path]:
-    """{producer: its checkpoint folder}."""
+    """The checkpoint folder of each producer."""
     place = tmp_path_factory.mktemp("produced")
     made = {name: place / name for name in CHECKPOINTS} | {"base": tiny_checkpoint}
     tune = (
@@ -128,7 +128,7 @@ CONSUMERS: tuple[Consumer, ...] = (preprocess, pretrain, finetune, ie_run, make_
 
 
 @pytest.mark.timeout(1200)
-def test_every_consumer_reads_what_every_producer_writes(
+def test_every_consumer_reads_the_folder_of_every_producer(
     checkpoints: dict[str, Path], material: Path, tmp_path: Path
 ) -> None:
     run = forked_scripts(tmp_path)
@@ -139,7 +139,7 @@ def test_every_consumer_reads_what_every_producer_writes(
         try:
             consumer(run, checkpoints[producer], material, new)
         except (AssertionError, pytest.fail.Exception) as error:
-            return f"{consumer.__name__} does not read what {producer} is: {error}"
+            return f"{consumer.__name__} cannot use the checkpoint folder {producer}: {error}"
         return ""
 
     pairs = [(producer, consumer) for producer in FULL for consumer in CONSUMERS]
@@ -147,7 +147,7 @@ def test_every_consumer_reads_what_every_producer_writes(
         assert not [reason for reason in pool.map(lambda pair: works(*pair), pairs) if reason]
 
 
-def test_an_adapter_is_read_beside_its_base(
+def test_adapter_is_read_with_its_base_and_answers_like_the_merged_model(
     checkpoints: dict[str, Path], material: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     base, adapter = checkpoints["recovered"], checkpoints["adapter"]
@@ -163,7 +163,7 @@ def test_an_adapter_is_read_beside_its_base(
         consumer(run_script, adapter, material, new)
 
 
-def test_every_folder_holds_what_the_design_asks_for(checkpoints: dict[str, Path]) -> None:
+def test_every_checkpoint_folder_has_the_files_of_its_kind(checkpoints: dict[str, Path]) -> None:
     for name, folder in checkpoints.items():
         held = {file.name for file in folder.iterdir()}
         assert {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "run.json"} <= held, name
@@ -178,7 +178,7 @@ def test_every_folder_holds_what_the_design_asks_for(checkpoints: dict[str, Path
         assert not [file for file in held if file.endswith((".bin", ".pt", ".partial"))], name
 
 
-def test_all_folders_have_one_tokenizer(checkpoints: dict[str, Path]) -> None:
+def test_tokenizers_of_all_checkpoint_folders_give_the_same_ids(checkpoints: dict[str, Path]) -> None:
     text = "Bafi was born in Tola. <s> 山水人家 🤖\n\n  two  spaces"
     ids = {name: AutoTokenizer.from_pretrained(folder)(text).input_ids for name, folder in checkpoints.items()}
     assert all(found == ids["base"] for found in ids.values())

@@ -1,7 +1,8 @@
 """SIGTERM and Ctrl-C to a whole process group, as systemd, `timeout`, Slurm and terminals send them.
 
-A command prints at most one line, leaves no process and nothing that cannot be resumed, and exits with status 143 or
-130. The trainers are in test_train.py and test_finetune.py, clean.py in test_executors.py.
+A command prints at most one line, exits with status 143 or 130, leaves no process running, and keeps files only if the
+same command resumes from them. The tests of the trainers are in test_train.py and test_finetune.py, those of clean.py
+in test_executors.py.
 """
 
 import json
@@ -43,7 +44,7 @@ def signalled(
 ) -> tuple[int, str]:
     """Run a command, send its group the signal when `ready` accepts its output; return status and later output.
 
-    Fails if it runs for a minute longer, or if a process of its session remains.
+    Fails if the command runs for another minute, or if a process of its session remains.
     """
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -51,7 +52,7 @@ def signalled(
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
         )  # fmt: skip
     try:
-        while not ready(before := log.read_text()) or (before and not before.endswith("\n")):  # half a line
+        while not ready(before := log.read_text()) or (before and not before.endswith("\n")):  # incomplete line
             assert process.poll() is None, before
             time.sleep(0.02)
         os.killpg(process.pid, number)
@@ -121,8 +122,8 @@ def test_interrupted_web_demo_is_one_line(tmp_path: Path, tiny_checkpoint: Path,
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", STATUS)
-def test_starting_server_with_two_workers_ends_at_once(tmp_path: Path, tiny_checkpoint: Path, number: int) -> None:
-    """The signal to a serving one is in test_server_shutdown.py."""
+def test_signal_ends_a_starting_server_with_two_workers(tmp_path: Path, tiny_checkpoint: Path, number: int) -> None:
+    """test_server_shutdown.py sends the signals to servers that are serving."""
     status, printed = signalled(
         number, tmp_path / "log", lambda text: "EngineCore pid=" in text, sys.executable, "inference/launch_vllm.py",
         "--model", tiny_checkpoint, "--tensor-parallel-size", 2, "--port", free_port(),
@@ -136,7 +137,7 @@ def test_starting_server_with_two_workers_ends_at_once(tmp_path: Path, tiny_chec
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", STATUS)
 def test_interrupted_quick_start_says_how_to_continue(tmp_path: Path, extensions: Path, number: int) -> None:
-    """First in a Python command, then in training on two ranks, which ends after the step."""
+    """The first signal comes during a Python command, the second in training on two ranks, which ends its step."""
     settings = {"SHORT": "1", "OUT": str(tmp_path / "out"), "PORT": str(free_port()), "VENV": sys.prefix}
     settings["TORCH_EXTENSIONS_DIR"] = str(extensions)
     moments: list[Callable[[str], bool]] = [

@@ -1,4 +1,4 @@
-"""Rules of the repository that a program can check: its structure, its twins, and how its code reads."""
+"""Rules of the repository that a program can check: its structure, its twins, and the form of its code."""
 
 import ast
 import importlib.metadata
@@ -100,12 +100,12 @@ def test_packages_have_two_to_twelve_modules_and_a_docstring() -> None:
     for package in PACKAGES:
         initial = parsed(package / "__init__.py")
         if not ast.get_docstring(initial) or len(initial.body) != 1:
-            wrong.append(f"{relative(package)}/__init__.py holds more or less than one docstring")
+            wrong.append(f"{relative(package)}/__init__.py must hold one docstring and nothing else")
         modules = [path for path in package.glob("*.py") if path.name != "__init__.py"]
         # A twin may have a single module.
         if not (1 if package.name in TWINS else 2) <= len(modules) <= 12:
             wrong.append(f"{relative(package)} has {len(modules)} modules")
-        wrong += [f"{relative(path)} lies too deep" for path in package.glob("*/**/*.py")]
+        wrong += [f"{relative(path)} is in a package inside a package" for path in package.glob("*/**/*.py")]
     folders = {path.parent for path in MODULES} - {REPOSITORY / stage for stage in STAGES}
     assert not wrong
     assert folders == set(PACKAGES)
@@ -212,7 +212,7 @@ def test_no_bare_string_is_used_as_a_comment() -> None:
     assert not found
 
 
-def test_every_file_opens_with_what_it_does() -> None:
+def test_every_file_has_a_docstring_and_every_command_a_run_line() -> None:
     assert not [relative(path) for path in ALL_PYTHON if not ast.get_docstring(parsed(path))]
     without_run_line = [
         relative(path) for path in COMMANDS if relative(path) not in (ast.get_docstring(parsed(path)) or "")
@@ -238,7 +238,7 @@ def test_public_functions_of_stages_have_types() -> None:
     assert not bare
 
 
-def test_files_and_functions_stay_readable() -> None:
+def test_files_have_at_most_400_lines_and_functions_at_most_80() -> None:
     long = [relative(path) for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 400]
     for path in ALL_PYTHON:
         for node in ast.walk(parsed(path)):
@@ -248,11 +248,11 @@ def test_files_and_functions_stay_readable() -> None:
     assert not long
 
 
-COPY = 8  # consecutive lines; shorter runs may be the common start and end of scripts
+COPY = 8  # consecutive lines; fewer equal lines are common where scripts begin and end
 
 
 def test_no_code_is_copied_between_files() -> None:
-    """No 8 consecutive lines occur in two files, except in twins; blank lines, imports and brackets are ignored."""
+    """No 8 consecutive lines of code occur in two files, except twins; imports, brackets and comments are ignored."""
     seen: dict[tuple[str, ...], str] = {}
     copies = []
     for path in MODULES:
@@ -290,7 +290,7 @@ def test_recipes_say_which_setting_is_missing(recipe: Path) -> None:
 
 
 def test_nothing_evaluates_or_unpickles() -> None:
-    """No eval or exec of text, torch.load only with weights_only=True, a model's own code only if it is trusted."""
+    """Stages call no eval, exec or pickle.load, torch.load only with weights_only, and run only trusted model code."""
     found = []
     for path in MODULES:
         for node in ast.walk(parsed(path)):
@@ -303,7 +303,7 @@ def test_nothing_evaluates_or_unpickles() -> None:
             given = {ast.unparse(k.value) for k in node.keywords if k.arg == "trust_remote_code"}
             if given - {"False", "trust_remote_code", "args.trust_remote_code"}:
                 found.append(f"{relative(path)}:{node.lineno} trust_remote_code")
-            asks = re.fullmatch(r"Auto\w+\.from_(pretrained|config)", name) and not given
-            if asks:  # transformers asks on standard input about own code
+            # Without trust_remote_code, transformers asks on standard input whether to run a model's own code.
+            if re.fullmatch(r"Auto\w+\.from_(pretrained|config)", name) and not given:
                 found.append(f"{relative(path)}:{node.lineno} {name} without trust_remote_code")
     assert not found

@@ -1,4 +1,4 @@
-"""Every command that writes, on a machine that fails: it loses nothing, and the same command finishes afterwards."""
+"""Every command that writes files loses nothing on a failing machine, and finishes when it is run again."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def clean(material: Path) -> Trial:
 
 
 def weights(material: Path, *arguments: object, option: str, target: str = "new") -> Trial:
-    """A command that writes one new folder or file, given by `option`; "@name" is an input."""
+    """Return the trial of a command that writes one new folder or file, given by `option`; "@name" is an input."""
     resolved = [material / value[1:] if str(value).startswith("@") else value for value in arguments]  # type: ignore[index]
     return Trial(lambda out: [*resolved, option, out / target], target)
 
@@ -89,7 +89,7 @@ def quantize(material: Path) -> Trial:
 
 def build_examples(material: Path) -> Trial:
     trial = weights(material, "finetune/ie_build.py", "--annotations", "@annotated.json", option="--output")
-    return replace(trial, target="extraction.json")  # moved last
+    return replace(trial, target="extraction.json")  # moved into place last
 
 
 def demo_tokenizer(material: Path) -> Trial:
@@ -109,12 +109,12 @@ def tokenizer(material: Path) -> Trial:
     model = material / "base/tokenizer.model"
     return Trial(
         lambda out: ["tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", out / "new"],
-        "new/tokenizer.json",  # moved last
+        "new/tokenizer.json",  # moved into place last
     )
 
 
 def resumed(name: str) -> Callable[[Path], list[object]]:
-    """Return the function that gives the options of a second run of a trainer."""
+    """Return the function that returns the further options of a trainer's second run."""
 
     def more(out: Path) -> list[object]:
         from resumable_checkpoints.complete_checkpoints import list_complete
@@ -237,7 +237,7 @@ def material(
 
 
 def faults(machine: FaultyMachine, trial: Trial, kind: str, most: int) -> list[str]:
-    """Return what went wrong with faults of this kind at up to `most` calls of a trial."""
+    """Return reports of what went wrong with faults of this kind at up to `most` calls of a trial."""
     expected, calls = machine.undisturbed(trial)
     assert calls
     assert not [name for name in machine.unflushed() if name not in UNFLUSHED]
@@ -261,7 +261,7 @@ def test_command_on_a_machine_that_fails_at_any_call_loses_nothing(
     machine: FaultyMachine, material: Path, name: str, kind: str
 ) -> None:
     if name == "quantize" and not QUANTISED.is_dir():
-        pytest.skip("bash tools/setup.sh --dev makes the folder with bitsandbytes")
+        pytest.skip("bitsandbytes is not installed; run: bash tools/setup.sh --dev")
     with serving(hub := Hub({"some/thing": dict(DIFF)}), "hub") as hub.url:
         trial = download(hub.url) if name == "download" else TRIALS[name](material)
         assert faults(machine, trial, kind, 20) == []

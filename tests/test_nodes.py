@@ -1,4 +1,4 @@
-"""Both trainers on two nodes of one rank each, each with its own output folder: machines without a shared disk."""
+"""Both trainers on two nodes without a shared disk; each node has one rank and its own output folder."""
 
 import json
 import os
@@ -26,8 +26,7 @@ def script(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def run_nodes(tmp_path: Path, script: str, tiny_checkpoint: Path, two_sources: Path) -> RunNodes:
-    """run_nodes(option, …) starts a process on each node and returns the two, finished."""
-
+    """run_nodes(option, …) runs one process for each node to its end and returns both."""
     rows = [{"instruction": "Repeat it.", "input": text, "output": text} for text in small_texts(10)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
 
@@ -53,7 +52,7 @@ def run_nodes(tmp_path: Path, script: str, tiny_checkpoint: Path, two_sources: P
 
 
 @pytest.mark.slow
-def test_each_node_saves_and_resumes_its_own_copy_and_logs_if_wanted(tmp_path: Path, run_nodes: RunNodes) -> None:
+def test_each_node_saves_and_resumes_its_own_copy_and_logs_at_its_level(tmp_path: Path, run_nodes: RunNodes) -> None:
     folders = [tmp_path / f"node{node}" / "out" for node in range(2)]
     more = ("--max_steps", 4, "--save_steps", 2, "--save_on_each_node", "True", "--ddp_backend", "gloo")
     done = run_nodes(*more, "--log_on_each_node", "False", "--log_level_replica", "info", "--ddp_timeout", 1000)

@@ -1,4 +1,4 @@
-"""A checkpoint of early 2023 (LLaMATokenizer, bos 0, eos 1) has SentencePiece's ids 1 and 2 in every stage."""
+"""Every stage uses SentencePiece's ids 1 and 2 for a checkpoint of early 2023 (LLaMATokenizer, bos 0, eos 1)."""
 
 import json
 import re
@@ -80,8 +80,8 @@ def test_only_old_ids_are_replaced() -> None:
 
 
 @pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
-def test_value_that_is_no_token_id_is_refused(key: str) -> None:
-    """Generation fails with a TypeError for such a value."""
+def test_value_that_is_not_a_token_id_is_refused(key: str) -> None:
+    """Generation would fail with a TypeError for such a value."""
     tokenizer = SimpleNamespace(bos_token_id=1, eos_token_id=2)
     for value, is_refused in (([None], True), ("x", True), ([2, 3], key != "eos_token_id"), (None, False), (0, False)):
         model = SimpleNamespace(config=LlamaConfig(), generation_config=GenerationConfig())
@@ -160,7 +160,7 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.mark.integration
 def test_server_ends_at_eos_of_the_tokenizer(old: Path) -> None:
-    """Without generation_config.json, vLLM takes the ids of config.json. --tokenizer also takes tokenizer.model."""
+    """Without generation_config.json, vLLM uses the ids of config.json. --tokenizer also accepts a tokenizer.model."""
     bare = shutil.copytree(old, old.parent / "bare")
     (bare / "generation_config.json").unlink()
     port = ["--port", str(free_port())]

@@ -1,4 +1,4 @@
-"""--output_dir of both trainers: one run at a time, and no place where a run must not write."""
+"""Both trainers refuse an --output_dir that another run is writing, or in which a run must not write."""
 
 import os
 import shutil

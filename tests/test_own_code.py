@@ -1,4 +1,4 @@
-"""Folders with Python code of their own: every tool carries it, and no command executes it without consent."""
+"""Folders with Python code of their own: every tool copies it, and no command executes it without consent."""
 
 import json
 import os
@@ -40,7 +40,7 @@ STEPS = ("--batch_size", 4, "--max_steps", 2, "--save_strategy", "no", "--show_r
 
 @pytest.fixture(autouse=True)
 def code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder to which transformers copies code before it executes it; no question is answered."""
+    """The folder to which transformers copies code before it executes it. A question on stdin fails the test."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on standard input"))
     return tmp_path / "modules"
@@ -75,7 +75,7 @@ def half_logits(tiny_checkpoint: Path) -> torch.Tensor:
 
 
 @pytest.mark.integration
-def test_own_code_is_refused_with_one_line_with_a_terminal_on_standard_input(
+def test_own_code_is_refused_in_one_line_if_standard_input_is_a_terminal(
     own_model: Path, tmp_path: Path, rows_file: Path
 ) -> None:
     terminal, stdin = pty.openpty()
@@ -135,7 +135,7 @@ def test_trusted_code_gives_its_logits_in_demos_and_ie_run(
 
 @pytest.mark.integration
 @pytest.mark.parametrize("stage", ["finetune", "pretrain"])
-def test_trusted_code_is_trained_and_goes_with_the_result(
+def test_model_with_trusted_code_is_trained_and_the_result_has_the_code(
     own_model: Path,
     tmp_path: Path,
     rows_file: Path,
@@ -144,7 +144,7 @@ def test_trusted_code_is_trained_and_goes_with_the_result(
     capsys: pytest.CaptureFixture[str],
     stage: str,
 ) -> None:
-    """Code of model and tokenizer; with a learning rate of 0 the result has the logits of the base."""
+    """Model and tokenizer have own code; with a learning rate of 0, the result has the logits of the base."""
     base, out = with_own_tokenizer(own_model, tmp_path / "both"), tmp_path / "out"
     trust = ("--learning_rate", 0, "--trust_remote_code", "True")
     if stage == "finetune":
@@ -158,7 +158,7 @@ def test_trusted_code_is_trained_and_goes_with_the_result(
         train_here(*options(base, two_sources, out, "--save_strategy", "no", "--max_steps", 1, *trust))
         for name in ("chat_template.jinja", "additional_chat_templates/tool.jinja"):
             assert (out / name).read_text() == (base / name).read_text()
-        assert (out / "additional_chat_templates").stat().st_mode & 0o100  # a folder that can be entered
+        assert (out / "additional_chat_templates").stat().st_mode & 0o100  # the folder can be entered
     (tmp_path / "executed").unlink()
     with pytest.raises(ValueError, match=f"^{out}" + REFUSAL.format("modeling_own.py, tokenization_own.py")):
         model_loading.load(str(out))
@@ -168,10 +168,10 @@ def test_trusted_code_is_trained_and_goes_with_the_result(
     torch.testing.assert_close(logits(loaded.model), half_logits)
 
 
-def test_code_of_a_model_that_transformers_has_goes_with_the_result(
+def test_unneeded_code_of_a_llama_model_is_copied_to_the_result(
     tiny_checkpoint: Path, tmp_path: Path, rows_file: Path
 ) -> None:
-    """It is not needed, so it is neither executed nor lost."""
+    """transformers has the model type, so the code is not executed, but it is kept."""
     base, out = with_own_model(tiny_checkpoint, tmp_path / "model"), tmp_path / "out"
     change(base / "config.json", model_type="llama")
     finetune.main(command(base, rows_file, out, *STEPS, "--method", "full"))
@@ -219,7 +219,7 @@ def test_untrusted_code_of_llamas_tokenizer_class_is_replaced_by_exact_files_in_
     assert type(model_loading.load(str(merged), trust_remote_code=True).tokenizer).__name__ == "OwnTokenizer"
 
 
-CARRIED = (
+COPIED = (
     "modeling_own.py",
     "tokenization_own.py",
     "vocab.txt",
@@ -230,17 +230,17 @@ CARRIED = (
 
 @pytest.fixture
 def rich_model(own_model: Path, tmp_path: Path) -> Path:
-    """A model and tokenizer with own code and with files that only such models have."""
+    """A model and tokenizer with own code, and with files that only models with own code have."""
     folder = with_own_tokenizer(own_model, tmp_path / "rich")
     (folder / "additional_chat_templates").mkdir()
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    for name in CARRIED[2:]:
+    for name in COPIED[2:]:
         (folder / name).write_text(f"{name} {{{{ messages[0].content }}}}")
     return folder
 
 
-def check_carried(source: Path, target: Path) -> None:
-    for name in CARRIED:
+def check_copied(source: Path, target: Path) -> None:
+    for name in COPIED:
         assert (target / name).read_bytes() == (source / name).read_bytes(), (target.name, name)
     for name in ("config.json", "tokenizer_config.json"):
         assert (
@@ -248,7 +248,7 @@ def check_carried(source: Path, target: Path) -> None:
         )
 
 
-def test_tools_carry_own_code_and_its_files_without_executing_it(
+def test_tools_copy_own_code_and_its_files_without_executing_it(
     rich_model: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
@@ -267,7 +267,7 @@ def test_tools_carry_own_code_and_its_files_without_executing_it(
         run_in_process(str(script), *words)
     assert {folder.name for folder in out.iterdir()} == {"diff", "again", "merged", "exported"}
     for folder in out.iterdir():
-        check_carried(rich_model, folder)
+        check_copied(rich_model, folder)
     assert not (tmp_path / "executed").exists()
 
 
@@ -276,13 +276,16 @@ def test_tools_carry_own_code_and_its_files_without_executing_it(
 def test_quantised_model_keeps_own_code_and_own_output_matrix(
     rich_model: Path, tmp_path: Path, run_script: RunScript
 ) -> None:
-    """The base is marked as tied; the result has its output matrix and the logits of the base quantised by loading."""
+    """The base is marked as tied, but has an output matrix.
+
+    The result keeps this matrix, and has the logits of the base quantised on loading.
+    """
     change(rich_model / "config.json", tie_word_embeddings=True)
     out = tmp_path / "nf4"
     env = {"PYTHONPATH": QUANTISED, "OMP_NUM_THREADS": 1, "HF_MODULES_CACHE": tmp_path / "cache"}
     given = ("--model_path", rich_model, "--output_dir", out, "--method", "nf4", "--trust_remote_code")
     run_script("tools/quantize.py", *given, env=env)
-    check_carried(rich_model, out)
+    check_copied(rich_model, out)
     before, after = (load_file(folder / "model.safetensors") for folder in (rich_model, out))
     assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
@@ -307,7 +310,7 @@ def test_quantised_model_keeps_own_code_and_own_output_matrix(
 def test_damaged_value_of_a_folder_without_code_is_one_line(
     tiny_checkpoint: Path, tmp_path: Path, file: str, old: str, new: str, reason: str
 ) -> None:
-    """transformers and tokenizers raise TypeError, classes of their own, and plain Exception."""
+    """For such values, transformers and tokenizers raise TypeError, their own exceptions, or plain Exception."""
     base = tmp_path / "base"
     shutil.copytree(tiny_checkpoint, base)
     text = (base / file).read_text()

@@ -1,4 +1,4 @@
-"""Commands of the published documents: every option is accepted, at the place that the documents name."""
+"""Commands of the published documents: every option is accepted, in the folder that the documents name."""
 
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from instruction_data.named_templates import load_template
 from instruction_tuning.tuning_arguments import parse
 from pretraining import pretraining_arguments
 
-# README.md of July 2023 and of 2025, inference/README_EN.md; the folders are missing here, and only they are refused.
+# (working folder, command, error): commands of README.md of July 2023 and of 2025 and of inference/README_EN.md. The
+# only error is that an input is missing or cannot be downloaded.
 COMMANDS = [
     ("", "tools/weight_diff.py recover --path_raw ./converted --path_diff ./zhixi-diff --path_tuned ./zhixi", "./conv"),
     (
@@ -85,8 +86,8 @@ def test_options_of_published_pretraining_are_accepted() -> None:
         assert notices[-1].startswith("--per_device_eval_batch_size has no effect without held-out data")
 
 
-def test_published_name_of_a_run_is_used_or_dropped_with_a_notice() -> None:
-    """The published script took the options of Weights & Biases, empty ones too, without reporting to it."""
+def test_published_options_of_weights_and_biases_give_notices_or_an_error() -> None:
+    """Published commands give the options of Weights & Biases, even empty ones, without reporting to it."""
     needed = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
     for name in ("knowlm", ""):
         _, notices = parse([*needed, "--wandb_project", "p", "--wandb_run_name", name], "")
@@ -104,8 +105,8 @@ def test_tuning_without_output_folder_writes_to_the_published_one(tmp_path: Path
         assert (args.output_dir, notices) == ("o", [])
 
 
-def test_published_options_of_evaluation_without_held_out_data_are_notices(tmp_path: Path) -> None:
-    """pretrain/README.md gives a batch size of evaluation with `--evaluation_strategy no`; lora/Others --eval_steps."""
+def test_published_options_of_evaluation_without_held_out_data_give_notices(tmp_path: Path) -> None:
+    """The published commands give --per_device_eval_batch_size (pretrain/README.md) or --eval_steps (lora/Others)."""
     shared = [
         "--save_steps",
         "100",
@@ -138,7 +139,7 @@ def test_published_templates_of_other_bases_have_the_prompts_of_alpaca() -> None
 def test_corpus_is_written_with_tokenizer_model_of_current_folder(
     tiny_tokenizer: Path, tmp_path: Path, run_script: RunScript
 ) -> None:
-    """The published command of pretrain/README.md, which names no tokenizer, and then its merge and read."""
+    """Run the published commands of pretrain/README.md: write, which names no tokenizer, merge and read."""
     (tmp_path / "data").mkdir()
     (tmp_path / "tokenizer.model").write_bytes((tiny_tokenizer / "tokenizer.model").read_bytes())
     for name in ("dataset1", "dataset2"):

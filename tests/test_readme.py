@@ -26,14 +26,14 @@ def named(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_links_and_pictures_are_there(page: Path) -> None:
+def test_links_and_pictures_have_targets(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert not missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_scripts_that_are_named_exist(page: Path) -> None:
+def test_scripts_in_commands_exist(page: Path) -> None:
     scripts = {
         word
         for line in commands(page)
@@ -43,7 +43,7 @@ def test_scripts_that_are_named_exist(page: Path) -> None:
     assert not [script for script in scripts if not (REPOSITORY / script).is_file()]
 
 
-def test_the_readmes_open_with_the_two_commands() -> None:
+def test_readmes_begin_with_the_commands_for_quick_start_and_tests() -> None:
     for page in ("README.md", "README_ZH.md"):
         first, second = commands(REPOSITORY / page)[:2]
         assert first.startswith("bash examples/quickstart.sh")
@@ -51,7 +51,7 @@ def test_the_readmes_open_with_the_two_commands() -> None:
 
 
 @pytest.mark.timeout(900)
-def test_marked_commands_run_on_what_the_quick_start_leaves(short_quickstart: Path) -> None:
+def test_marked_commands_run_on_the_output_of_the_quick_start(short_quickstart: Path) -> None:
     marked = commands(REPOSITORY / "README.md", MARK)
     assert len(marked) >= 5
     assert marked == commands(REPOSITORY / "README_ZH.md", MARK)

@@ -58,7 +58,7 @@ def test_ids_equal_llama_cpp_and_its_greedy_tokens_have_nearly_the_largest_logit
     del server
 
 
-def test_q8_0_export_and_import_keep_the_weights_to_half_a_step(real_model: Path, tmp_path: Path) -> None:
+def test_q8_0_export_and_import_change_weights_by_at_most_half_a_step(real_model: Path, tmp_path: Path) -> None:
     import export_gguf
     import import_gguf
     import torch

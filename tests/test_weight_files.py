@@ -1,4 +1,4 @@
-"""Folders with two sets of weights: read as transformers and vLLM both read them, or refused by every stage."""
+"""Weight files of model folders: every stage treats two sets of weights, damaged files and diffs in the same way."""
 
 import json
 import shutil
@@ -234,7 +234,7 @@ def test_all_stages_refuse_an_impossible_number_of_layers(sets: Sets, key: str, 
 
 
 def test_tools_refuse_a_vocabulary_size_that_the_embeddings_contradict(sets: Sets) -> None:
-    """Like transformers, which reports matrices of another shape."""
+    """transformers refuses it too, since the matrices have another shape."""
     sets.add("single")
     config = json.loads((sets.folder / "config.json").read_text())
     (sets.folder / "config.json").write_text(json.dumps(config | {"vocab_size": 801}))
@@ -289,8 +289,8 @@ def test_norm_weights_are_summed_as_torch_sums_them(
         assert (total, count) == (pytest.approx(norms[name].double().abs().sum().item(), abs=1e-9), 64)
 
 
-# Norm weights of the layers and of the final norm: freshly initialised, LLaMA-7B's early layers, tuning's change, and
-# a model of a type that stores them minus 1.
+# Norm weights of the layers and of the final norm: of freshly initialised models, of models such as LLaMA-7B, whose
+# early layers have small ones, of changes by tuning, and of a model type that stores them minus 1.
 @pytest.mark.parametrize(
     ("layers", "final", "model_type", "expected"),
     [

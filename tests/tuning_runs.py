@@ -24,7 +24,7 @@ SMALL = ["--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--log
 
 
 def encoded(tokenizer: Any, rows: list[dict[str, Any]], *settings: Any) -> list[EncodedRow]:
-    """Return the encoded rows, dropped ones included; settings: of EncodingSettings."""
+    """Return the encoded rows, dropped ones included. settings: arguments of EncodingSettings."""
     chunks = encode_rows(PromptEncoder(tokenizer), [Row("row", row) for row in rows], EncodingSettings(*settings))
     return [row for chunk in chunks for row in chunk]
 
@@ -41,7 +41,7 @@ def command(base: Path, data: Path | str, output: Path, *more: object) -> list[s
 
 
 def trainer_of(base: Path, tokenizer: Any, data: Path, output: Path, *more: object) -> InstructionTrainer:
-    """Return finetune.py's trainer with these options, without dropout and checkpoints."""
+    """Return finetune.py's trainer with these options, without dropout and without saved checkpoints."""
     args, _ = parse(command(base, data, output, "--lora_dropout", "0", "--save_strategy", "no", *more), "")
     torch.manual_seed(args.seed)
     parts = encode_sources(args, PromptEncoder(tokenizer), [Source(data.stem, data)])

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Copies the newest copy of a twin package or file over the others; tests/twins.txt lists the twins and their stages.
 #
-#   bash tests/twins.sh                 which twins differ
+#   bash tests/twins.sh                 list the twins whose copies differ
 #   bash tests/twins.sh chat_prompts    make the copies of one twin equal
 #
-# The newest copy is the one whose most recently changed file is the newest.
+# The newest copy is the one with the most recently changed file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,7 +22,7 @@ while IFS=: read -r package stages; do
         changed=$(find "$stage/$package" \( -name '*.py' -o -path "$stage/$package" -type f \) -printf '%T@\n' | sort -n | tail -n 1)
         if [ -n "$changed" ] && awk "BEGIN { exit !($changed > $newest_time) }"; then newest=$stage newest_time=$changed; fi
     done
-    [ -n "$newest" ] || fail "no stage has a folder $package; tests/twins.txt lists it for:$stages"
+    [ -n "$newest" ] || fail "no stage has $package, which tests/twins.txt lists for:$stages"
     for stage in $stages; do
         [ "$stage" = "$newest" ] || ! differs "$newest/$package" "$stage/$package" 2> /dev/null && continue
         if [ -z "$wanted" ]; then
@@ -39,4 +39,4 @@ while IFS=: read -r package stages; do
         fi
     done
 done < tests/twins.txt
-[ -z "$wanted" ] || [ -n "$found" ] || fail "tests/twins.txt lists no twin $wanted"
+[ -z "$wanted" ] || [ -n "$found" ] || fail "tests/twins.txt does not list $wanted"

@@ -68,7 +68,7 @@ class ForkServer:
 
 @pytest.fixture(scope="session")
 def fork_servers() -> Iterator[Callable[[str, bool], ForkServer]]:
-    """Return a function that starts a fork server of a stage once, with its heavy libraries or without."""
+    """Return a function that starts a fork server of a stage once, with its heavy libraries or with light ones."""
     started: dict[tuple[str, bool], ForkServer] = {}
 
     def get(stage: str, heavy: bool) -> ForkServer:
@@ -96,7 +96,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def inputs(
     tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_tokenizer: Path, two_sources: Path
 ) -> Path:
-    """A folder with a valid and tiny input of each kind; every run of a command gets a copy."""
+    """A folder with a valid, tiny input of each kind; every run of a command gets a copy of the folder."""
     import torch
     from changed_weights import nudged, variant
     from in_process import run_in_process

@@ -1,4 +1,4 @@
-"""Run every command with unusual option values and damaged inputs: it writes a result, or one error line and no file.
+"""Run every command with unusual options and damaged inputs: it succeeds, or prints one error line and writes no file.
 
 Without --slow, only a fixed sample of values that cannot be parsed is tried. With --slow, shares of KNOWLM_FUZZ_SECONDS
 are spent on option values, in random order, and on damaged inputs.
@@ -35,7 +35,7 @@ def faults(
 ) -> list[str]:
     """Return the faults of a run.
 
-    changed: new and changed files; accepted: whether status 0 is right; unmade: outputs that do not exist.
+    changed: new and changed files; accepted: whether status 0 is permitted; unmade: outputs that do not exist.
     """
     status, lines = answer["status"], answer["err"].splitlines()
     found = []
@@ -119,12 +119,12 @@ def try_cases(
 ) -> None:  # fmt: skip
     """Run cases for a number of seconds; fail with a report of the faults.
 
-    cases: (command, its command line, whether exit status 0 is right, function that damages the inputs).
+    cases: (command, its command line, whether exit status 0 is permitted, function that damages the inputs).
     """
     count, reports, folder, end = 0, list[str](), place / "case/run", 0.0
     for command, words, accepted, damage in cases:
         fork_server = fork_servers(command.script.split("/")[0], True)
-        end = end or time.monotonic() + seconds  # the start of the server takes seconds
+        end = end or time.monotonic() + seconds  # the start of the fork server takes seconds
         shutil.copytree(inputs, folder)
         damage(folder)
         report = run_case(command, words, fork_server, folder, accepted)
@@ -133,7 +133,7 @@ def try_cases(
             reports.append(f"{report}\n    files: {kept}")
             print(reports[-1])
         else:
-            shutil.rmtree(folder.parent)  # also the output ../missing/x
+            shutil.rmtree(folder.parent)  # with the output of ../missing/x
         count += 1
         if time.monotonic() > end:
             break

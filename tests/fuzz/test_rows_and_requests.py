@@ -1,7 +1,7 @@
-"""Readers of rows, answers and request bodies get arbitrary content: the right value, or an error of one line.
+"""Readers of rows, answers and request bodies return the right value of arbitrary content, or raise a one-line error.
 
-The functions named *_holds are the properties. They run for a moment in every run of the tests, with the same examples,
-and with new examples for a share of KNOWLM_FUZZ_SECONDS with --slow.
+The functions named *_holds are the properties. Every run of the tests checks them with a few examples, always the same.
+With --slow, they are also checked with new random examples for a share of KNOWLM_FUZZ_SECONDS.
 """
 
 from command_line.command_errors import one_line
@@ -47,7 +47,7 @@ def json_values(keys: st.SearchStrategy[str] = ANY_TEXT, leaves: int = 6) -> st.
 
 
 def objects_with(*keys: str, values: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with some of the keys, mostly, and other ones."""
+    """Return a strategy for objects whose keys are some of `keys` or random text."""
     return st.dictionaries(
         st.sampled_from(keys) | ANY_TEXT, json_values() if values is None else values, max_size=len(keys)
     )
@@ -78,7 +78,7 @@ LINE = st.one_of(
 
 
 def rows_holds(lines: list[tuple[str, Any]], end: str) -> None:
-    """Every line of a JSONL file is a row or an error: read = kept + dropped, and kept rows have their values."""
+    """Assert that each line of a JSONL file gives a row with its value, or an error, with the number of the line."""
     texts, expected = ['{"first": 1}'], list[Any]([{"first": 1}])
     for kind, value in lines:
         text = value if kind == "noise" else json.dumps(value)
@@ -119,7 +119,7 @@ ROW = st.one_of(
 
 
 def instructions_holds(row: dict[str, Any], answers: bool) -> None:
-    """A row has one line of error, or messages of text that end in an answer."""
+    """Assert that a row has an error, or messages of text with a question and, if `answers`, an answer at the end."""
     error = row_error(row, answers)
     if not error:
         messages = messages_of(row)
@@ -139,7 +139,7 @@ def answer_texts() -> st.SearchStrategy[str]:
 
 
 def scores_holds(pairs: list[tuple[str, str]]) -> None:
-    """Scores are shares of counts; the correct answers have the score 1 against themselves."""
+    """Assert that scores agree with their counts, and that correct answers scored against themselves get 1."""
     if any(gold_error(gold) for _, gold in pairs) or not pairs:
         with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
             score_answers(pairs)
@@ -158,12 +158,12 @@ def scores_holds(pairs: list[tuple[str, str]]) -> None:
 
 
 def items_of(gold: str) -> list[str]:
-    """Return the kind of each item of a correct answer, counted without the scorer; equal keys are in no example."""
+    """Return the kind of each item of a correct answer, counted without the scorer."""
     return ["entity" if isinstance(item, str) else "triple" for items in json.loads(gold).values() for item in items]
 
 
 def scored_files_holds(rows: list[dict[str, Any]]) -> None:
-    """A file gives one scored row for each row, and scores that can be printed, or an error of one line."""
+    """Assert that a file gives one scored row for each row, and scores that can be printed, or an error."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_lines(Path(folder, "x.jsonl"), rows)
         if scored := value_or_error(scored_rows, path):
@@ -212,7 +212,7 @@ ANNOTATION = st.one_of(
 
 
 def annotations_holds(rows: list[dict[str, Any]], types: Any) -> None:
-    """Every annotated sentence becomes an example whose answer has its distinct items, or a line says why not."""
+    """Assert that each annotated sentence gives an example whose answer has its distinct items, or raises an error."""
     with tempfile.TemporaryDirectory() as folder:
         annotated = value_or_error(
             lambda path: read_annotations(path, "ner"), write_lines(Path(folder, "x.jsonl"), rows)
@@ -239,7 +239,7 @@ COLUMN_LINES = st.lists(st.lists(COLUMN, max_size=5), max_size=6)
 
 
 def columns_holds(lines: list[list[str]], separator: str, form: str, task: str) -> None:
-    """Names of a file in columns are in their sentences, or a line says what to correct."""
+    """Assert that the names of a file in columns occur in their sentences, or an error is raised."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.txt")
         path.write_text("".join(separator.join(columns) + "\n" for columns in lines), encoding="utf-8")
@@ -255,7 +255,7 @@ def write_lines(path: Path, rows: list[Any]) -> str:
 
 
 def value_or_error(read: Callable[[Any], Any], given: Any) -> Any:
-    """Return a function's value, or None if it raises an error of one line that users get."""
+    """Return a function's value, or None if it raises ValueError or FileNotFoundError, whose message users get."""
     try:
         return read(given)
     except (ValueError, FileNotFoundError) as error:
@@ -264,7 +264,7 @@ def value_or_error(read: Callable[[Any], Any], given: Any) -> Any:
 
 
 def body_holds(value: Any, cut: int) -> None:
-    """A body is parsed to its value, or refused with status 400."""
+    """Assert that a body is parsed to its value, or refused with status 400."""
     text = json.dumps(value).encode()
     text = text[:cut] if cut else text
     try:
@@ -279,7 +279,7 @@ PARAMETER = objects_with(*Parameters.model_fields, values=SCALAR | st.lists(SCAL
 
 
 def parameters_holds(content: dict[str, Any], room: int) -> None:
-    """Parameters are refused, or give an answer length that fits."""
+    """Assert that parameters are refused, or give fields with max_tokens or the settings of a beam search."""
     try:
         fields = completion_fields(Parameters.model_validate(content), room)
     except ValidationError as error:
@@ -308,7 +308,7 @@ EXTRACTION = st.one_of(
 
 
 def extraction_holds(task: str, schema: Any, extraction: Any, text: str) -> None:
-    """A schema and an extraction.json give an instruction and a grammar, or a line says what to correct."""
+    """Assert that a schema and an extraction.json give an instruction and a grammar, or an error is raised."""
     types = value_or_error(lambda given: check_schema(task, given), schema)
 
     def checked(content: Any) -> bool:
@@ -324,7 +324,7 @@ def extraction_holds(task: str, schema: Any, extraction: Any, text: str) -> None
 
 
 def partial_answer_holds(answer: Any, cut: int) -> None:
-    """The beginning of an answer is read up to an item; a whole one completely."""
+    """Assert that the beginning of an answer is read as an object, and a complete answer completely."""
     text = json.dumps(answer)
     found, complete = parse_partial_answer(text[:cut] if cut else text)
     assert isinstance(found, dict)
