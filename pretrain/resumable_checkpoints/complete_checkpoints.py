@@ -6,10 +6,11 @@ killed while saving.
 """
 
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+
+from partial_folders.atomic_outputs import fsync_path
 
 # complete.json has sizes but no hashes. All files are flushed before it is written, so an interrupted save can only
 # omit files or shorten them, and sizes show both. Hashes would additionally detect only later changes of values.
@@ -50,24 +51,16 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 def flush(checkpoint: Path) -> None:
     """Flush the files of a checkpoint to the disk; one rank of each machine calls it."""
     for path in [*checkpoint.rglob("*"), checkpoint]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        fsync_path(path)
 
 
 def mark_complete(checkpoint: Path) -> None:
     """Write complete.json into a checkpoint; its files must already be flushed."""
     partial = checkpoint / f"{MARKER}.partial"
     partial.write_text(json.dumps({"step": step_of(checkpoint), "files": _sizes(checkpoint)}, indent=2) + "\n")
-    _sync(partial)
+    fsync_path(partial)
     partial.replace(checkpoint / MARKER)
-    _sync(checkpoint)
+    fsync_path(checkpoint)
 
 
 def remove(checkpoint: Path) -> None:

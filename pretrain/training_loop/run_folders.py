@@ -17,6 +17,7 @@ from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import from_folder
 from model_folders.weight_files import weight_files
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import rust_errno
 from partial_folders.output_paths import check_place, follow_last_link
 from rank_group import rank_errors
 from rank_group.ranks import is_first
@@ -143,8 +144,7 @@ def write_errors_of(output: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))  # libraries in Rust: safetensors, tokenizers
-        number = int(found[1]) if found else getattr(error, "errno", None)
+        number = rust_errno(error) or getattr(error, "errno", None)
         is_torch = isinstance(error, RuntimeError) and bool(TORCH_WRITE_ERROR.search(str(error)))
         if number not in DISK_ERRORS and not is_torch:
             raise

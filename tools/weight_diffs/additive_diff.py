@@ -90,7 +90,7 @@ def mean_rows(diff: Weights, base: Weights) -> dict[str, np.ndarray]:
             continue
         rows, columns = stored.shape
         total = np.zeros(columns)
-        for bounds in ranges(stored.elements, max(1, CHUNK // columns) * columns):
+        for bounds in stored.row_ranges():
             total += to_float32(stored.read(*bounds), stored.dtype).reshape(-1, columns).sum(0, dtype=np.float64)
         means[name] = (total / rows).astype(np.float32)
     return means
