@@ -146,7 +146,7 @@ def main(
                 }
                 done.append({name: timed(contenders[name]) for name in rotated(CONTENDERS, number)})
                 print(f"round {number} of {rounds}", file=sys.stderr)
-            llm.llm_engine.engine_core.shutdown()  # otherwise Python waits for its process; LLM has no public method
+            llm.llm_engine.engine_core.shutdown()  # otherwise Python waits for the engine; LLM has no shutdown()
     result = figures(done[1:], rows)
     about = {"rounds": rounds, "rows": rows, "tokens": tokens, "cores": len(os.sched_getaffinity(0)),
              "model": model or f"random, {hidden_size} wide, {layers} layers"}  # fmt: skip

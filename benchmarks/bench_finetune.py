@@ -1,4 +1,4 @@
-"""Compare the speed of instruction tuning with the published script and with TRL: a small LLaMA, LoRA, on the CPU.
+"""Compare the speed of finetune.py, the published script and TRL: a small LLaMA, LoRA, on the CPU.
 
     python benchmarks/bench_finetune.py
     python benchmarks/bench_finetune.py --hidden_size 512 --steps 2 --pack_length 2048 --rounds 5
@@ -17,8 +17,8 @@ steps are not counted.
 - ours: finetune.py's trainer; unshared: the same without shared prefixes.
 
 The examples are made from CrossNER in ../shared/data/crossner or, if that is missing, from the demo world of
-examples/make_demo.py. The model is tiny and has LLaMA-2's vocabulary. The output matrix takes four fifths of the
-multiplications with weights here and 2 % in LLaMA-2 7B, so the gain from fewer logits is smaller for larger models; the
+examples/make_demo.py. The default model is tiny and has LLaMA-2's vocabulary. The output matrix takes four fifths of
+its multiplications with weights and 2 % in LLaMA-2 7B, so the gain from fewer logits is smaller for larger models; the
 gain from shared prefixes is not. The result is JSON; values are medians over the rounds:
 
 - examples_per_cpu_s, supervised_tokens_per_cpu_s: {contender: examples, or tokens with a label, per CPU second};
@@ -62,7 +62,7 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
     """Write to scratch: rows.jsonl, settings.json, and base, a random LLaMA.
 
     vocab_size: pieces of a tokenizer trained on the rows; 0: LLaMA-2's tokenizer, if present. settings.json also has
-    the prompt with an input as the published script's format string.
+    the published script's prompt for a row with an input, as a Python format string.
     """
     import build_tokenizer
     from demo_world import tiny_llama, world_builder

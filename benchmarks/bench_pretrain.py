@@ -1,4 +1,4 @@
-"""Speed of continued pretraining with train.py: packed and padded on the CPU, attention, kernels and ZeRO on one GPU.
+"""Speed of continued pretraining with train.py: packing on the CPU; attention, kernels and ZeRO on one GPU.
 
     python benchmarks/bench_pretrain.py
     python benchmarks/bench_pretrain.py --block_size 1024 --settings packed-8,padded-8 --median 300 --rounds 5
@@ -14,12 +14,12 @@ divided evenly.
 - packed: samples packed into sequences of block_size tokens, as train.py does without options;
 - padded: one sample per sequence in random order, padded to the longest of its micro batch, with about the same number
   of token positions per micro batch. Packing gains more with a larger micro batch, because the longest of more samples
-  is longer. It also gains with hidden_size: attention costs block_size / (6 x hidden_size) of the other work;
+  is longer. Packing also gains with hidden_size: attention is block_size / (6 x hidden_size) of other work;
 - plain: the packed batches in a plain PyTorch loop (forward, cross_entropy, backward, clip, AdamW) without Trainer.
 
 The last line is JSON; figures are medians over the rounds:
 
-- settings: {name: {tokens_per_second: tokens with a label; mfu: as train.py counts it (null: peak of the GPU unknown);
+- settings: {name: {tokens_per_second: tokens with a label; mfu: as train.py counts it (null: peak unknown, or plain);
   gb: peak memory according to nvidia-smi, including caches (null on the CPU)} or {skipped: the reason}};
 - packed_over_padded (goal: 1.6 at a median of 450 tokens), packed_over_plain (goal: above 0.95): ratios of
   tokens_per_second within a round, for the first settings that begin with these names.
@@ -177,7 +177,7 @@ def run_setting(
     if "no_packing" in options:
         options["per_device_train_batch_size"] = samples_for(lengths, micro_batch * shared["block_size"])
     command: list[object] = [sys.executable]
-    if "deepspeed" in options:  # DeepSpeed uses the GPU of CUDA_VISIBLE_DEVICES
+    if "deepspeed" in options:  # on a GPU, DeepSpeed uses the one of CUDA_VISIBLE_DEVICES
         command += ["-m", "deepspeed.launcher.runner", *([] if gpu else ["--num_gpus", "1"])]
     elif not gpu:
         options["use_cpu"] = True

@@ -5,10 +5,10 @@
     python benchmarks/bench_serve.py --model runs/merged --dtype half --rounds 40                        # one GPU
 
 A batch consists of --concurrency concurrent requests. Each request has a different prompt and generates --tokens new
-tokens (ignore_eos). A batch ends with its last response. In every round each contender processes the same batches; the
-order of contenders rotates:
+tokens (ignore_eos; extract: at most so many). A batch ends with its last response. In every round each contender
+processes the same batches; the order of contenders rotates:
 
-- engine: LLM.generate in this process, whose engine core is another process;
+- engine: LLM.generate, called in this process; its engine core is another process;
 - completions: POST /v1/completions of a server that inference/launch_vllm.py started;
 - generate: POST /generate of the same server, which builds the same prompts with the chat template;
 - free, extract (at the highest concurrency only): /generate with an extraction instruction, and /extract with
@@ -19,7 +19,7 @@ model is a random LLaMA; the smaller it is, the larger the share of time outside
 medians over the rounds:
 
 - tokens_per_s: {concurrency: {contender: new tokens per second}};
-- p50_ms, p99_ms: {concurrency: {contender: latency of a request}};
+- p50_ms, p99_ms: {concurrency: {contender: latency of a request, percentile over all rounds}};
 - ratio: {concurrency: {"generate/completions", "generate/engine", "completions/engine", "extract/free": [median,
   minimum, maximum over the rounds of the ratio of tokens per second]}};
 - api_cpu_ms: {contender: CPU milliseconds of the API process per request, at the highest concurrency};
@@ -67,7 +67,7 @@ Contender = Callable[[list[str]], BatchTiming]  # processes a batch of texts
 
 
 def make_checkpoint(folder: Path, hidden_size: int, layers: int) -> Path:
-    """Make a random LLaMA with a tokenizer trained on Python's standard library, a template and extraction.json."""
+    """Make a random LLaMA with a template, extraction.json and a tokenizer trained on Python's standard library."""
 
     def run(script: str, *options: object) -> None:
         command = [sys.executable, REPOSITORY / script, *options]
@@ -185,13 +185,13 @@ def contenders(model: Path, client: ConcurrentClient, engine: Any, tokens: int) 
 def one_round(
     number: int, run: dict[str, Contender], levels: list[int], min_requests: int
 ) -> dict[tuple[int, str], BatchTiming]:
-    """Time every contender at every concurrency, with at least `min_requests` requests each."""
+    """Time the contenders of each concurrency, with at least `min_requests` requests each."""
     draw = random.Random(number)
     found = {}
     engine_was_last = None
     for level in levels:
         names = [name for name in run if level == max(levels) or name not in ("free", "extract")]
-        texts = [prompts(level, draw) for _ in range(max(1, min_requests // level))]
+        texts = [prompts(level, draw) for _ in range(max(1, -(-min_requests // level)))]
         for name in rotated(names, number):
             if (name == "engine") != engine_was_last:
                 time.sleep(IDLE_SECONDS)

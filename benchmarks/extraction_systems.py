@@ -26,7 +26,10 @@ SEEDED = ("three_shot", *TUNED)  # the others give the same result for every see
 KINDS = {"ner": "entity", "re": "triple"}  # task -> its scores in the output of ie_eval.py
 TIMED_STEPS = 5
 # Options of finetune.py, unless given after --. Alpaca (Taori et al. 2023) was tuned in full with the rate 2e-5.
-TUNING = {"batch_size": 32, "micro_batch_size": 4, "cutoff_len": 1024, "report_to": "none", "save_strategy": "no"}
+TUNING = {
+    "batch_size": 32, "micro_batch_size": 4, "cutoff_len": 1024, "report_to": "none", "save_steps": 0.1,
+    "save_total_limit": 1,
+}  # fmt: skip
 LEARNING_RATES = {"lora": 3e-4, "full": 2e-5}
 SECONDS_A_ROW = re.compile(r"\((\d+\.\d+) s a row\)")
 
@@ -175,7 +178,11 @@ def tuned_model(bench: Benchmark, system: str, seed: int, folder: Path) -> Model
     steps = None if is_given("max_steps", bench.tuning) else steps_within(bench, system)
     output = folder / ("adapter" if system == "lora" else "model")
     options = tuning_options(bench, system, output, seed=seed, max_steps=steps)
-    run_into(folder / "tuning.log", output, "finetune/finetune.py", options)
+    log, saved = folder / "tuning.log", sorted(output.glob("checkpoint-*/complete.json"))
+    if saved and not log.is_file():
+        run_once(log, "finetune/finetune.py", [*options, "--resume_from_checkpoint=True"])
+    else:
+        run_into(log, output, "finetune/finetune.py", options)
     training = training_figures(output)
     return Model(bench.base, str(output), training) if system == "lora" else Model(output, "", training)
 
@@ -199,7 +206,7 @@ def steps_within(bench: Benchmark, system: str) -> int:
     folder = bench.folder / f"{system}-timing"
     folder.mkdir(exist_ok=True)
     output = folder / "result"
-    tuning = tuning_options(bench, system, output, max_steps=TIMED_STEPS)
+    tuning = tuning_options(bench, system, output, max_steps=TIMED_STEPS, save_strategy="no")
     # The last of equal options is used, also if --logging_steps was given after --.
     run_into(folder / "tuning.log", output, "finetune/finetune.py", [*tuning, "--logging_steps=1"])
     options = option_words(train_log=output / "train_log.jsonl", seconds=round(60 * bench.minutes))

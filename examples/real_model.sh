@@ -12,8 +12,8 @@
 # DATA_DIR  folder of corpus/{en,zh}.jsonl ({"text": …} per line), real/relations/conll04.{train,dev}.txt, real/facts,
 #           seed_tasks.jsonl (../shared/data)
 # MINUTES   for pretraining and tuning together (30); the numbers of steps follow from the speed of the machine
-# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 4,
-#           tuning 16); CONFIG of DeepSpeed (zero3.json; pretrain/plan.py proposes a file for a large model)
+# OUT       folder of the results (real_model); PORT of the server (8090); SEED (0); MICRO_BATCH (pretraining 1,
+#           on a GPU 4; tuning 16); CONFIG of DeepSpeed (zero3.json; pretrain/plan.py proposes a file for a large model)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,9 +26,11 @@ relations=$DATA_DIR/real/relations facts=$DATA_DIR/real/facts
 for name in "$DATA_DIR/corpus/en.jsonl" "$DATA_DIR/corpus/zh.jsonl" "$relations"/conll04.{train,dev}.txt "$facts" "$DATA_DIR/seed_tasks.jsonl"; do
     [ -e "$name" ] || fail "$name is missing; DATA_DIR names the folder of the data (see --help)"
 done
-# A third of the time is pretraining, on 80% Chinese and 20% English text to limit forgetting; two thirds are tuning.
+# A third of the time is pretraining, on 95% Chinese text; two thirds are tuning. Many small steps learn more from the few
+# tokens of a CPU than large steps (benchmarks/RESULTS.md). The learning rates are for a width of 576.
 pretrain_seconds=$((MINUTES * 20)) tune_seconds=$((MINUTES * 40)) probe_steps=5
-pretrain_accumulation=1 block_size=512 weights=zh=0.8,en=0.2 pretrain_rate=7e-4 eval_fraction=0.02
+pretrain_batch=$(nvidia-smi -L > /dev/null 2>&1 && echo 4 || echo 1)
+pretrain_accumulation=1 block_size=512 weights=zh=0.95,en=0.05 pretrain_rate=2e-4 eval_fraction=0.02
 tune_batch=16 tune_rate=1e-3 lora_rank=32 orders=4 test_rows=100 request_rows=1000000 questions=24 log_every=10
 rehearsals=175 copies=5
 if [ -n "$SHORT" ]; then
@@ -64,6 +66,13 @@ answer() {
 precision=$(fastest_precision) precision_option=()
 [ "$precision" = fp32 ] || precision_option=("--$precision")
 answer "$OUT/facts.jsonl" "$BASE" facts-base 24
+# for_width RATE: prints a learning rate for the base; Adam's best rate falls with the width (Yang et al. 2022,
+# https://arxiv.org/abs/2203.03466).
+for_width() {
+    python -c 'import json, sys; print(format(float(sys.argv[1]) * 576 / json.load(sys.stdin)["hidden_size"], ".3g"))' \
+        "$1" < "$BASE/config.json"
+}
+pretrain_rate=$(for_width $pretrain_rate) tune_rate=$(for_width $tune_rate)
 
 headline "2/9  A memory-mapped corpus for each language; the corpora merged"
 for language in en zh; do
@@ -77,8 +86,9 @@ headline "3/9  Continued pretraining with ZeRO-3"
 # pretrain FOLDER STEPS OPTION…: continues the pretraining of the base for STEPS steps.
 pretrain() {
     step "$OUT/$1/config.json" env MODEL="$BASE" DATA="$OUT/corpus/all" OUT="$OUT/$1" MAX_STEPS="$2" BLOCK_SIZE=$block_size \
-        PRECISION="$precision" SOURCE_WEIGHTS=$weights LEARNING_RATE=$pretrain_rate WARMUP=0.1 ACCUMULATION=$pretrain_accumulation SEED="$SEED" \
-        LOG_STEPS=$log_every REPORT_TO=none bash pretrain/scripts/train.sh "${@:3}"
+        PRECISION="$precision" SOURCE_WEIGHTS=$weights LEARNING_RATE="$pretrain_rate" WARMUP=0.1 SEED="$SEED" \
+        MICRO_BATCH="${MICRO_BATCH:-$pretrain_batch}" ACCUMULATION=$pretrain_accumulation LOG_STEPS=$log_every \
+        REPORT_TO=none bash pretrain/scripts/train.sh "${@:3}"
 }
 # steps_within SECONDS FOLDER: prints the number of steps that fit into the time, estimated from a short run in FOLDER.
 steps_within() { python examples/make_demo.py steps --train_log "$OUT/$2/train_log.jsonl" --seconds "$1"; }
@@ -120,7 +130,7 @@ step "$OUT/rows/rehearsal.jsonl" python examples/make_demo.py rehearsal --answer
 tune() {
     step "$OUT/$1/adapter_model.safetensors" env BASE_MODEL="$OUT/recovered" DATA_PATH="$OUT/rows/train-ner.jsonl,$OUT/rows/train-re.jsonl,$OUT/rows/rehearsal.jsonl" \
         OUTPUT_DIR="$OUT/$1" PRECISION="$precision" bash finetune/scripts/lora.sh --max_steps "$2" --batch_size $tune_batch \
-        --micro_batch_size "${MICRO_BATCH:-16}" --learning_rate $tune_rate --lora_r $lora_rank --lora_alpha $((2 * lora_rank)) \
+        --micro_batch_size "${MICRO_BATCH:-16}" --learning_rate "$tune_rate" --lora_r $lora_rank --lora_alpha $((2 * lora_rank)) \
         --logging_steps $log_every --report_to none --show_rows False --seed "$SEED" "${@:3}"
 }
 log_every=1 tune probe-tuning $probe_steps --save_strategy no --warmup_steps 0

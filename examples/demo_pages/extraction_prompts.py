@@ -48,8 +48,8 @@ def extraction_instruction(
 ) -> str:
     """Return the instruction to extract `schema` from an input text, in the checkpoint's wording if it has one.
 
-    extraction: content of the checkpoint's extraction.json. Raises ValueError if the task or language is unknown or, if
-    the wording has {schema}, if the schema is empty, is of the wrong type or has a name with a comma.
+    extraction: content of the checkpoint's extraction.json. Raises ValueError if the task or language is
+    unknown, or if the wording has {schema} and the schema is empty, of the wrong type or has a name with a comma.
     """
     if task not in TASKS or language not in LANGUAGES:
         tasks, languages = ", ".join(TASKS), ", ".join(LANGUAGES)

@@ -1,4 +1,4 @@
-"""Score rows of predictions: scores of all answers, confidence intervals of F1, scores by type and by type order."""
+"""Score rows of predictions: all answers, confidence intervals of F1, each type, and each order of the types."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def score_rows(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """Return the scores of `score_answers`; each task also has `f1_interval` and `by_type` (most frequent types first).
 
     Optional keys: `not_in_text`, if rows have a text; `stopped`, the share of answers that the model ended, among the
-    rows with a finish reason; `orders`, if the rows are several orders of one test set. Raises the errors of
+    rows with a finish reason; `orders`, if the rows are one test set in several orders. Raises the errors of
     `score_answers`.
     """
     counts = count_answers([(row.prediction, row.gold) for row in rows])

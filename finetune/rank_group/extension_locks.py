@@ -20,7 +20,7 @@ from rank_group.rank_errors import BuildError, clean_up_at_stop
 
 LONGEST_BUILD = 1800.0  # seconds; DeepSpeed's largest extensions take minutes
 INTERRUPTED = "interrupted by user"  # in ninja's message if it or a compiler got SIGTERM, SIGINT or SIGHUP
-SIGNAL_SECONDS = 10.0  # to wait for a signal that also ended ninja
+SIGNAL_SECONDS = 10.0  # to wait for the signal that ended ninja
 held: set[Path] = set()  # the locks of this process
 
 
@@ -62,12 +62,12 @@ class OwnedBaton(FileBaton):
         return Path(self.lock_file_path)
 
     def try_acquire(self) -> bool:
-        """Create the lock file, or take over one whose owner has ended; return False if a running process holds it."""
+        """Create the lock file, after removing one with `is_owner_gone`; return False if another process holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name("lock.takeover").open("a") as takeover:
             fcntl.flock(takeover, fcntl.LOCK_EX)
             if self.is_owner_gone():
-                print(f"notice: {self.path} was left by a build that was killed; the lock is removed", file=sys.stderr)
+                print(f"notice: {self.path} is from a build that ended, or is too old; it is removed", file=sys.stderr)
                 end_ninja(self.path.parent)
                 self.path.unlink(missing_ok=True)
             if not super().try_acquire():
@@ -98,7 +98,7 @@ class OwnedBaton(FileBaton):
     def wait(self) -> None:
         """Wait until the lock is released.
 
-        Raises BuildError if the owner ends without releasing it, or holds it for more than LONGEST_BUILD.
+        Raises BuildError if the owner ends without releasing it, or after waiting for LONGEST_BUILD.
         """
         begun = time.monotonic()
         with suppress(FileNotFoundError):
@@ -107,7 +107,7 @@ class OwnedBaton(FileBaton):
         while self.path.exists():
             if self.is_owner_gone() or time.monotonic() - begun > LONGEST_BUILD:
                 raise BuildError(
-                    f"the build of {self.path.parent.name} ended without a result or takes over {LONGEST_BUILD:.0f} s; "
+                    f"the build of {self.path.parent.name} ended without a result or exceeds {LONGEST_BUILD:.0f} s; "
                     f"remove {self.path} and start again"
                 )
             time.sleep(self.wait_seconds)

@@ -146,7 +146,7 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
             match=r"does not answer \(.*\); .*out.jsonl.partial ends with line 10; the same command resumes the run$",
         ),
     ):
-        batch.main(str(source), str(output), url=url, concurrency=2, temperature="0")
+        batch.main(str(source), str(output), url=url, concurrency=1, temperature="0")
     kept = (tmp_path / "out.jsonl.partial").read_bytes()
     assert kept.count(b"\n") == 10
     assert not output.exists()

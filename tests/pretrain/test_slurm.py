@@ -208,7 +208,7 @@ def test_killed_compilation_does_not_block_the_next_runs(
         capture_output=True, text=True, cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"notice: {lock} was left by a build that was killed; the lock is removed" in done.stderr
+    assert f"notice: {lock} is from a build that ended, or is too old; it is removed" in done.stderr
     assert (compiled / "cpu_adam/cpu_adam.so").is_file() and not lock.exists()
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
 

@@ -16,7 +16,7 @@ SCRIPT = "tools/weight_diff.py"
 def test_several_adapters_are_merged_with_their_weights(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
 ) -> None:
-    """The result is base + 0.5 of one adapter's change + 2 times the other's; both changes are merged alone before."""
+    """The result is base + 0.5 of one adapter's change + 2 times the other's; each change comes from a merge alone."""
     first, second = make_adapter()[0], make_adapter(r=2, target_modules=["q_proj", "o_proj"])[0]
     base = load_file(tiny_checkpoint / "model.safetensors")
     changes = {}
@@ -43,7 +43,7 @@ def test_several_adapters_are_merged_with_their_weights(
 def test_weighted_adapters_are_added_to_base(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, weights: tuple[float, float]
 ) -> None:
-    """The adapters have whole matrices, low-rank changes (plain and DoRA), and both for one matrix."""
+    """Whole matrices, plain LoRA and DoRA; lm_head is whole in one adapter and has DoRA in the other."""
     one, first = make_adapter(modules_to_save=["lm_head", "embed_tokens"])
     dora = {"target_modules": ["lm_head", "q_proj"], "use_dora": True}
     original, second = make_adapter(**dora, modules_to_save=["embed_tokens", "norm"])
@@ -105,7 +105,7 @@ def test_merge_accepts_one_weight_for_all_and_refuses_wrong_weights(
     assert f"--weights takes {numbers}" in done.stderr
 
 
-def test_too_large_weight_is_named_and_zero_changes_nothing(
+def test_too_large_weight_is_refused_and_zero_is_no_change(
     tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool
 ) -> None:
     merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "o")

@@ -29,7 +29,7 @@ def print_line(line: str) -> None:
 
 
 def exit_interrupted(number: int, *_: object) -> None:
-    """Print "interrupted" and end the process without Python's clean-up; nothing has been written yet."""
+    """Print "interrupted" and end the process at once, without Python's clean-up."""
     print_line("interrupted")
     os._exit(128 + number)
 
