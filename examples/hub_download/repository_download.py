@@ -11,6 +11,7 @@ import json
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 
 from chat_prompts.template_files import TEMPLATE, read_templates
 from exact_tokenizers.tokenizer_folders import read_object
@@ -165,15 +166,16 @@ def download_files(source: RepositorySource, partial: Path, files: list[RemoteFi
         if path.is_symlink() or (path.is_file() and path.stat().st_size >= file.size):
             path.unlink()
     print(f"{title}: {format_count(len(missing))}, {format_bytes(missing_bytes(partial, missing))} to download")
-    headers = build_hf_headers(headers={"Accept-Encoding": "identity"})
+    headers, stopped = build_hf_headers(headers={"Accept-Encoding": "identity"}), Event()
     try:
         with ThreadPool(WORKERS) as pool:
-            results = pool.imap_unordered(lambda file: (file, download_file(file, partial, headers)), missing)
+            results = pool.imap_unordered(lambda file: (file, download_file(file, partial, headers, stopped)), missing)
             damaged = [file for file, is_good in results if not is_good]
         if damaged:
             names = first_names(damaged)
             raise ValueError(f"{format_count(len(damaged))} of {source.repo} arrived damaged ({names})")
     except (KeyboardInterrupt, errors.HTTPError, OSError, ValueError) as error:
+        stopped.set()  # the threads run until the process ends, which closes their connections
         left, size = missing_bytes(partial, files), sum(file.size for file in files)
         complete = sum(not missing_bytes(partial, [file]) for file in files)
         arrived = f"{complete} of {len(files)} files, {format_bytes(size - left)} of {format_bytes(size)} have arrived"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -58,17 +59,20 @@ def requested_pause(headers: Mapping[str, str]) -> float:
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else 0.0
 
 
-def with_retries(request: Callable[[], Result], label: str, retried: type[Exception]) -> Result:
+def with_retries(
+    request: Callable[[], Result], label: str, retried: type[Exception], stopped: Event | None = None
+) -> Result:
     """Return the result of `request`; repeat it after temporary errors of type `retried`, with growing pauses.
 
-    Raises the error if it is not temporary, or after ATTEMPTS attempts.
+    Raises the error if it is not temporary, after ATTEMPTS attempts, or if `stopped` is set.
     """
     for attempt in range(ATTEMPTS):
         try:
             return request()
         except retried as error:
             response = getattr(error, "response", None)
-            if attempt + 1 == ATTEMPTS or (response is not None and response.status_code not in RETRIED_STATUSES):
+            is_last = attempt + 1 == ATTEMPTS or (stopped and stopped.is_set())
+            if is_last or (response is not None and response.status_code not in RETRIED_STATUSES):
                 raise
             reason, seconds = first_line(error), min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
             if response is not None:
@@ -96,11 +100,12 @@ def mismatched_files(folder: Path, files: list[RemoteFile]) -> list[RemoteFile]:
         return [file for file, matches in zip(files, bar, strict=True) if not matches]
 
 
-def download_file(file: RemoteFile, folder: Path, headers: Mapping[str, str]) -> bool:
+def download_file(file: RemoteFile, folder: Path, headers: Mapping[str, str], stopped: Event) -> bool:
     """Download one file into the folder, and continue after the bytes that are there; return False if it is damaged.
 
-    headers: request headers, with the token, which is not sent to another host. Raises the hub client's HTTPError if
-    the hub refuses or does not answer, OSError if the disk is full.
+    headers: request headers, with the token, which is not sent to another host. stopped: if it is set, failed requests
+    are not repeated. Raises the hub client's HTTPError if the hub refuses or does not answer, OSError if the disk is
+    full.
     """
     from huggingface_hub import errors
     from huggingface_hub.file_download import http_get
@@ -116,7 +121,7 @@ def download_file(file: RemoteFile, folder: Path, headers: Mapping[str, str]) ->
             os.fsync(handle.fileno())
 
     for attempt in range(DAMAGED_ATTEMPTS):
-        with_retries(receive_rest, file.name, errors.HTTPError)
+        with_retries(receive_rest, file.name, errors.HTTPError, stopped)
         if matches_published(path, file):
             return True
         path.unlink()
