@@ -4,7 +4,8 @@
     python examples/ie_prompt.py --task ner --schema "person, place" --text "…" \\
         --extraction_path quickstart/merged/extraction.json
 
-The instruction is in the language of the text. With --extraction_path, it has the wording of that file.
+The instruction is in the language of the text. With --extraction_path, it has the wording of that file,
+if the file has one for the task and language.
 """
 
 from command_line.fire_commands import run

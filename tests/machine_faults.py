@@ -1,7 +1,7 @@
 """Run commands on a machine that fails: a full disk, an I/O error, or a kill at the n-th call that changes a folder.
 
-fault_injection.c counts and fails the calls. The commands are forked from one process that has the library loaded and
-has imported torch and transformers; see forked_scripts.py.
+fault_injection.c counts and fails the calls. Trials without `environment` are forked from one process that has loaded
+this library and imported torch and transformers; see forked_scripts.py.
 """
 
 import multiprocessing
@@ -59,7 +59,7 @@ class Trial:
     """
 
     arguments: Callable[[Path], list[object]]
-    target: str  # path below the folder that exists once the result is complete
+    target: str  # path below the folder; it exists once the result is complete
     prepare: Callable[[Path], object] = lambda _: None
     resumed: Callable[[Path], list[object]] = lambda _: []
     ignored: tuple[str, ...] = ()
@@ -143,10 +143,10 @@ class FaultyMachine:
         return [path.name for path in sorted(self.folder.rglob("*")) if str(path.stat().st_ino) in late]
 
     def fault(self, trial: Trial, expected: Files, kind: str, at: int) -> str:
-        """Run a trial with a fault, then again without; return a report of what is wrong, or "".
+        """Run a trial with a fault and, unless it left a target, again without; return a report of faults, or "".
 
-        A failed run must print one error line, exit with status 2 and leave no incomplete target. Afterwards the same
-        command must write the files of an undisturbed run.
+        A failed run must print one error line and exit with status 2, unless it was killed, and leave no incomplete
+        target. In the end there must be the files of an undisturbed run.
         """
         self.clear(trial)
         first = self.run(trial, [], kind, at)

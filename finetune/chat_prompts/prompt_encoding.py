@@ -6,8 +6,8 @@ every answer, and each piece is encoded separately. These properties hold for ev
 - In a training conversation, the ids before each answer equal the ids of the prompt for this answer, since the ids of
   an answer are appended to those of the prompt. (Encoding them together could merge characters across the boundary.)
 - In tuning, an answer ends in the special token that the template writes after an answer in a rendered history. If the
-  template writes none, the last answer ends in EOS, and earlier answers have no end token, as in the prompts that
-  contain them. `stop_ids` are the ids of the tokens on which generation must stop.
+  template writes none, the last answer ends in EOS, and earlier answers have no end token, as in the prompts of later
+  answers. `stop_ids` are the ids of the tokens on which generation must stop.
 - The text of a message never becomes a special token: if it spells one (`<s>`), the first character of the spelling is
   replaced by a placeholder before rendering and restored before encoding.
 - If the template ignores the input of a message, the input is appended to the content after a blank line. Without a
@@ -96,14 +96,15 @@ class PromptEncoder:
         return text_encoder(self.tokenizer, len(self.tokenizer), next(iter(self.special_tokens), ""))
 
     def prompt_ids(self, messages: Sequence[Any]) -> list[int]:
-        """Return the token ids of the prompt for the next answer of a conversation; the template writes BOS.
+        """Return the token ids of the prompt for the next answer of a conversation.
 
-        Raises ValueError if the template rejects the messages or a text is not valid Unicode.
+        BOS is added only if there is no template; a template writes BOS itself. Raises ValueError if the template
+        rejects the messages or a text is not valid Unicode.
         """
         return self.batch_prompt_ids([messages])[0]
 
     def batch_prompt_ids(self, conversations: Iterable[Sequence[Any]]) -> list[list[int]]:
-        """Return `prompt_ids` of each conversation; the conversations are encoded together, on all cores."""
+        """Return `prompt_ids` of each conversation; with a template, one call encodes all, on all cores."""
         if not self.template:
             texts = ["\n\n".join(filter(None, map(content_and_input, each))) for each in conversations]
             return [self.plain_text_ids(text) for text in texts]
@@ -136,8 +137,8 @@ class PromptEncoder:
     def _end_of_turn(self) -> tuple[str, str] | None:
         """The text between an answer and its end-of-turn token, and that token; None if the template writes none.
 
-        A special token that begins the next question is not an end of turn: models with such templates end an answer
-        in EOS (Baichuan 2), or in one of several tokens that include EOS (GLM-4).
+        `answer_layout` omits the next question if possible, since a special token that begins a question is not an end
+        of turn: models with such templates end an answer in EOS (Baichuan 2), or in EOS or another token (GLM-4).
         """
         layout = self.chat_template.answer_layout
         found = self._special_token.search(layout.suffix) if layout else None

@@ -38,7 +38,7 @@ class TextEncoder:
         self.continues_after_special = bool(special_token) and after_special != self._ids("b")
         anchor, continued = self._ids(ANCHOR), self._ids(ANCHOR + "b")
         is_cut = continued[: len(anchor)] == anchor and continued[len(anchor) :] != self._ids("b")
-        # Number of ids of the anchor; 0 if none is needed, since the ids of a text do not depend on the text before it.
+        # Number of ids of the anchor; 0: not used, since it does not change the ids of "b", or "b" changes its own ids.
         self.anchor_length = len(anchor) if is_cut else 0
 
     def _ids(self, text: str) -> list[int]:

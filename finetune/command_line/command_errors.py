@@ -32,14 +32,14 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message without line breaks and control characters, or the name of its class if it is empty.
+    """Return an error's message on one line, control characters escaped, or the name of its class if it is empty.
 
     From pydantic's validation errors, only the messages are used, not the inputs and links. The message of an
     error of DISK_ERRORS (full or failing disk) is replaced by one with a remedy; such an error often names no file.
     """
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = error.filename2 or error.filename or "a file"
-        return f"{place} cannot be read or written ({error.strerror}); make room, or check the disk"
+        return printable(f"{place} cannot be read or written ({error.strerror}); make room, or check the disk")
     errors = getattr(error, "errors", None)
     text = "; ".join(str(each["msg"]) for each in errors()) if callable(errors) else str(error)
     return printable(" ".join(text.split()) or type(error).__name__)
@@ -73,7 +73,7 @@ def check_encoding(words: Iterable[str]) -> None:
 
 @contextmanager
 def resumable(remedy: str) -> Iterator[None]:
-    """Context manager for resumable work: on Ctrl-C, the command prints "interrupted" followed by `remedy`."""
+    """Context manager for resumable work: Ctrl-C and SIGTERM print "interrupted; " followed by `remedy`."""
     try:
         yield
     except KeyboardInterrupt:

@@ -99,9 +99,7 @@ class TextWindow:
             self.lines = self.lines or text_file(self.file, self.path)
             return "".join(self.lines.readlines(size)) if size else self.lines.readline()
         except UnicodeDecodeError:
-            raise ValueError(
-                f"{self.path}:{self.line} ends within a UTF-16 character; download or copy it again"
-            ) from None
+            raise ValueError(f"{self.path} ends within a UTF-16 character; download or copy it again") from None
         except READ_ERRORS as error:
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -177,7 +175,7 @@ class TextWindow:
                 self.advance(self.at + 1)
                 self.skip(WHITESPACE)
         if separator != "]":
-            raise InvalidJsonError("is not JSON (',' or ']' is missing before this row); correct it")
+            raise InvalidJsonError("is not JSON (',' or ']' is missing here); correct it")
         self.advance(self.at + 1)
 
 

@@ -110,8 +110,8 @@ def run(options: argparse.Namespace) -> str:
 def run_locked(plan: CleaningPlan, execution: ExecutorOptions, target: Path, options: argparse.Namespace) -> None:
     """Run or submit the stages in the locked folder of intermediate files.
 
-    Finished tasks are kept for the next run, except after a ValueError: the user must change the input or the options,
-    and with other input or options a run starts from the beginning.
+    Finished tasks are kept for the next run, except after a ValueError: its remedy is usually another input or
+    another rule, with which a run starts from the beginning.
     """
     folder = plan.folder
     try:

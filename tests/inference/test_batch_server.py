@@ -97,7 +97,7 @@ def answers(path: Path) -> list[dict[str, Any]]:
 def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
     """The run is killed twice, its last line is truncated, and it is interrupted by Ctrl-C.
 
-    Every line has the server's answer.
+    The answers of the first lines are compared with the server's.
     """
     source, whole, killed = write_rows(tmp_path / "in.jsonl", 480), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     done = run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
@@ -153,7 +153,7 @@ EXTRACT_FIELDS = ("task", "schema", "text", "max_tokens", "window_tokens", "mode
 def test_killed_run_with_rows_of_both_routes_is_resumed_to_the_same_file(
     server: Any, run_script: RunScript, tmp_path: Path
 ) -> None:
-    """Each line has the answer of the row's route."""
+    """The first lines are compared with answers of the row's route."""
     source, whole, killed = tmp_path / "in.jsonl", tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     rows = [{"id": number} | EXTRACTIONS[number % len(EXTRACTIONS)] for number in range(80)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -187,7 +187,7 @@ def test_killed_run_with_rows_of_both_routes_is_resumed_to_the_same_file(
 def test_lines_of_long_texts_are_written_during_the_run(
     start_server: Any, tuned_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The rows have thousands of windows, and the server's queue has 16 places; few texts are answered at a time."""
+    """Together, the rows have thousands of windows for a queue of 16 places, so few texts are answered at a time."""
     server = start_server(tuned_checkpoint, "--max-num-seqs", 16, "--max-num-queued-reqs", 16)
     source, output, seen = tmp_path / "in.jsonl", tmp_path / "out.jsonl", set[int]()
     row = EXTRACTION | {"text": LONG_TEXT * 6, "max_tokens": 4}

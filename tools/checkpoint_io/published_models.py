@@ -12,7 +12,7 @@ from hub_download.repository_source import NOTE
 
 from checkpoint_io.checkpoint_folders import read_json
 
-RECOVER = "tools/weight_diff.py recover"  # in run.json; its argument "published" is the diff's repository
+RECOVER = "tools/weight_diff.py recover"  # "script" in run.json; the argument "published" is the diff's repository
 CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # path of a folder in the hub client's cache
 REMOTE = re.compile(r"url = \S+?://[^/\s]+/([\w.-]+/[\w.-]+?)(?:\.git)?/?\s")  # in .git/config of a clone
 
@@ -20,9 +20,10 @@ REMOTE = re.compile(r"url = \S+?://[^/\s]+/([\w.-]+/[\w.-]+?)(?:\.git)?/?\s")  #
 def published_repository(folder: Path, key: str) -> str:
     """Return the published repository that a folder was copied or recovered from; "" if it is unknown.
 
-    The repository is looked up in this order: a record of the origin (`recorded_repository`); the MD5 of the files,
-    compared with the registry entries that have `key`; if `key` is "template", `_name_or_path` in config.json. The
-    name in config.json identifies only the template, because the model may have been tuned after it was loaded by name.
+    A record of the origin (`recorded_repository`) takes precedence. Otherwise the MD5 of the files is compared with the
+    registry entries whose field `key` is not empty: with "recovered_md5" if that is `key`, else with "md5". At last, if
+    `key` is "template", `_name_or_path` in config.json decides; it identifies only the template, because the model may
+    have been tuned after it was loaded by this name.
 
     Shape and tokenizer do not identify a model: they are the same in LLaMA-13B and all published 13B models.
     """
