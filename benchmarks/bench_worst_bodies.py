@@ -32,7 +32,7 @@ from bench_serve import make_checkpoint
 BYTES = 8 * 2**20 - 1024
 POLL_SECONDS = 0.05
 QUIET_SECONDS = 5.0  # duration of the measurement without a body
-LONGEST_SECONDS = 15.0  # longest wait for a response; a text of 8 MiB has thousands of windows
+LONGEST_SECONDS = 15.0  # longest wait; /extract splits a text of 8 MiB into thousands of windows
 NEIGHBOUR = json.dumps({"instruction": "Name a city.", "parameters": {"max_tokens": 8, "temperature": 0}}).encode()
 
 
@@ -83,9 +83,9 @@ def worst_bodies() -> Iterator[WorstBody]:
         yield WorstBody(
             path, "300,000 choices", f'{start}, "structured_outputs": {{"choice": {choices}}}{end}'.encode()
         )
-    yield WorstBody("/generate", "250,000 empty messages", filled('{"messages": [', message, "]}"))
+    yield WorstBody("/generate", "289,000 empty messages", filled('{"messages": [', message, "]}"))
     yield WorstBody("/generate", "16,000 messages", ('{"messages": [' + (message * 16_000)[:-1] + "]}").encode())
-    yield WorstBody("/v1/chat/completions", "250,000 empty messages", filled('{"messages": [', message, "]}"))
+    yield WorstBody("/v1/chat/completions", "289,000 empty messages", filled('{"messages": [', message, "]}"))
     few = '{"messages": [' + (message * 16_000)[:-1] + '], "max_tokens": 4}'
     yield WorstBody("/v1/chat/completions", "16,000 messages", few.encode())
     yield WorstBody(
@@ -110,7 +110,7 @@ def costly_fields() -> Iterator[WorstBody]:
     yield body("/extract", "500 types of 200 characters", task="ner", schema=types, text=text)
     roles = {name: ["agent", "place"] for name in types[:160]}
     yield body("/extract", "160 events of two roles", task="ee", schema=roles, text=text)
-    # The largest grammars of names: different characters, and words that are beginnings of one another.
+    # Texts with the largest grammars for names: different characters, and words that are prefixes of other words.
     characters = "".join(map(chr, range(0x4E00, 0x9FFF))) * 65
     yield body("/extract", "20,000 different characters", task="ner", schema=["a"], text=characters, window_tokens=9999)
     beginnings = " ".join("_" * length for length in range(1, 180)) * 100
@@ -124,7 +124,7 @@ def costly_fields() -> Iterator[WorstBody]:
     yield body("/v1/completions", "1,000 answers", prompt="x", n=1000, max_tokens=100)
     yield body("/v1/completions", "64 answers", prompt="x", n=64, max_tokens=200)
     yield body("/v1/completions", "1,000 prompts", prompt=[f"{at}" for at in range(1000)], max_tokens=100)
-    yield body("/v1/completions", "65,536 log probabilities", prompt="x", max_tokens=255, logprobs=255)
+    yield body("/v1/completions", "65,280 log probabilities", prompt="x", max_tokens=255, logprobs=255)
     truncated = [{"role": "user", "content": "a " * 500_000}]
     yield body("/v1/chat/completions", "1 M characters, truncated", messages=truncated, max_tokens=4,
                truncate_prompt_tokens=4)  # fmt: skip
@@ -161,7 +161,7 @@ class Measured(NamedTuple):
 
 
 async def repeat_until(stop: asyncio.Event, call: Callable[[], Awaitable[float]], pause: float) -> float:
-    """Return the longest of the seconds that `call` returned until `stop` was set."""
+    """Repeat `call` until `stop` is set; return the longest time that a call returned, in seconds."""
     longest = 0.0
     while not stop.is_set():
         longest = max(longest, await call())
@@ -170,7 +170,7 @@ async def repeat_until(stop: asyncio.Event, call: Callable[[], Awaitable[float]]
 
 
 async def measure(session: aiohttp.ClientSession, body: WorstBody | None) -> Measured:
-    """Send a body (None: no body) while the two other clients send requests until a second after the response."""
+    """Run the two other clients until a second after the response to a body; without a body, for QUIET_SECONDS."""
 
     async def timed(method: str, path: str, content: bytes | None = None) -> float:
         began = time.perf_counter()
@@ -201,7 +201,7 @@ async def measure(session: aiohttp.ClientSession, body: WorstBody | None) -> Mea
 
 
 async def measure_all(socket_file: str, only: str) -> None:
-    """Measure each body whose route and name contain `only`, and print the table."""
+    """Measure each body whose route or name contains `only`, and print the table."""
     connector = aiohttp.UnixConnector(socket_file, limit=0)
     async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
         await measure(session, None)
@@ -219,11 +219,11 @@ async def measure_all(socket_file: str, only: str) -> None:
 
 
 def main(model: str = "", only: str = "") -> None:
-    """Measure the delays, and print the table that the top of this file describes.
+    """Measure the delays, and print a table with a row for each body.
 
     Args:
         model: a checkpoint folder; default: a random LLaMA.
-        only: measure only the bodies whose route and name contain this text.
+        only: measure only the bodies whose route or name contains this text.
     """
     with tempfile.TemporaryDirectory() as folder:
         served = model or str(make_checkpoint(Path(folder), hidden_size=64, layers=2))

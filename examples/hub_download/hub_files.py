@@ -101,7 +101,7 @@ def mismatched_files(folder: Path, files: list[RemoteFile]) -> list[RemoteFile]:
 
 
 def download_file(file: RemoteFile, folder: Path, headers: Mapping[str, str], stopped: Event) -> bool:
-    """Download one file into the folder, and continue after the bytes that are there; return False if it is damaged.
+    """Download one file into the folder, or resume it; return False if it arrives damaged at each attempt.
 
     headers: request headers, with the token, which is not sent to another host. stopped: if it is set, failed requests
     are not repeated. Raises the hub client's HTTPError if the hub refuses or does not answer, OSError if the disk is

@@ -82,7 +82,7 @@ def generate_batch(model: Any, ids: Any, mask: Any, settings: Any) -> list[list[
     ids, mask: (rows, tokens) int64. A result may have padding after its first end token. Finished rows are removed from
     the batch every SLICE_TOKENS tokens; one call of transformers' `generate` would continue all rows until the longest
     is finished. Rows are not removed under ZeRO-3, where all ranks must call the model equally often. If the cache
-    cannot be split (state-space and linear-attention layers), unfinished batches are generated again in one call.
+    cannot be split (state-space and linear-attention layers), an unfinished batch is generated again, in one call.
     """
     import torch
     from transformers.integrations import is_deepspeed_zero3_enabled
@@ -116,7 +116,7 @@ def generate_batch(model: Any, ids: Any, mask: Any, settings: Any) -> list[list[
 
 
 def can_be_split(cache: Any) -> bool:
-    """Return whether rows can be removed from a cache: it has only keys and values in tensors that grow."""
+    """Return whether rows can be removed from a cache: all its layers are dynamic and have only keys and values."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     return type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= {

@@ -14,7 +14,7 @@ from json_rows.compressed_files import COMPRESSED
 from json_rows.json_stream import INLINE_SPACE, WHITESPACE, InvalidJsonError, TextWindow, encoding_error
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-METADATA_FILES = ("extraction.json", "types.json", "run.json")  # JSON files without rows in folders of row files
+METADATA_FILES = ("extraction.json", "types.json", "run.json")  # JSON files beside row files, without rows
 PARQUET_ROWS = 1024  # rows read at a time
 
 
@@ -51,8 +51,8 @@ def is_row_file(path: Path) -> bool:
 def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
     """Yield the rows of a file or of a folder's files; an unreadable row has an error instead of its content.
 
-    blank_lines: also yield a Row without content and error for each blank line. Raises FileNotFoundError, and
-    ValueError if there are no rows or, with file and line, if the rest of a file cannot be read.
+    blank_lines: also yield a Row for each blank line, without content or error. Raises FileNotFoundError if the path
+    does not exist. Raises ValueError if there are no rows, or if the rest of a file cannot be read.
     """
     is_empty = True
     for file in list_files(path):

@@ -12,7 +12,7 @@ from packed_attention.segment_attention import NAME, Segment, attention_argument
 
 HALF = 8  # tokens; half of a test sequence
 # Largest difference that counts as rounding, as a share of the difference that a missing prefix causes. In bfloat16,
-# rounding causes 5 % in a LLaMA of 30 layers with random ids (and 48 % with the ids 1 to 5, which are control tokens).
+# rounding is 5 % of it in a LLaMA of 30 layers with random ids (48 % with the ids 1 to 5, which are control tokens).
 ROUNDING = 0.2
 
 
@@ -27,7 +27,7 @@ def keeps_segments_apart(model: Any, implementation: str, device: torch.device) 
 
 
 def shares_prefixes(model: Any, implementation: str, device: torch.device) -> bool:
-    """Return whether a segment's logits are equal, within rounding, if its first tokens become a shared prefix.
+    """Return whether logits stay equal, within rounding, when the first half of a segment becomes a shared prefix.
 
     False for all backends except NAME.
     """
@@ -41,7 +41,7 @@ def shares_prefixes(model: Any, implementation: str, device: torch.device) -> bo
 def _logits(
     model: Any, implementation: str, device: torch.device, segments: list[Segment], seed: int = 1
 ) -> torch.Tensor:
-    """Return the logits of the second half of two equal sequences with these segments, (2, HALF, vocabulary).
+    """Run a batch of two copies of a sequence; return the logits of each second half, (2, HALF, vocabulary).
 
     The ids are random. seed: seed of the ids of the first half.
     """

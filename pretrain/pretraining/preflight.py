@@ -66,7 +66,7 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     different = identity_differences(corpus.sidecar["tokenizer"], load_encoder(folder, "reference").identity)
     if different:
         raise ValueError(
-            f"{corpus.prefix} was not written with the tokenizer of {base}, which has different {different}; "
+            f"{corpus.prefix} was not written with the tokenizer of {base}: they differ in {different}; "
             f"write it again: python pretrain/preprocess.py --mode write --tokenizer_path {base} …"
         )
     if corpus.vocab_size > config["vocab_size"]:
@@ -179,9 +179,9 @@ def start_point(
     """Return where the run starts or resumes, and the order of the sequences from there on.
 
     order: the order of a new run. Raises ValueError if the checkpoint belongs to a run with other settings and
-    accept_changes is False. If it is True and only the weights or the global batch differ, the order in the checkpoint
-    continues, with a new phase for new weights. If corpus, packing, seed or the list of sources differ, the run trains
-    on `order` from its beginning.
+    accept_changes is False. If at most the weights or the global batch differ, the order of the checkpoint continues,
+    with any new weights from there on. If anything else differs, step and token count continue, but the run trains on
+    `order` from its first sequence.
     """
     if not checkpoint:
         return StartPoint(), order

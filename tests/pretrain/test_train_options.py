@@ -77,7 +77,7 @@ def test_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint:
         shutil.copy(tiny_checkpoint / name, base)
     config = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<unk>"}))
-    with pytest.raises(ValueError, match=r"which has different EOS \(2 and 0\); write it again"):
+    with pytest.raises(ValueError, match=r"they differ in EOS \(2 and 0\); write it again"):
         train_here(*options(base, small_corpus, tmp_path / "trained"))
 
 

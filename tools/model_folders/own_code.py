@@ -1,8 +1,8 @@
 """Load a folder with transformers' Auto classes, and execute the folder's own Python code only on request.
 
-If transformers does not have the class of a model or tokenizer, the folder contains Python files with the class, which
-auto_map in config.json or tokenizer_config.json names. If trust_remote_code is not given, transformers asks on standard
-input whether to execute them.
+A model or tokenizer whose class transformers lacks has this class in Python files of its folder; auto_map in
+config.json or tokenizer_config.json names the class. If trust_remote_code is not given, transformers asks on standard
+input whether to execute the files.
 """
 
 import logging
@@ -21,8 +21,9 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
 
     options: further arguments of from_pretrained. With output_loading_info, weights of another shape are not an error
     and transformers prints no table of wrong weights: the caller reports them. Raises OwnCodeError if the folder needs
-    its own code and trust_remote_code is false, or if its code fails, for example without a package that it needs.
-    Raises ValueError if the folder's files have values that the library does not expect.
+    its own code and trust_remote_code is false, or if its code fails, for example without a package that it needs (a
+    ValueError, OSError or MemoryError of the code is raised unchanged). Raises ValueError if the folder's files have
+    values that the library does not expect.
     """
     from safetensors import SafetensorError
 
@@ -32,7 +33,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
     try:
         with without_load_report() if options.get("output_loading_info") else nullcontext():
             loaded = auto_class.from_pretrained(folder, **settings)
-        length = getattr(loaded, "model_max_length", 0)  # a tokenizer compares it only at its first call
+        length = getattr(loaded, "model_max_length", 0)  # a wrong value would fail only at the first call
         if isinstance(length, bool) or not isinstance(length, int | float):
             raise TypeError(f"model_max_length is {length!r:.80}, not a number")
         return loaded
@@ -42,7 +43,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
         raise own_code_error(folder) from None
     except (OSError, MemoryError, SafetensorError):
         raise
-    except Exception as error:  # of many classes: damaged values are noticed where they are first used
+    except Exception as error:  # any class: damaged values fail wherever they are first used
         if isinstance(error, RuntimeError) and type(error) not in (RuntimeError, RecursionError, NotImplementedError):
             raise  # out of memory on a GPU, for example
         if trust_remote_code and code_files(folder):
@@ -73,9 +74,11 @@ def without_load_report() -> Iterator[None]:
 
 def own_code_error(folder: str | Path) -> OwnCodeError:
     """Return the error for a folder that needs its own code."""
+    if not (files := code_files(folder)):
+        return OwnCodeError(f"{folder} needs Python code that it does not contain; download its Python files, too")
     return OwnCodeError(
-        f"{folder} needs its own Python code ({', '.join(code_files(folder))}), which is not executed by default; read "
-        "it, and if you trust it, give --trust_remote_code"
+        f"{folder} needs its own Python code ({', '.join(files)}), which is not executed by default; read it, and if "
+        "you trust it, give --trust_remote_code"
     )
 
 
