@@ -3,7 +3,7 @@
 # English text, tunes it with LoRA on CoNLL04 (entities, relations), writes a diff and GGUF files of 8 and 4 bits, and
 # serves it. Steps print their commands before they run.
 #
-#   bash examples/real_model.sh                          50 to 80 minutes on two cores after the set-up
+#   bash examples/real_model.sh                          about an hour on two cores after the set-up
 #   BASE=checkpoints/llama-7b MINUTES=600 bash examples/real_model.sh    another LLaMA-family model, on one GPU
 #   SHORT=1 OUT=short bash examples/real_model.sh        every step in its shortest form; the scores then mean nothing
 #
