@@ -5,7 +5,8 @@ Every run of a system has a folder SYSTEM-SEED in the data set's folder, with a 
     adapter or model, merged                         the tuned model, and the folder that the server loads
     ner-test, ner-orders, ner-grammar (.jsonl)       predictions; -scores.json beside them: the output of ie_eval.py
 
-A command whose log exists is not run again. A folder that an unfinished command left is removed first.
+A command whose log exists is not run again. An unfinished tuning run is resumed; any other folder that
+an unfinished command left is removed first.
 """
 
 import importlib.util
@@ -31,6 +32,7 @@ TUNING = {
     "save_total_limit": 1,
 }  # fmt: skip
 LEARNING_RATES = {"lora": 3e-4, "full": 2e-5}
+COMPLETE, CHECKPOINT = "checkpoint-*/complete.json", re.compile(r"checkpoint-(\d+)$")
 SECONDS_A_ROW = re.compile(r"\((\d+\.\d+) s a row\)")
 
 
@@ -63,7 +65,7 @@ class Model(NamedTuple):
 
     folder: Path
     adapter: str = ""
-    training: dict[str, float] | None = None
+    training: dict[str, float | None] | None = None
 
 
 def run_system(bench: Benchmark, system: str, seed: int) -> dict[str, Any]:
@@ -167,9 +169,16 @@ def served_folder(bench: Benchmark, model: Model, folder: Path) -> Path:
 
 
 def run_into(log: Path, output: Path, script: str, options: Sequence[object]) -> str:
-    """Return `run_once` of a command that writes a new folder, after removing the folder of an unfinished run."""
+    """Return `run_once` of a command that writes a new folder.
+
+    An unfinished run is resumed from its newest complete checkpoint; without one, its folder is removed first.
+    """
     if not log.is_file():
-        shutil.rmtree(output, ignore_errors=True)
+        saved = {file.parent: int(file.parent.name.rpartition("-")[2]) for file in output.glob(COMPLETE)}
+        if saved:
+            options = [*options, f"--resume_from_checkpoint={max(saved, key=lambda folder: saved[folder])}"]
+        else:
+            shutil.rmtree(output, ignore_errors=True)
     return run_once(log, script, options)
 
 
@@ -178,11 +187,7 @@ def tuned_model(bench: Benchmark, system: str, seed: int, folder: Path) -> Model
     steps = None if is_given("max_steps", bench.tuning) else steps_within(bench, system)
     output = folder / ("adapter" if system == "lora" else "model")
     options = tuning_options(bench, system, output, seed=seed, max_steps=steps)
-    log, saved = folder / "tuning.log", sorted(output.glob("checkpoint-*/complete.json"))
-    if saved and not log.is_file():
-        run_once(log, "finetune/finetune.py", [*options, "--resume_from_checkpoint=True"])
-    else:
-        run_into(log, output, "finetune/finetune.py", options)
+    run_into(folder / "tuning.log", output, "finetune/finetune.py", options)
     training = training_figures(output)
     return Model(bench.base, str(output), training) if system == "lora" else Model(output, "", training)
 
@@ -213,14 +218,19 @@ def steps_within(bench: Benchmark, system: str) -> int:
     return int(run_once(folder / "steps.log", "examples/make_demo.py", ["steps", *options]))
 
 
-def training_figures(output: Path) -> dict[str, float]:
-    """Return rank (0: all weights), steps, minutes, examples and epochs of a finished tuning run."""
+def training_figures(output: Path) -> dict[str, float | None]:
+    """Return rank (0: all weights), steps, minutes, examples and epochs of a finished tuning run.
+
+    The log of a resumed run has only the time since the checkpoint, so minutes are those of all steps at this speed.
+    """
     given = json.loads((output / "run.json").read_text(encoding="utf-8"))["arguments"]
     last = read_jsonl(output / "train_log.jsonl")[-1]
+    resumed = CHECKPOINT.search(str(given["resume_from_checkpoint"]))  # "None" in a run that was not resumed
+    timed = last["step"] - (int(resumed[1]) if resumed else 0)
     return {
         "rank": 0 if given["method"] == "full" else given["lora_r"],
         "steps": last["step"],
-        "minutes": round(last["train_runtime"] / 60, 2),
+        "minutes": round(last["train_runtime"] / 60 * last["step"] / timed, 2) if timed else None,
         "examples": last["step"] * given["batch_size"],
         "epochs": last["epoch"],
     }

@@ -177,6 +177,33 @@ def small_base(tiny_tokenizer: Path, tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+def test_unfinished_tuning_resumes_from_its_newest_checkpoint_or_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[object]] = []
+    monkeypatch.setattr(extraction_systems, "run_once", lambda log, script, options: given.append(options) or "")
+    log, output = tmp_path / "tuning.log", tmp_path / "adapter"
+    for step in (21, 105):
+        (output / f"checkpoint-{step}").mkdir(parents=True)
+    extraction_systems.run_into(log, output, "x.py", ["--a"])
+    assert not output.exists()
+    for step in (21, 105):
+        (output / f"checkpoint-{step}").mkdir(parents=True)
+        (output / f"checkpoint-{step}/complete.json").touch()
+    extraction_systems.run_into(log, output, "x.py", ["--a"])
+    assert given == [["--a"], ["--a", f"--resume_from_checkpoint={output}/checkpoint-105"]]
+
+
+@pytest.mark.parametrize(
+    ("resumed", "minutes"), [("None", 2.0), ("runs/adapter/checkpoint-15", 8.0), ("checkpoint-20", None)]
+)
+def test_minutes_of_a_resumed_run_are_those_of_all_steps(tmp_path: Path, resumed: str, minutes: float | None) -> None:
+    arguments = {"method": "lora", "lora_r": 4, "batch_size": 2, "resume_from_checkpoint": resumed}
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": arguments}))
+    (tmp_path / "train_log.jsonl").write_text('{"step": 20, "train_runtime": 120.0, "epoch": 1.0}\n')
+    assert extraction_systems.training_figures(tmp_path)["minutes"] == minutes
+
+
 @pytest.mark.slow
 def test_systems_have_figures_and_a_second_run_computes_nothing(
     small_base: Path, shared_data: Path, tmp_path: Path, run_script: RunScript
