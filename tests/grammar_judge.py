@@ -3,7 +3,15 @@
 from pathlib import Path
 
 import xgrammar
+from extraction.extraction_form import AnswerForm
+from extraction.extraction_grammar import answer_rules, name_rules
+from extraction.extraction_schema import SchemaType
 from transformers import AutoTokenizer
+
+
+def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "", text: str = "") -> str:
+    """Return the grammar of answers of this form for these types, with names from the text if it is not empty."""
+    return answer_rules(form, types, prefix) + name_rules(form, text)
 
 
 class Judge:

@@ -21,7 +21,7 @@ from conftest import QUANTISED, REPOSITORY, RunScript, needs_bitsandbytes
 from demo_pages import model_loading
 from in_process import run_in_process
 from lora_adapters import make_adapter
-from model_folders.own_code import from_folder
+from model_folders.own_code import from_folder, own_code_error
 from own_code_models import change, with_own_model, with_own_tokenizer
 from pretraining_runs import options, train_here
 from quantization import quantization_inputs, quantization_methods
@@ -329,3 +329,9 @@ def test_weights_of_another_shape_are_reported_to_the_caller(tiny_checkpoint: Pa
     assert len(loaded["mismatched_keys"]) == 6
     with pytest.raises(ValueError, match=r"\A[^\n]*base cannot be loaded \(RuntimeError: [^\n]*\Z"):
         from_folder(AutoModelForCausalLM, base, False)
+
+
+def test_folder_that_names_code_of_another_repository_is_not_told_to_read_files(tmp_path: Path) -> None:
+    assert str(own_code_error(tmp_path)).endswith(
+        "needs Python code that it does not contain; download its Python files, too"
+    )

@@ -181,7 +181,7 @@ def test_unfinished_tuning_resumes_from_its_newest_checkpoint_or_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[list[object]] = []
-    monkeypatch.setattr(extraction_systems, "run_once", lambda log, script, options: given.append(options) or "")
+    monkeypatch.setattr(extraction_systems, "run_once", lambda log, script, options: given.append(options))
     log, output = tmp_path / "tuning.log", tmp_path / "adapter"
     for step in (21, 105):
         (output / f"checkpoint-{step}").mkdir(parents=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from extraction.extraction_form import check_extraction, extraction_prompt
-from extraction.extraction_grammar import answer_grammar
+from extraction.extraction_grammar import answer_rules, name_rules
 from extraction.extraction_results import parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
 from extraction_metrics.answer_items import gold_error, json_object_in
@@ -319,7 +319,7 @@ def extraction_holds(task: str, schema: Any, extraction: Any, text: str) -> None
         return
     prompt = value_or_error(lambda given: extraction_prompt(task, types, text, "auto", given), extraction)
     if prompt:
-        assert answer_grammar(prompt.form, types).startswith("root ::= ")
+        assert (answer_rules(prompt.form, types) + name_rules(prompt.form, "")).startswith("root ::= ")
         assert prompt.instruction.strip()
 
 

@@ -13,10 +13,9 @@ import sentencepiece
 import xgrammar
 from conftest import RunScript
 from extraction.extraction_form import AnswerForm, answer_form
-from extraction.extraction_grammar import answer_grammar
 from extraction.extraction_results import parse_partial_answer
 from extraction.extraction_schema import SchemaType, check_schema
-from grammar_judge import Judge
+from grammar_judge import Judge, answer_grammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from extraction.extraction_form import answer_form
-from extraction.extraction_grammar import MAX_CHARACTERS, MAX_SYMBOLS, answer_grammar
+from extraction.extraction_grammar import MAX_CHARACTERS, MAX_SYMBOLS
 from extraction.extraction_schema import check_schema
 from extraction.text_names import parts_automaton, text_symbols
-from grammar_judge import Judge
+from grammar_judge import Judge, answer_grammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 from conftest import REPOSITORY
+from hub_download.hub_files import with_retries
 from hub_server import CHUNK, COMMIT, DIFF, Fault, Hub, downloaded
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from hypothesis import HealthCheck, given, settings
@@ -78,6 +80,19 @@ def test_killed_process_resumes_within_file(hub: Hub, get: Get, tmp_path: Path) 
     assert hub.requests == [(LARGE, f"bytes={2 * DOWNLOAD_CHUNK_SIZE}-")]
     assert downloaded(target) == hub.repositories["some/thing"]
     assert not hub.unexpected_paths
+
+
+def test_failed_request_is_not_repeated_after_the_download_was_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped, attempts = Event(), []
+
+    def fail() -> None:
+        attempts.append(1)
+        stopped.set()
+        raise OSError("Bad file descriptor")
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        with_retries(fail, "model.safetensors", OSError, stopped)
+    assert (len(attempts), capsys.readouterr().err) == (1, "")
 
 
 def test_interrupted_process_ends_at_once_and_reports_received_bytes(hub: Hub, tmp_path: Path) -> None:
