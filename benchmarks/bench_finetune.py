@@ -2,6 +2,8 @@
 
     python benchmarks/bench_finetune.py
     python benchmarks/bench_finetune.py --hidden_size 512 --steps 2 --pack_length 2048 --rounds 5
+    python benchmarks/bench_finetune.py --base checkpoints/base --rows train.jsonl --bf16 --steps 2 --rounds 1 \\
+        --minutes 10 --test test.jsonl --learning_rate 1e-3 --trl_python trl/bin/python
 
 Each contender (finetune_contenders.py) is a process that trains one epoch of the same examples from the same weights
 with the same LoRA, in one thread and float32, with about the same number of examples per step. The first --warm_up
@@ -25,6 +27,13 @@ gain from shared prefixes is not. The result is JSON; values are medians over th
 - padding: {contender: share of positions that are padding};
 - ours_over: {contender: {examples, supervised_tokens: [median of ours / theirs, minimum, maximum over the rounds]}};
 - tokenising: {published, ours: rows per CPU second of datasets.map row by row, and of our encoder; ratio}.
+
+With --base, the contenders tune this checkpoint with the prompts of templates/alpaca.jinja; with --rows, on the rows of
+this file. With --minutes and --test, each contender also trains from the start for about this time (CPU minutes, by the
+speed of the last round, with a learning rate that decreases to 0), and the extraction answers of its model to the test
+rows are scored:
+
+- equal_minutes: {contender: steps, examples, cpu_s of training; entity and triple: F1 and its interval; parsed}.
 """
 
 import json
@@ -37,10 +46,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from finetune_contenders import TRAINERS, Row, Settings
+from finetune_contenders import SAVED, TRAINERS, Row, Settings
 from measurements import DATA, REPOSITORY, read_jsonl, spread
 
 LLAMA = DATA / "llama/tokenizer.model"
+COMPARED = ("published", "trl", "ours")  # by F1 in equal minutes
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
 
 
 def crossner_rows() -> list[Row]:
@@ -58,22 +69,43 @@ def crossner_rows() -> list[Row]:
     return rows
 
 
-def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) -> None:
-    """Write to scratch: rows.jsonl, settings.json, and base, a random LLaMA.
+def training_rows(scratch: Path, settings: Settings, rows_file: str = "") -> list[Row]:
+    """Return the rows of a file in random order, or as many rows of CrossNER or the demo world as the steps need."""
+    from demo_world import world_builder
 
-    vocab_size: pieces of a tokenizer trained on the rows; 0: LLaMA-2's tokenizer, if present. settings.json also has
-    the published script's prompt for a row with an input, as a Python format string.
-    """
-    import build_tokenizer
-    from demo_world import tiny_llama, world_builder
-    from jinja2 import Environment
-
-    count, rows = settings["batch"] * (settings["warm_up"] + settings["steps"]), crossner_rows()
+    count = settings["batch"] * (settings["warm_up"] + settings["steps"])
+    rows = read_jsonl(Path(rows_file)) if rows_file else crossner_rows()
     if not rows:
         world_builder.make_world(str(scratch / "world"), documents_per_language=10, rows=count + 100)
         rows = read_jsonl(scratch / "world/train.jsonl")
     if len(rows) < count:
         raise ValueError(f"{count} rows are needed, but there are {len(rows)}; lower --steps, --warm_up or --batch")
+    return random.Random(0).sample(rows, len(rows) if rows_file else count)
+
+
+def prepare(scratch: Path, settings: Settings, rows: list[Row]) -> None:
+    """Write rows.jsonl, settings.json and base/chat_template.jinja to scratch.
+
+    settings.json also has the published script's prompt for a row with an input, as a Python format string.
+    """
+    from jinja2 import Environment
+
+    (scratch / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    template = (REPOSITORY / "finetune/templates/alpaca.jinja").read_text(encoding="utf-8")
+    (scratch / "base/chat_template.jinja").write_text(template, encoding="utf-8")
+    question = {"role": "user", "content": "{instruction}", "input": "{input}"}
+    prompt = Environment().from_string(template).render(messages=[question], bos_token="", eos_token="")
+    (scratch / "settings.json").write_text(json.dumps(settings | {"prompt": prompt}))
+
+
+def make_base(scratch: Path, rows: list[Row], vocab_size: int, **shape: int) -> None:
+    """Write a random LLaMA to scratch/base.
+
+    vocab_size: pieces of a tokenizer trained on the rows; 0: LLaMA-2's tokenizer, if present.
+    """
+    import build_tokenizer
+    from demo_world import tiny_llama
+
     words, pieces = str(scratch / "words"), LLAMA
     if vocab_size or not LLAMA.is_file():
         texts, pieces = scratch / "texts.txt", scratch / "words/tokenizer.model"
@@ -82,23 +114,51 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
     build_tokenizer.main(str(pieces), words)
     tiny_llama.make_model(words, str(scratch / "base"), **shape)
 
-    drawn = random.Random(0).sample(rows, count)
-    (scratch / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drawn), encoding="utf-8")
-    template = (REPOSITORY / "finetune/templates/alpaca.jinja").read_text(encoding="utf-8")
-    (scratch / "base/chat_template.jinja").write_text(template, encoding="utf-8")
-    question = {"role": "user", "content": "{instruction}", "input": "{input}"}
-    prompt = Environment().from_string(template).render(messages=[question], bos_token="", eos_token="")
-    (scratch / "settings.json").write_text(json.dumps(settings | {"prompt": prompt}))
+
+def link_base(scratch: Path, base: str) -> None:
+    """Link the files of a checkpoint, except its chat template, into scratch/base."""
+    (scratch / "base").mkdir()
+    for file in Path(base).iterdir():
+        if file.is_file() and file.name != "chat_template.jinja":
+            (scratch / "base" / file.name).symlink_to(file.resolve())
 
 
 def run_contender(name: str, scratch: Path, python: str = sys.executable) -> dict[str, Any]:
     """Run a contender in its own process with one thread; return its measurements."""
-    single = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     command = [python, str(REPOSITORY / "benchmarks/finetune_contenders.py"), name, str(scratch)]
-    done = subprocess.run(command, env=os.environ | single, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def f1_in_equal_minutes(
+    name: str, scratch: Path, measured: dict[str, Any], minutes: float, test: Path, python: str
+) -> dict[str, Any]:
+    """Train a contender for about `minutes` CPU minutes; return its steps, examples and F1 on the test rows.
+
+    measured: the result of a measured round, which gives the speed.
+    """
+    settings = json.loads((scratch / "settings.json").read_text(encoding="utf-8"))
+    seconds_a_step = measured["cpu_s"] / settings["steps"]
+    steps = max(2, round(60 * minutes / seconds_a_step)) - settings["warm_up"]
+    longer = settings | {"steps": steps, "save": True}
+    (scratch / "settings.json").write_text(json.dumps(longer))
+    try:
+        trained = run_contender(name, scratch, python)
+    finally:
+        (scratch / "settings.json").write_text(json.dumps(settings))
+    answers, scores = scratch / f"answers-{name}.jsonl", scratch / f"scores-{name}.json"
+    finetune = [sys.executable, str(REPOSITORY / "finetune")]
+    run = ["--base_model", scratch / "base", "--lora_weights", scratch / SAVED.format(name), "--data_path", test]
+    more = ["--output", answers, "--max_new_tokens", 160, *(["--bf16"] if settings["bf16"] else [])]
+    for command in (["ie_run.py", *run, *more], ["ie_eval.py", "--predictions", answers, "--output", scores]):
+        words = [finetune[0], f"{finetune[1]}/{command[0]}", *map(str, command[1:])]
+        subprocess.run(words, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD)
+    found = json.loads(scores.read_text(encoding="utf-8"))
+    figures = {task: {key: found[task][key] for key in ("f1", "f1_interval")} for task in ("entity", "triple")}
+    counts = {"steps": steps + settings["warm_up"], "examples": trained["examples"], "cpu_s": trained["cpu_s"]}
+    return counts | figures | {"parsed": found["parsed"]}
 
 
 def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
@@ -134,8 +194,16 @@ def main(
     layers: int = 4,
     vocab_size: int = 0,
     trl_python: str = "",
+    base: str = "",
+    rows: str = "",
+    learning_rate: float = 3e-4,
+    bf16: bool = False,
+    minutes: float = 0,
+    test: str = "",
 ) -> None:
     """Train with every contender in every round. batch: examples per step; micro: examples per forward pass."""
+    if (minutes > 0) != bool(test):
+        raise ValueError("--minutes and --test are given together: the time of training, and the rows to score")
     if min(rounds, steps, warm_up, micro, layers) < 1 or batch % micro or hidden_size % 64:
         raise ValueError(
             "--rounds, --steps, --warm_up, --micro and --layers must be at least 1, --batch a multiple of --micro, and "
@@ -144,7 +212,7 @@ def main(
     names = [name for name in TRAINERS if trl_python or name != "trl"]
     settings = {
         "batch": batch, "micro": micro, "steps": steps, "warm_up": warm_up, "cutoff": cutoff,
-        "pack_length": pack_length,
+        "pack_length": pack_length, "learning_rate": learning_rate, "bf16": bf16, "save": False,
     }  # fmt: skip
     shape = {
         "hidden_size": hidden_size, "intermediate_size": hidden_size * 11 // 4, "num_hidden_layers": layers,
@@ -152,7 +220,12 @@ def main(
     }  # fmt: skip
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-finetune-") as folder:
-        prepare(Path(folder), settings, vocab_size, **shape)
+        training = training_rows(Path(folder), settings, rows)
+        if base:
+            link_base(Path(folder), base)
+        else:
+            make_base(Path(folder), training, vocab_size, **shape)
+        prepare(Path(folder), settings, training)
         for number in range(rounds):
             print(f"round {number + 1}", flush=True)
             results.append({"tokenising": run_contender("tokenising", Path(folder))})
@@ -160,7 +233,14 @@ def main(
                 python = trl_python if name == "trl" else sys.executable
                 results[-1][name] = run_contender(name, Path(folder), python)
                 print(f"  {name}: {results[-1][name]}", flush=True)
-    print(json.dumps(summary(results, names) | settings | {"rounds": rounds}, indent=2))
+        result = summary(results, names)
+        for name in names if minutes else ():
+            if name in COMPARED:
+                python, last = trl_python if name == "trl" else sys.executable, results[-1][name]
+                figures = f1_in_equal_minutes(name, Path(folder), last, minutes, Path(test).resolve(), python)
+                result.setdefault("equal_minutes", {})[name] = figures
+                print(f"  {name}, {minutes} minutes: {figures}", flush=True)
+    print(json.dumps(result | settings | {"rounds": rounds}, indent=2))
 
 
 if __name__ == "__main__":

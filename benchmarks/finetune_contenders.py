@@ -19,10 +19,12 @@ from measurements import REPOSITORY, read_jsonl
 
 sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "tools")]
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
+SAVED = "adapter-{}"  # folder in SCRATCH of a contender's adapter, if the settings ask for it
 IGNORED = -100  # the label of an unsupervised position
 Row = dict[str, Any]
 # cutoff and pack_length in tokens; batch and micro: examples per step and per forward pass; warm_up: unmeasured steps;
-# steps: measured steps; prompt: a format string.
+# steps: measured steps; prompt: a format string; learning_rate; bf16: compute in bfloat16 instead of float32; save:
+# write the adapter.
 Settings = dict[str, Any]
 
 
@@ -51,8 +53,11 @@ def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def train_and_measure(trainer: Any, warm_up: int) -> dict[str, Any]:
-    """Train; return counts and CPU seconds of the steps after the first `warm_up`, and the loss of every step."""
+def train_and_measure(trainer: Any, settings: Settings, name: str) -> dict[str, Any]:
+    """Train; return counts and CPU seconds of the steps after the warm-up, and the loss of every step.
+
+    If the settings ask for it, write the adapter of the contender `name` beside the trainer's output folder.
+    """
     from transformers import TrainerCallback
 
     counts: Counter[str] = Counter()
@@ -71,7 +76,9 @@ def train_and_measure(trainer: Any, warm_up: int) -> dict[str, Any]:
     trainer.training_step = counted_step
     trainer.add_callback(RecordTotals())
     trainer.train()
-    (begun, before), (ended, after) = totals[warm_up - 1], totals[-1]
+    if settings["save"]:
+        trainer.save_model(str(Path(trainer.args.output_dir).with_name(SAVED.format(name))))
+    (begun, before), (ended, after) = totals[settings["warm_up"] - 1], totals[-1]
     losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
     return {**(after - before), "cpu_s": ended - begun, "losses": losses}
 
@@ -80,20 +87,23 @@ def trainer_options(scratch: Path, settings: Settings) -> dict[str, Any]:
     """Return the training arguments that all contenders share."""
     return {
         "output_dir": str(scratch / "output"), "max_steps": settings["warm_up"] + settings["steps"], "seed": 1,
-        "learning_rate": 3e-4, "lr_scheduler_type": "linear", "warmup_steps": 0, "optim": "adamw_torch",
+        "learning_rate": settings["learning_rate"], "bf16": settings["bf16"],
+        "lr_scheduler_type": "linear", "warmup_steps": 0, "optim": "adamw_torch",
         "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }  # fmt: skip
 
 
-def load_base(scratch: Path) -> tuple[Any, Any, Any]:
-    """Return the tokenizer and the float32 model of scratch/base, and the LoRA configuration."""
+def load_base(scratch: Path, settings: Settings) -> tuple[Any, Any, Any]:
+    """Return the tokenizer and the model of scratch/base, in bfloat16 or float32, and the LoRA configuration."""
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(scratch / "base")
-    model = AutoModelForCausalLM.from_pretrained(scratch / "base", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        scratch / "base", dtype=torch.bfloat16 if settings["bf16"] else torch.float32
+    )
     return tokenizer, model, LoraConfig(**ADAPTER, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -119,7 +129,7 @@ def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
-    tokenizer, model, adapter = load_base(scratch)
+    tokenizer, model, adapter = load_base(scratch, settings)
     tokenizer.pad_token_id, tokenizer.padding_side = 0, "left"
     encode = published_encoder(tokenizer, settings["prompt"], settings["cutoff"])
     options = trainer_options(scratch, settings) | {
@@ -130,7 +140,7 @@ def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
     collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, return_tensors="pt", padding=True)
     data = Dataset.from_list(read_jsonl(scratch / "rows.jsonl")).map(encode)
     trainer = Trainer(get_peft_model(model, adapter), TrainingArguments(**options), collator, data)
-    return train_and_measure(trainer, settings["warm_up"])
+    return train_and_measure(trainer, settings, "published")
 
 
 def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
@@ -138,7 +148,7 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer, model, adapter = load_base(scratch)
+    tokenizer, model, adapter = load_base(scratch, settings)
     prompt, length = settings["prompt"], settings["pack_length"]
     rows = [
         {"prompt": prompt.format(instruction=row["instruction"], input=row["input"]), "completion": row["output"]}
@@ -148,11 +158,11 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
     options = trainer_options(scratch, settings) | {
         "gradient_accumulation_steps": max(1, round(settings["batch"] * tokens / len(rows) / length)),
         "packing": True, "packing_strategy": "bfd", "max_length": length, "completion_only_loss": True,
-        "per_device_train_batch_size": 1, "gradient_checkpointing": False, "bf16": False,
+        "per_device_train_batch_size": 1, "gradient_checkpointing": False,
     }  # fmt: skip
     data = Dataset.from_list(rows)
     trainer = SFTTrainer(model, SFTConfig(**options), None, data, processing_class=tokenizer, peft_config=adapter)
-    return train_and_measure(trainer, settings["warm_up"])
+    return train_and_measure(trainer, settings, "trl")
 
 
 def run_ours(scratch: Path, settings: Settings, more_arguments: Sequence[str] = ()) -> dict[str, Any]:
@@ -176,7 +186,7 @@ def run_ours(scratch: Path, settings: Settings, more_arguments: Sequence[str] = 
     data = split_and_order(args, encode_sources(args, encoder, find_sources(args.data_path)), [])
     set_seed(args.seed)
     trainer = make_trainer(args, load_model_to_tune(args), encoder.tokenizer, data, {})
-    return train_and_measure(trainer, settings["warm_up"])
+    return train_and_measure(trainer, settings, "ours")
 
 
 def run_tokenising(scratch: Path, settings: Settings, min_rows: int = 1500) -> dict[str, float]:

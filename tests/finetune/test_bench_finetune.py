@@ -1,6 +1,7 @@
 """benchmarks/bench_finetune.py in its smallest form: the measurements of a contender, and their summary."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from conftest import RunScript
 
-SETTINGS = {"batch": 8, "micro": 4, "steps": 1, "warm_up": 1, "cutoff": 512, "pack_length": 512}
+SETTINGS = {"batch": 8, "micro": 4, "steps": 1, "warm_up": 1, "cutoff": 512, "pack_length": 512,
+            "learning_rate": 3e-4, "bf16": False, "save": False}  # fmt: skip
 MEASURED = {"examples", "supervised_tokens", "tokens", "positions", "cpu_s", "losses"}
 TRL_PYTHON = bench_finetune.REPOSITORY / "benchmarks/.trl_venv/bin/python"
 
@@ -19,7 +21,9 @@ TRL_PYTHON = bench_finetune.REPOSITORY / "benchmarks/.trl_venv/bin/python"
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
-    bench_finetune.prepare(folder, SETTINGS, 1200, **shape)
+    rows = bench_finetune.training_rows(folder, SETTINGS)
+    bench_finetune.make_base(folder, rows, 1200, **shape)
+    bench_finetune.prepare(folder, SETTINGS, rows)
     return folder
 
 
@@ -52,6 +56,15 @@ def test_contenders_are_measured_and_compared(scratch: Path) -> None:
     )
     assert result["ours_over"]["published"]["examples"] == [pytest.approx(ratio, abs=1e-3)] * 3
     assert result["tokenising"].keys() == {"published", "ours", "ratio"}
+
+
+@pytest.mark.integration
+def test_adapter_of_equal_minutes_is_scored(scratch: Path) -> None:
+    speed, test = {"cpu_s": 1.0}, scratch / "rows.jsonl"
+    figures = bench_finetune.f1_in_equal_minutes("published", scratch, speed, 2 / 60, test, sys.executable)
+    assert figures["steps"] == 2 and figures["examples"] == 8  # of the steps after the warm-up
+    assert figures["entity"].keys() == figures["triple"].keys() == {"f1", "f1_interval"}
+    assert json.loads((scratch / "settings.json").read_text())["save"] is False
 
 
 def test_batch_counts_counts_packed_examples() -> None:
