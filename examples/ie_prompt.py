@@ -4,8 +4,8 @@
     python examples/ie_prompt.py --task ner --schema "person, place" --text "…" \\
         --extraction_path quickstart/merged/extraction.json
 
-The instruction is in the language of the text. With --extraction_path, it has the wording of that file,
-if the file has one for the task and language.
+The instruction is in the language of the text. With --extraction_path, it has the wording and style of that file, if
+the file has an entry for the task and language. In the style schema_json, the instruction contains the text.
 """
 
 from command_line.fire_commands import run
@@ -28,8 +28,8 @@ def main(task: str, text: str, schema: str = "", extraction_path: str = "") -> N
     """
     extraction = extraction_prompts.read_extraction(extraction_path) if extraction_path else {}
     types = extraction_prompts.parse_schema(schema, task)
-    instruction = extraction_prompts.extraction_instruction(task, types, language_of(text), extraction)
-    print(json.dumps({"instruction": instruction, "input": text}, ensure_ascii=False))
+    instruction, input = extraction_prompts.extraction_question(task, types, text, language_of(text), extraction)
+    print(json.dumps({"instruction": instruction, "input": input}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from partial_folders import output_paths
 from partial_folders.atomic_outputs import new_file
 from text_language.language_detection import language_of
 
-from demo_pages.extraction_prompts import extraction_instruction
+from demo_pages.extraction_prompts import extraction_question
 from demo_pages.text_generation import resolve_decoding
 
 FORMS = '{"instruction", "input"}, {"text"} or {"task", "schema", "text"}'
@@ -94,7 +94,7 @@ def case_text(case: Case, extraction: Mapping[str, Any]) -> tuple[str, str, bool
     """
     if "task" in case:
         language = case.get("language") or language_of(case["text"])
-        return extraction_instruction(case["task"], case.get("schema", []), language, extraction), case["text"], True
+        return *extraction_question(case["task"], case.get("schema", []), case["text"], language, extraction), True
     if "instruction" in case:
         return case["instruction"], case.get("input") or "", True
     return case["text"], "", False

@@ -6,6 +6,7 @@ Tasks and their schemas:
     ee   event types and roles   {"layoff": ["company", "time"]}
 A checkpoint's extraction.json has the instructions that it was tuned on, which replace the instructions below:
     {"tasks": {"ner": {"en": {"instruction": "Extract the entities: {schema}"}}}}    ({schema} may be absent)
+With "style": "schema_json", the model is asked with a JSON object of instruction, schema and text, and has no input.
 """
 
 import json
@@ -60,6 +61,22 @@ def extraction_instruction(
     return wording.replace("{schema}", schema_phrase(schema, task, language)) if "{schema}" in wording else wording
 
 
+def extraction_question(
+    task: str, schema: Schema, text: str, language: str = "en", extraction: Mapping[str, Any] | None = None
+) -> tuple[str, str]:
+    """Return (instruction, input) to extract `schema` from a text, in the style and wording of the checkpoint.
+
+    Raises the errors of `extraction_instruction`.
+    """
+    instruction = extraction_instruction(task, schema, language, extraction)
+    if checkpoint_entry(extraction or {}, task, language).get("style") != "schema_json":
+        return instruction, text
+    types: list[Any] = list(schema)
+    if isinstance(schema, dict):
+        types = [{"event_type": name, "trigger": True, "arguments": roles} for name, roles in schema.items()]
+    return json.dumps({"instruction": instruction, "schema": types, "input": text}, ensure_ascii=False), ""
+
+
 def read_extraction(path: str | Path) -> dict[str, Any]:
     """Return the content of an extraction.json; raises FileNotFoundError, or ValueError if it is malformed."""
     content = read_json(path, "give the extraction.json of a checkpoint")
@@ -74,8 +91,13 @@ def read_extraction(path: str | Path) -> dict[str, Any]:
 
 def checkpoint_wording(extraction: Mapping[str, Any], task: str, language: str) -> str:
     """Return the instruction in extraction.json, or "" if it has none for this task and language."""
-    entry = extraction.get("tasks", {}).get(task, {}).get(language, {})
-    return str(entry.get("instruction", ""))
+    return str(checkpoint_entry(extraction, task, language).get("instruction", ""))
+
+
+def checkpoint_entry(extraction: Mapping[str, Any], task: str, language: str) -> Mapping[str, Any]:
+    """Return the entry of a task and language in extraction.json, {} if it has none."""
+    entry: Mapping[str, Any] = extraction.get("tasks", {}).get(task, {}).get(language, {})
+    return entry
 
 
 def schema_phrase(schema: Schema, task: str, language: str) -> str:

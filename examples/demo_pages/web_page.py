@@ -63,8 +63,8 @@ def continuation_ids(checkpoint: Checkpoint, labels: dict[str, str], beginning: 
 
 def extraction_ids(checkpoint: Checkpoint, labels: dict[str, str], task: str, schema: str, text: str) -> list[int]:
     types, language = extraction_prompts.parse_schema(schema, task), language_of(require_text(text, labels))
-    instruction = extraction_prompts.extraction_instruction(task, types, language, checkpoint.extraction)
-    return checkpoint.encoder.prompt_ids(instruction_messages(instruction, text))
+    question = extraction_prompts.extraction_question(task, types, text, language, checkpoint.extraction)
+    return checkpoint.encoder.prompt_ids(instruction_messages(*question))
 
 
 def require_text(text: str, labels: dict[str, str]) -> str:

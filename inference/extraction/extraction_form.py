@@ -4,6 +4,9 @@ Both are read from the checkpoint's extraction.json; the extraction.json in this
 and language, the file has the instruction, an answer with placeholders <…>, and the usual length of the tuning texts:
     {"tasks": {"ner": {"en": {"instruction": "… {schema} …", "text_characters": 210,
                               "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"}}}}}
+With "style": "schema_json", the form of IEPile (https://arxiv.org/abs/2402.14710), the model is asked with a JSON
+object of instruction, schema and text, for about "schema_batch" types at a time. With "prose", the default, the types
+are in the instruction, in place of {schema}, and the text is the input.
 """
 
 import json
@@ -21,6 +24,8 @@ COMMAS = ",，、"  # in a name, a reader would take them for separators
 PLACEHOLDER = re.compile(r"<[^<>]+>")
 ONE_OR_SEVERAL = re.compile(r"<[^<>]+>\|\[<[^<>]+>\]")  # <name>|[<name>]
 TYPES = ("<subject_type>", "<object_type>")
+STYLES = ("prose", "schema_json")
+SCHEMA_BATCHES = {"ner": 6, "re": 4, "spo": 4, "ee": 4}  # of IEPile: types of one question
 SUBJECTS = ("subject", "head")
 LANGUAGE_CHARACTERS = 2**16  # detection takes 20 ns per character and holds the GIL
 DEFAULTS: dict[str, Any] = json.loads(Path(__file__).with_name("extraction.json").read_text(encoding="utf-8"))
@@ -57,19 +62,30 @@ class AnswerForm(NamedTuple):
 
 
 class ExtractionPrompt(NamedTuple):
+    """A question for types; a schema that is asked in batches has several."""
+
     instruction: str
     form: AnswerForm
+    types: tuple[SchemaType, ...]
     usual_characters: int | None  # usual length of the tuning texts; None if it is not known
+    schema: list[Any] | None = None  # the types in the JSON object of the style schema_json; None: prose
+
+    def question(self, text: str) -> tuple[str, str]:
+        """Return the instruction and the input of the user's message about a text."""
+        if self.schema is None:
+            return self.instruction, text
+        content = {"instruction": self.instruction, "schema": self.schema, "input": text}
+        return json.dumps(content, ensure_ascii=False), ""
 
 
-def extraction_prompt(
+def prompts_for_types(
     task: str,
     types: tuple[SchemaType, ...],
     text: str,
     language: str = "auto",
     extraction: Mapping[str, Any] | None = None,
-) -> ExtractionPrompt:
-    """Return the instruction that asks for the types in a text, and the form of the answer.
+) -> list[ExtractionPrompt]:
+    """Return the questions that ask for the types in a text, with the form of their answers.
 
     language: en, zh, or auto (detected from the first LANGUAGE_CHARACTERS of the text). extraction: content of the
     checkpoint's extraction.json, which takes precedence over the defaults; if it has the task in the other language
@@ -89,6 +105,18 @@ def extraction_prompt(
             raise ValueError(
                 f"the schema's {shared[0].name!r} and {shared[-1].name!r} have the same answer key {key!r}; rename one"
             )
+    if entry.get("style") == "schema_json":
+        batches = schema_batches(types, entry.get("schema_batch", SCHEMA_BATCHES[task]))
+        return [
+            ExtractionPrompt(
+                entry["instruction"],
+                form,
+                batch,
+                usual_characters(entry),
+                [json_schema(task, type_) for type_ in batch],
+            )
+            for batch in batches
+        ]
     names = (name for type_ in types for name in (type_.name, *type_.parts()))
     unclear = next((name for name in names if "{schema}" in entry["instruction"] and set(name) & set(COMMAS)), None)
     if unclear is not None:
@@ -97,7 +125,24 @@ def extraction_prompt(
         )
     # replace(), not format(): instruction and type names may contain braces
     instruction = entry["instruction"].replace("{schema}", schema_phrase(task, types, used_language))
-    return ExtractionPrompt(instruction, form, usual_characters(entry))
+    return [ExtractionPrompt(instruction, form, types, usual_characters(entry))]
+
+
+def schema_batches(types: tuple[SchemaType, ...], size: int) -> list[tuple[SchemaType, ...]]:
+    """Split types into batches of `size`; fewer than max(1, size // 2) remaining types join the last batch (IEPile)."""
+    starts = list(range(0, len(types), size))
+    if len(starts) > 1 and len(types) - starts[-1] < max(1, size // 2):
+        starts.pop()
+    return [types[start:end] for start, end in zip(starts, [*starts[1:], len(types)], strict=True)]
+
+
+def json_schema(task: str, type_: SchemaType) -> Any:
+    """Return a type as in the schema of a question in JSON."""
+    if task == "spo":
+        return {"subject_type": type_.subject_type, "predicate": type_.name, "object_type": type_.object_type}
+    if task == "ee":
+        return {"event_type": type_.name, "trigger": True, "arguments": list(type_.roles)}
+    return type_.name
 
 
 def schema_phrase(task: str, types: tuple[SchemaType, ...], language: str) -> str:
@@ -149,7 +194,14 @@ def answer_form(task: str, entry: Any) -> AnswerForm:
     answer = entry.get("answer", {}) if isinstance(entry, dict) else None
     if not isinstance(instruction, str) or not instruction.strip() or not isinstance(answer, dict):
         raise ValueError('an object such as {"instruction": "…", "answer": {…}} is expected')
-    absent = answer.get("absent", "empty list" if "{schema}" in instruction else "left out")
+    style, batch = entry.get("style", "prose"), entry.get("schema_batch", 1)
+    if style not in STYLES or type(batch) is not int or batch < 1:
+        raise ValueError(
+            f'"style" is {style!r:.60} and "schema_batch" {batch!r:.60}; write one of {", ".join(STYLES)}, and a '
+            "number of types"
+        )
+    lists_types = style == "schema_json" or "{schema}" in instruction
+    absent = answer.get("absent", "empty list" if lists_types else "left out")
     if absent not in ("empty list", "left out"):
         raise ValueError(f'"absent" is {absent!r:.60}; write "empty list" or "left out"')
     default = DEFAULTS["tasks"][task]["en"]["answer"]["shape"]

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from chat_prompts.prompt_encoding import instruction_messages
-from extraction.extraction_form import extraction_prompt
+from extraction.extraction_form import ExtractionPrompt, prompts_for_types
 from extraction.extraction_grammar import answer_rules, name_rules
 from extraction.extraction_results import Span, merge_answers, parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
-from extraction.text_windows import CONCURRENT_WINDOWS, split_into_windows
+from extraction.text_windows import CONCURRENT_WINDOWS, MAX_WINDOWS, split_into_windows
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -100,28 +100,35 @@ class ExtractAnswer(BaseModel):
 
 
 async def choose_windows(
-    model: ServedModel, instruction: str, text: str, max_tokens: int | None, usual_characters: int | None
+    model: ServedModel, prompts: list[ExtractionPrompt], text: str, max_tokens: int | None
 ) -> list[Span]:
-    """Return the windows of a text, each with at most WINDOW_SHARE of the tokens left after the instruction.
+    """Return the windows of a text, each with at most WINDOW_SHARE of the tokens left after the longest instruction.
 
-    max_tokens: maximum number of tokens of a window, or None; usual_characters: the usual length of the tuning texts,
-    or None if it is not known. Without max_tokens, a window has up to usual_characters characters (a first sentence may
-    be longer); without both, it has up to WINDOW_TOKENS tokens. Raises ValueError if the instruction leaves no room for
-    a text in the context.
+    max_tokens: maximum number of tokens of a window, or None. Without it, a window has up to the usual number of
+    characters of the tuning texts (a first sentence may be longer) or, if this is not known, up to WINDOW_TOKENS
+    tokens. Raises ValueError if the instruction leaves no room for a text in the context, or if windows and prompts
+    give more than MAX_WINDOWS questions.
     """
-    instruction_tokens = len(await model.encode_async(instruction_messages(instruction)))
+    instruction = max((prompt.question("") for prompt in prompts), key=lambda question: len(question[0]))
+    instruction_tokens = len(await model.encode_async(instruction_messages(*instruction)))
     room = int((model.context - instruction_tokens) * WINDOW_SHARE)
     if room < 1:
         raise ValueError(
             f"the instruction has {instruction_tokens} tokens, the context {model.context}; shorten the schema"
         )
-    usual_characters = None if max_tokens else usual_characters
+    usual_characters = None if max_tokens else prompts[0].usual_characters
     limit = min(max_tokens or (room if usual_characters else WINDOW_TOKENS), room)
 
     def split() -> list[Span]:
         return split_into_windows(text, model.token_starts(text), limit, usual_characters)
 
-    return await run_in_thread_if_long(len(text), split)
+    spans = await run_in_thread_if_long(len(text), split)
+    if len(spans) * len(prompts) > MAX_WINDOWS:
+        raise ValueError(
+            f"{len(spans)} windows of the text and {len(prompts)} batches of the schema give more than {MAX_WINDOWS} "
+            "questions; send the text in parts, or fewer types"
+        )
+    return spans
 
 
 class ExtractQueue:
@@ -154,18 +161,24 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
     task, text = request.task, request.text
     model = raw_request.app.state.knowlm_models.get(request.model)
     types = check_schema(task, request.schema_)
-    prompt = extraction_prompt(task, types, text, request.language or "auto", model.extraction)
-    spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
-    rules = answer_rules(prompt.form, types, model.encoder.answer_prefix)
+    prompts = prompts_for_types(task, types, text, request.language or "auto", model.extraction)
+    spans = await choose_windows(model, prompts, text, request.window_tokens)
+    prefix, form = model.encoder.answer_prefix, prompts[0].form
+    questions = [
+        (span, prompt, rules)
+        for prompt, rules in [(each, answer_rules(form, each.types, prefix)) for each in prompts]
+        for span in spans
+    ]
     skips_trial.set(True)  # the limits of schema and window also limit the grammar
     limit = request.max_tokens or MAX_ANSWER_TOKENS
 
-    async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
+    async def ask(question: tuple[Span, ExtractionPrompt, str]) -> tuple[dict[str, Any], bool, int, int]:
         """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
+        span, prompt, rules = question
         window = text[slice(*span)]
-        ids = await model.encode_async(instruction_messages(prompt.instruction, window))
+        ids = await model.encode_async(instruction_messages(*prompt.question(window)))
         names = window if request.names_from_text else ""
-        grammar = rules + await run_in_thread_if_long(len(window), name_rules, prompt.form, names)
+        grammar = rules + await run_in_thread_if_long(len(window), name_rules, form, names)
         options = DECODING | {
             "structured_outputs": {"grammar": grammar}, "max_tokens": min(limit, model.context - len(ids)),
         }  # fmt: skip
@@ -174,12 +187,12 @@ async def extract_items(request: ExtractRequest, raw_request: Request, window_pl
         answer, is_complete = parse_partial_answer(completion.choices[0].text)
         return answer, is_complete, len(ids), completion.usage.completion_tokens
 
-    results = await map_concurrently(ask, spans, CONCURRENT_WINDOWS)
+    results = await map_concurrently(ask, questions, CONCURRENT_WINDOWS)
     output_tokens = sum(tokens for _, _, _, tokens in results)
     prompt_tokens = sum(tokens for _, _, tokens, _ in results)
     raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # read by --limit-tokens
-    answers = [(span, answer) for span, (answer, *_) in zip(spans, results, strict=True)]
-    found = await run_in_thread_if_long(len(text), merge_answers, task, text, prompt.form, types, answers)
+    answers = [(span, answer) for (span, *_), (answer, *_) in zip(questions, results, strict=True)]
+    found = await run_in_thread_if_long(len(text), merge_answers, task, text, form, types, answers)
     summary = {
         "complete": all(is_complete for _, is_complete, _, _ in results), "windows": len(spans),
         "num_output_tokens_cf": output_tokens, "error": None,

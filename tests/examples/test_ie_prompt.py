@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import RunScript
 from demo_pages import extraction_prompts
-from demo_pages.extraction_prompts import extraction_instruction
+from demo_pages.extraction_prompts import extraction_instruction, extraction_question
 from text_language.language_detection import language_of
 
 EVENTS = {"layoff": ["company", "time"], "meeting": ["who"]}
@@ -25,6 +25,18 @@ def test_wording_of_the_checkpoint_replaces_the_default() -> None:
     assert extraction_instruction("ner", ["a", "b"], "en", OWN) == "List: a, b"
     assert extraction_instruction("ner", [], "zh", OWN) == "抽取实体。"  # this wording has no {schema}
     assert extraction_instruction("re", ["a"], "en", OWN) == extraction_instruction("re", ["a"])
+
+
+def test_schema_json_asks_with_one_object_and_no_input() -> None:
+    for task, schema, types in (
+        ("ner", ["a, b", "c"], ["a, b", "c"]),
+        ("ee", {"layoff": ["time"]}, [{"event_type": "layoff", "trigger": True, "arguments": ["time"]}]),
+    ):
+        own = {"tasks": {task: {"en": {"instruction": "Extract.", "style": "schema_json"}}}}
+        instruction, input = extraction_question(task, schema, 'Ann "Lee"', "en", own)
+        assert instruction == json.dumps({"instruction": "Extract.", "schema": types, "input": 'Ann "Lee"'})
+        assert input == ""
+    assert extraction_question("ner", ["a"], "Ann", "en", OWN) == ("List: a", "Ann")
 
 
 def test_braces_in_the_schema_are_not_replaced() -> None:

@@ -10,7 +10,7 @@ import pytest
 from conftest import RunScript
 from demo_pages import extraction_prompts
 from demo_world import world_builder
-from extraction.extraction_form import extraction_prompt
+from extraction.extraction_form import prompts_for_types
 from extraction.extraction_schema import check_schema
 from extraction_metrics.answer_items import AnswerItem, parse_answer
 from instruction_data import annotations
@@ -357,7 +357,7 @@ def test_requests_are_accepted_by_the_server_and_ask_for_the_examples(
     for row, request in zip(rows, requests, strict=True):
         assert request.pop("output") == row["output"]
         assert request.pop("order", None) == row.get("order")
-        prompt = extraction_prompt(
+        [prompt] = prompts_for_types(
             task, check_schema(task, request["schema"]), request["text"], request["language"],
             {"tasks": extraction(tmp_path)},
         )  # fmt: skip

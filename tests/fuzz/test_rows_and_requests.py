@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from extraction.extraction_form import check_extraction, extraction_prompt
+from extraction.extraction_form import check_extraction, prompts_for_types
 from extraction.extraction_grammar import answer_rules, name_rules
 from extraction.extraction_results import parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
@@ -317,9 +317,8 @@ def extraction_holds(task: str, schema: Any, extraction: Any, text: str) -> None
 
     if types is None or not value_or_error(checked, extraction):
         return
-    prompt = value_or_error(lambda given: extraction_prompt(task, types, text, "auto", given), extraction)
-    if prompt:
-        assert (answer_rules(prompt.form, types) + name_rules(prompt.form, "")).startswith("root ::= ")
+    for prompt in value_or_error(lambda given: prompts_for_types(task, types, text, "auto", given), extraction) or ():
+        assert (answer_rules(prompt.form, prompt.types) + name_rules(prompt.form, "")).startswith("root ::= ")
         assert prompt.instruction.strip()
 
 

@@ -118,16 +118,18 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
 
 @pytest.fixture(scope="session")
 def tuned_checkpoint(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the tiny checkpoint with the alpaca template, and with an extraction.json for ner in Chinese.
+    """Return the tiny checkpoint with the alpaca template, and with an extraction.json for ner and ee in Chinese.
 
-    The `text_characters` of this extraction.json is 70.
+    The `text_characters` of this extraction.json for ner is 70. The style for ee is schema_json.
     """
     folder = tmp_path_factory.mktemp("served") / "tuned"
     shutil.copytree(tiny_checkpoint, folder)
     shutil.copyfile(repository / "finetune/templates/alpaca.jinja", folder / "chat_template.jinja")
     default = json.loads((repository / "inference/extraction/extraction.json").read_text(encoding="utf-8"))
     entry = default["tasks"]["ner"]["zh"] | {"text_characters": 70}
-    (folder / "extraction.json").write_text(json.dumps({"tasks": {"ner": {"zh": entry}}}), encoding="utf-8")
+    events = {"instruction": "请抽取事件，按照JSON字符串的格式回答。", "style": "schema_json"}
+    tasks = {"ner": {"zh": entry}, "ee": {"zh": events}}
+    (folder / "extraction.json").write_text(json.dumps({"tasks": tasks}), encoding="utf-8")
     return folder
 
 

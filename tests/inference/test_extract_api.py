@@ -95,6 +95,14 @@ def test_long_text_is_split_and_offsets_refer_to_the_whole(server: Any) -> None:
     assert ask(server, text, "re")["windows"] < answer["windows"]
 
 
+def test_schema_is_asked_in_the_batches_of_the_tuning(server: Any) -> None:
+    schema = {f"事件{number}": ["谁"] for number in range(8)}  # 4 of them in a question
+    answer = ask(server, TEXTS["zh"], "ee", schema=schema, max_tokens=1)
+    assert (answer["windows"], answer["num_output_tokens_cf"]) == (1, 2)
+    events = ask(server, TEXTS["zh"], "ee", schema=schema, max_tokens=200)["events"]
+    assert {event["type"] for event in events} <= schema.keys()
+
+
 def test_empty_text_gives_an_empty_answer(server: Any) -> None:
     answer = ask(server, " \n", "re")
     assert answer == {"triples": [], "complete": True, "windows": 0, "num_output_tokens_cf": 0, "error": None}

@@ -11,7 +11,7 @@ from extraction.extraction_form import (
     AnswerSlot,
     answer_form,
     check_extraction,
-    extraction_prompt,
+    prompts_for_types,
 )
 from extraction.extraction_schema import EXAMPLES, MAX_NAMES, SchemaType, check_schema
 from instruction_data.extraction_wording import WORDING, ExtractionQuestion, updated_extraction
@@ -75,7 +75,9 @@ def test_check_schema_refuses_invalid_schemas_in_one_line(task: str, schema: Any
 
 
 def ask(task: str, extraction: Any = None, text: str = "x", language: str = "auto", schema: Any = None) -> str:
-    return extraction_prompt(task, check_schema(task, schema or SCHEMAS[task]), text, language, extraction).instruction
+    return prompts_for_types(task, check_schema(task, schema or SCHEMAS[task]), text, language, extraction)[
+        0
+    ].instruction
 
 
 @pytest.mark.parametrize("task", ["ner", "re", "ee"])
@@ -221,8 +223,8 @@ def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:
             written = updated_extraction(tmp_path / "extraction.json", task, questions)
             check_extraction(written, "M")
             types = check_schema(task, ["a"])
-            assert extraction_prompt(task, types, "x", language, written).usual_characters == 70
-            assert extraction_prompt(task, types, "x", language).usual_characters is None
+            assert prompts_for_types(task, types, "x", language, written)[0].usual_characters == 70
+            assert prompts_for_types(task, types, "x", language)[0].usual_characters is None
             assert answer_form(task, written["tasks"][task][language]) == answer_form(
                 task, DEFAULTS["tasks"][task][language]
             )
@@ -239,4 +241,50 @@ def test_relations_that_differ_in_types_share_or_split_keys() -> None:
         "spo", [dict(zip(FATHER, names, strict=True)) for names in (("a", "b_c", "d"), ("a_b", "c", "d"))]
     )
     with pytest.raises(ValueError, match="'b_c' and 'c' have the same answer key 'a_b_c_d'"):
-        extraction_prompt("spo", run_together, "x", "en", {"tasks": {"spo": {"en": message}}})
+        prompts_for_types("spo", run_together, "x", "en", {"tasks": {"spo": {"en": message}}})
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("ner", ["person", "place"]),
+        ("re", ["born in", "works for"]),
+        ("spo", [FATHER]),
+        (
+            "ee",
+            [
+                {"event_type": "layoff", "trigger": True, "arguments": ["company", "time"]},
+                {"event_type": "meeting", "trigger": True, "arguments": []},
+            ],
+        ),
+    ],
+)
+def test_schema_json_asks_with_one_object_of_instruction_schema_and_text(task: str, expected: list[Any]) -> None:
+    extraction = {"tasks": {task: {"en": {"instruction": "Extract; {braces} stay.", "style": "schema_json"}}}}
+    check_extraction(extraction, "extraction.json")
+    [prompt] = prompts_for_types(task, check_schema(task, SCHEMAS[task]), "x", "en", extraction)
+    content, input = prompt.question('Ann "Lee"')
+    assert input == ""
+    assert json.loads(content) == {
+        "instruction": "Extract; {braces} stay.", "schema": expected, "input": 'Ann "Lee"',
+    }  # fmt: skip
+    assert list(json.loads(content)) == ["instruction", "schema", "input"]
+    assert prompt.form.all_types
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "sizes"),
+    [(6, 6, [6]), (8, 6, [8]), (9, 6, [6, 3]), (5, 4, [5]), (6, 4, [4, 2]), (3, 1, [1, 1, 1])],
+)
+def test_schema_json_asks_in_batches_and_few_types_join_the_last(number: int, size: int, sizes: list[int]) -> None:
+    entry = {"instruction": "Extract", "style": "schema_json", "schema_batch": size}
+    types = check_schema("ner", [f"type {index}, with a comma" for index in range(number)])
+    prompts = prompts_for_types("ner", types, "x", "en", {"tasks": {"ner": {"en": entry}}})
+    assert [len(prompt.types) for prompt in prompts] == sizes
+    assert tuple(type_ for prompt in prompts for type_ in prompt.types) == types
+
+
+@pytest.mark.parametrize("entry", [{"style": "xml"}, {"style": []}, {"schema_batch": 0}, {"schema_batch": True}])
+def test_invalid_style_is_refused(entry: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r'extraction\.json, ner, en: "style" is'):
+        check_extraction({"tasks": {"ner": {"en": {"instruction": "Extract"} | entry}}}, "extraction.json")

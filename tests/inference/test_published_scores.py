@@ -17,7 +17,7 @@ from conftest import RunScript
 from demo_pages import model_loading, text_generation, web_page
 from demo_pages.text_generation import Decoding
 from demo_world.tiny_llama import make_model
-from extraction.extraction_form import extraction_prompt
+from extraction.extraction_form import prompts_for_types
 from extraction.extraction_schema import check_schema
 from extraction_metrics.answer_scores import score_answers
 from published_folders import adapter_files, download_all, model_files
@@ -47,7 +47,7 @@ def extraction_rows(shift: int) -> list[Row]:
         types = TYPES[language]
         for person, place in zip(persons, places[shift:] + places[:shift], strict=True):
             text = TEXTS[language].format(person, place)
-            instruction = extraction_prompt("ner", check_schema("ner", types), text).instruction
+            instruction = prompts_for_types("ner", check_schema("ner", types), text)[0].instruction
             answer = json.dumps({types[0]: [person], types[1]: [place]}, ensure_ascii=False)
             rows.append({"instruction": instruction, "input": text, "output": answer})
     return rows

@@ -16,7 +16,7 @@ from chat_prompts.prompt_encoding import instruction_messages
 from conftest import REPOSITORY, RunScript
 from demo_pages import model_loading, text_generation
 from demo_pages.text_generation import Decoding
-from extraction.extraction_form import extraction_prompt
+from extraction.extraction_form import prompts_for_types
 from extraction.extraction_schema import check_schema
 from in_process import run_in_process
 from original_llama import TINY, random_state, write_original
@@ -186,7 +186,7 @@ def test_server_with_a_template_file_and_ie_run_give_the_demos_answers(
     status, tokens = server.post("/tokenize", {"prompt": "  Two  spaces", "add_special_tokens": True})
     assert (status, tokens["tokens"]) == (200, [1, *published.oracle.encode("  Two  spaces")])
     types = check_schema("ner", EXTRACTION["schema"])
-    asked = extraction_prompt("ner", types, EXTRACTION["text"], "auto", {}).instruction
+    asked = prompts_for_types("ner", types, EXTRACTION["text"], "auto", {})[0].instruction
     for model in ({}, {"model": "ie"}):
         before = server.metric_sum("prompt_tokens_total")
         status, extracted = server.post("/extract", EXTRACTION | model)
