@@ -31,6 +31,7 @@ done
 pretrain_seconds=$((MINUTES * 20)) tune_seconds=$((MINUTES * 40)) probe_steps=5
 pretrain_batch=$(nvidia-smi -L > /dev/null 2>&1 && echo 4 || echo 1)
 pretrain_accumulation=1 block_size=512 weights=zh=0.95,en=0.05 pretrain_rate=2e-4 eval_fraction=0.02
+trained_weight=0.75
 tune_batch=16 tune_rate=1e-3 lora_rank=32 orders=4 test_rows=100 request_rows=1000000 questions=24 log_every=10
 rehearsals=175 copies=5
 if [ -n "$SHORT" ]; then
@@ -82,22 +83,26 @@ done
 step "$OUT/corpus/all.json" python pretrain/preprocess.py --mode merge --new_path_prefix "$OUT/corpus/all" \
     --merge_path_prefix "$OUT/corpus/en,$OUT/corpus/zh" --merge_path_type 0,1
 
-headline "3/9  Continued pretraining with ZeRO-3"
-# pretrain FOLDER STEPS OPTION…: continues the pretraining of the base for STEPS steps.
+headline "3/9  Continued pretraining with ZeRO-3; a model between base and result, which forgets less"
+# pretrain MODEL FOLDER RESULT STEPS OPTION…: continues the pretraining of a model for STEPS steps, to write FOLDER/RESULT.
 pretrain() {
-    step "$OUT/$1/config.json" env MODEL="$BASE" DATA="$OUT/corpus/all" OUT="$OUT/$1" MAX_STEPS="$2" BLOCK_SIZE=$block_size \
+    step "$OUT/$2/$3" env MODEL="$1" DATA="$OUT/corpus/all" OUT="$OUT/$2" MAX_STEPS="$4" BLOCK_SIZE=$block_size \
         PRECISION="$precision" SOURCE_WEIGHTS=$weights LEARNING_RATE="$pretrain_rate" WARMUP=0.1 SEED="$SEED" \
         MICRO_BATCH="${MICRO_BATCH:-$pretrain_batch}" ACCUMULATION=$pretrain_accumulation LOG_STEPS=$log_every \
-        REPORT_TO=none bash pretrain/scripts/train.sh "${@:3}"
+        REPORT_TO=none bash pretrain/scripts/train.sh "${@:5}"
 }
 # steps_within SECONDS FOLDER: prints the number of steps that fit into the time, estimated from a short run in FOLDER.
 steps_within() { python examples/make_demo.py steps --train_log "$OUT/$2/train_log.jsonl" --seconds "$1"; }
-log_every=1 pretrain probe-pretraining $probe_steps --save_strategy no --weight_decay 0
+log_every=1 pretrain "$BASE" probe-pretraining config.json $probe_steps --save_strategy no --weight_decay 0
 rm -f "$OUT"/probe-pretraining/*.safetensors
-pretrain pretrained "$(steps_within $pretrain_seconds probe-pretraining)" --eval_fraction $eval_fraction --eval_on_start \
-    --weight_decay 0 --save_steps 0.5 --save_total_limit 1
-rm -rf "$OUT"/pretrained/checkpoint-* # only needed to resume
-seal "$OUT/pretrained" "$BASE"
+pretrain "$BASE" trained config.json "$(steps_within $pretrain_seconds probe-pretraining)" --eval_fraction $eval_fraction \
+    --eval_on_start --weight_decay 0 --save_steps 0.5 --save_total_limit 1
+rm -rf "$OUT"/trained/checkpoint-* # only needed to resume
+seal "$OUT/trained" "$BASE"
+step "$OUT/pretrained" python tools/weight_diff.py interpolate --path_raw "$BASE" --path_tuned "$OUT/trained" \
+    --weight $trained_weight --path_interpolated "$OUT/pretrained"
+seal "$OUT/pretrained" "$BASE,$OUT/trained"
+pretrain "$OUT/pretrained" evaluated train_log.jsonl 1 --eval_fraction $eval_fraction --eval_only
 
 headline "4/9  The diff between base and trained model; the trained weights recovered from it"
 step "$OUT/diff" python tools/weight_diff.py make_diff --path_raw "$BASE" --path_tuned "$OUT/pretrained" --path_diff "$OUT/diff"
@@ -152,7 +157,8 @@ for model in merged merged-q8_0 merged-q4_0; do answer "$OUT/rows/test.jsonl" "$
 for model in base merged merged-q8_0 merged-q4_0; do
     step "$OUT/scores-$model.json" python finetune/ie_eval.py --predictions "$OUT/answers-$model.jsonl" --output "$OUT/scores-$model.json"
 done
-answer "$OUT/facts.jsonl" "$OUT/pretrained" facts-pretrained 24
+answer "$OUT/facts.jsonl" "$OUT/trained" facts-trained 24
+answer "$OUT/facts.jsonl" "$OUT/pretrained" facts-interpolated 24
 answer "$OUT/facts.jsonl" "$OUT/merged" facts-merged 24
 
 headline "9/9  Serve the model with vLLM: extract from the whole test set, ask with curl"

@@ -201,6 +201,14 @@ def train(args: "PretrainingArguments", notices: list[str]) -> int:
     from training_loop.run_folders import save_result
     from training_loop.source_trainer import STOPPED
 
+    if args.eval_only:
+        metrics = trainer.evaluate_untrained()
+        if args.should_save:
+            found = ", ".join(
+                f"{name.removeprefix('eval_')} {value:.4f}" for name, value in metrics.items() if name != "epoch"
+            )
+            print(f"{args.model_name_or_path}: {found}")
+        return 0
     result = trainer.train_until_stopped(checkpoint)
     if not trainer.stopped:
         save_result(trainer, partial(finish, trainer), last=lambda file: file.name == "config.json")

@@ -26,12 +26,12 @@ def test_every_step_leaves_its_result_and_a_second_run_redoes_nothing(
     assert first.returncode == 0, first.stdout + first.stderr
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["perplexity"].keys() == {"en", "zh"}
-    assert all(after < before for before, after in summary["perplexity"].values())
+    assert all(models["interpolated"] < models["base"] for models in summary["perplexity"].values())
     assert summary["recovery"].startswith("equal:")
     assert summary["scores"].keys() == {"base", "merged", "merged-q8_0", "merged-q4_0", "extracted"}
     assert summary["scores"]["extracted"]["parsed"] == 1
     assert "generated_text" in summary["answer"]
-    for checkpoint in ("base", "pretrained", "recovered", "adapter", "merged"):
+    for checkpoint in ("base", "trained", "pretrained", "recovered", "adapter", "merged"):
         assert {"tokenizer.json", "run.json", "checkpoint.json"} <= {
             file.name for file in (tmp_path / "out" / checkpoint).iterdir()
         }, checkpoint

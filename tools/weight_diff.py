@@ -1,9 +1,10 @@
-"""Make the diff of a tuned model and its base, recover the model from base and diff, merge adapters into their base.
+"""Diffs between a tuned model and its base, recovery from them, merged adapters, and interpolated models.
 
     python tools/weight_diff.py make_diff --path_raw base --path_tuned tuned --path_diff diff
     python tools/weight_diff.py recover --path_raw base --path_diff diff --path_tuned recovered
     python tools/weight_diff.py inspect diff
     python tools/weight_diff.py merge --path_zhixi recovered --path_lora adapter --path_sfted merged
+    python tools/weight_diff.py interpolate --path_raw base --path_tuned tuned --weight 0.6 --path_interpolated between
 
 An exact diff (the default) restores every bit, and recovery verifies it. An additive diff (--exact=False), the
 published kind, is a checkpoint folder with tuned - base, computed and rounded in float32, or in float16 with --is_fp16.
@@ -11,6 +12,8 @@ recover detects the kind. Memory use does not depend on the model's size. The sa
 """
 
 from command_line.fire_commands import run
+
+from collections.abc import Callable
 
 from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import check_tokenizer
@@ -125,5 +128,29 @@ def merge(
     print(lora_merge.merge_folders(base, loras, path_sfted, shard_limit, "tools/weight_diff.py merge", options, dtype))
 
 
+def interpolate(
+    path_raw: str, path_tuned: str, path_interpolated: str, weight: float, max_shard_size: str = "5GB"
+) -> None:
+    """Write (1 - weight) * base + weight * tuned model to the new folder path_interpolated.
+
+    A model between the two forgets less of what the base knows, and often generalises better (Wortsman et al. 2022).
+
+    Args:
+        path_raw: the base's checkpoint folder.
+        path_tuned: the tuned model's checkpoint folder, whose types, configuration and tokenizer the result has.
+        path_interpolated: a new folder.
+        weight: weight of the tuned model, between 0 and 1.
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
+    """
+    options = dict(locals())
+    if not 0 <= weight <= 1:
+        raise ValueError(f"--weight {weight} is not between 0 (base) and 1 (tuned model)")
+    inputs = diff_folders.open_inputs(options, parse_size(max_shard_size), "tuned")
+    print(diff_folders.interpolate_models(inputs, path_interpolated, weight))
+
+
 if __name__ == "__main__":
-    run({"make_diff": make_diff, "recover": recover, "inspect": inspect, "merge": merge}, without_effect=WITHOUT_EFFECT)
+    commands: dict[str, Callable[..., None]] = {
+        "make_diff": make_diff, "recover": recover, "inspect": inspect, "merge": merge, "interpolate": interpolate,
+    }  # fmt: skip
+    run(commands, without_effect=WITHOUT_EFFECT)

@@ -7,6 +7,7 @@ from typing import Any
 from recipe_results.fact_questions import count_correct_answers
 from recipe_results.result_files import log_entries, read_result, seconds_of_steps, write_summary
 
+MODELS = ("base", "trained", "interpolated", "merged")  # in the order of the recipe
 ROW_LABELS = {  # result -> label of its row in the table
     "base": "base", "merged": "tuned", "merged-q8_0": "tuned, 8 bits (q8_0)", "merged-q4_0": "tuned, 4 bits (q4_0)",
     "extracted": "tuned, /extract",
@@ -31,14 +32,15 @@ def steps_within(train_log: str, seconds: int) -> None:
     print(max(2, seconds * sum(last - entry["step"] for entry in timed) // eta))
 
 
-def perplexities(folder: Path) -> dict[str, list[float]]:
-    """Return source -> perplexity of held-out text before and after a pretraining run with --eval_on_start."""
-    prefix = "eval_perplexity_"
-    held_out = [
-        entry for entry in log_entries(folder / "train_log.jsonl") if any(name.startswith(prefix) for name in entry)
-    ]
-    sources = [name for name in held_out[0] if name.startswith(prefix)]
-    return {name.removeprefix(prefix): [held_out[0][name], held_out[-1][name]] for name in sources}
+def perplexities(folder: Path) -> dict[str, dict[str, float]]:
+    """Return source -> model -> perplexity of held-out text, for the base, the trained and the interpolated model."""
+    prefix, entries = "eval_perplexity_", []
+    for run in ("trained", "evaluated"):  # evaluated: a run with --eval_only on the interpolated model
+        logged = log_entries(folder / run / "train_log.jsonl")
+        entries += [entry for entry in logged if any(name.startswith(prefix) for name in entry)]
+    measured = {"base": entries[0], "trained": entries[-2], "interpolated": entries[-1]}
+    sources = [name for name in entries[0] if name.startswith(prefix)]
+    return {name.removeprefix(prefix): {model: entry[name] for model, entry in measured.items()} for name in sources}
 
 
 def collect_results(folder: Path) -> dict[str, Any]:
@@ -47,16 +49,11 @@ def collect_results(folder: Path) -> dict[str, Any]:
         name: sum(file.stat().st_size for file in folder.glob(name)) for name in ("merged/*.safetensors", "*.gguf")
     }
     return {
-        "perplexity": perplexities(folder / "pretrained"),
-        "facts": {
-            name: count_correct_answers(str(folder / f"facts-{name}.jsonl"))
-            for name in ("base", "pretrained", "merged")
-        },
+        "perplexity": perplexities(folder),
+        "facts": {name: count_correct_answers(str(folder / f"facts-{name}.jsonl")) for name in MODELS},
         "scores": {name: read_result(folder, f"scores-{name}.json") for name in ROW_LABELS},
         "recovery": (folder / "recovery.txt").read_text(encoding="utf-8").splitlines()[0],
-        "steps": {
-            name: log_entries(folder / name / "train_log.jsonl")[-1]["step"] for name in ("pretrained", "adapter")
-        },
+        "steps": {name: log_entries(folder / name / "train_log.jsonl")[-1]["step"] for name in ("trained", "adapter")},
         "bytes": sizes,
         "answer": read_result(folder, "answer.json"),
         "seconds": seconds_of_steps(folder),
@@ -66,11 +63,13 @@ def collect_results(folder: Path) -> dict[str, Any]:
 def summary_table(summary: dict[str, Any]) -> str:
     """Return the summary as text."""
     lines = []
-    for source, (before, after) in summary["perplexity"].items():
-        change = f"{after / before - 1:+.0%}"
-        lines.append(f"  {f'perplexity {source}':24} {before:8.2f} before pretraining, {after:8.2f} after ({change})")
-    shown = ", ".join(f"{correct}/{number} {name}" for name, (correct, number) in summary["facts"].items())
-    lines += [f"  {'facts known':24} {shown}", f"  {'recovery from the diff':24} {summary['recovery']}", ""]
+    lines.append(f"  {'':24} {' '.join(f'{model:>16}' for model in MODELS)}")
+    for source, models in summary["perplexity"].items():
+        cells = [f"{value:.2f} ({value / models['base'] - 1:+.0%})" for value in models.values()]
+        lines.append(f"  {f'perplexity {source}':24} {' '.join(f'{cell:>16}' for cell in cells)}")
+    known = [f"{correct}/{number}" for correct, number in summary["facts"].values()]
+    lines.append(f"  {'facts known':24} {' '.join(f'{cell:>16}' for cell in known)}")
+    lines += [f"  {'recovery from the diff':24} {summary['recovery']}", ""]
     titles = f"{'entity F1':>10} {'relation F1':>12} {'parsed':>8} {'not in text':>12} {'examples':>9}"
     lines.append(f"  {'CoNLL04':24} {titles}")
     for name, label in ROW_LABELS.items():

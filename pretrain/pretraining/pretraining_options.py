@@ -21,6 +21,7 @@ class PretrainingOptions:
     )
     global_batch_distributed: str = option("", "published form of --source_weights: [424,80], a number for each type")
     eval_fraction: float = option(0.0, "share of each source's documents that is held out for evaluation")
+    eval_only: bool = option(False, "measure the held-out loss and perplexity of the model, and train nothing")
     accept_changes: bool = option(False, "resume although corpus, batch, seed or weights changed")
     max_nan_steps: int = option(3, "end the run after this many consecutive steps with a non-finite loss or weight")
     attn_implementation: str = option(

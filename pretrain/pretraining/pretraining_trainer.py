@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader
 from training_loop.loss_meter import LossMeter, MeanLosses
 from training_loop.source_trainer import SourceTrainer, leave_signals_to_parent
+from transformers.integrations.deepspeed import deepspeed_init
 
 from pretraining.pretraining_arguments import PretrainingArguments
 
@@ -159,6 +160,15 @@ class PretrainingTrainer(SourceTrainer):
         entry["data_wait"] = round(self._waited / seconds, 4)
         self._waited = 0.0
         return entry
+
+    def evaluate_untrained(self) -> dict[str, float]:
+        """Return the held-out metrics of the model as it was loaded; DeepSpeed supports this under ZeRO-3 only."""
+        if self.is_deepspeed_enabled:
+            deepspeed_init(self, num_training_steps=0, inference=True)
+            self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
+        else:
+            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        return self.evaluate()
 
     def measure_held_out(self, meter: LossMeter) -> None:
         """Add the losses of this rank's batches, every world_size-th batch, to a meter.

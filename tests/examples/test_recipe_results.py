@@ -65,10 +65,17 @@ def test_steps_within_a_time_follow_from_the_speed_after_the_first_step(tmp_path
         assert done.stderr == f"error: {log} does not show the time of a step; {remedy}\n"
 
 
-def test_summary_compares_before_and_after(tmp_path: Path) -> None:
-    held_out = [{"eval_perplexity_zh": 8.0, "eval_perplexity_en": 2.0}, {"loss": 1.0}]
-    write_lines(tmp_path / "train_log.jsonl", [*held_out, {"eval_perplexity_zh": 4.0, "eval_perplexity_en": 2.02}])
-    assert perplexities(tmp_path) == {"zh": [8.0, 4.0], "en": [2.0, 2.02]}
+def test_summary_compares_the_models_of_each_step(tmp_path: Path) -> None:
+    held_out = [
+        {"eval_perplexity_zh": zh, "eval_perplexity_en": en} for zh, en in ((8.0, 2.0), (4.0, 2.02), (5.0, 1.0))
+    ]
+    for run, entries in (("trained", [held_out[0], {"loss": 1.0}, held_out[1]]), ("evaluated", held_out[2:])):
+        (tmp_path / run).mkdir()
+        write_lines(tmp_path / run / "train_log.jsonl", entries)
+    assert perplexities(tmp_path) == {
+        "zh": {"base": 8.0, "trained": 4.0, "interpolated": 5.0},
+        "en": {"base": 2.0, "trained": 2.02, "interpolated": 1.0},
+    }
     scores = {"entity": {"f1": 0.5}, "triple": {"f1": 0.25}, "parsed": 1.0, "not_in_text": 0.01, "examples": 9}
     summary = {
         "perplexity": perplexities(tmp_path), "facts": {"base": (3, 4), "merged": (2, 4)}, "recovery": "equal",
@@ -76,7 +83,10 @@ def test_summary_compares_before_and_after(tmp_path: Path) -> None:
         "seconds": {"base": 90},
     }  # fmt: skip
     table = summary_table(summary)
-    assert "zh" in table
-    assert "(-50%)" in table
-    assert "3/4 base, 2/4 merged" in table
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[:2] == [
+        ["base", "trained", "interpolated", "merged"],
+        ["perplexity", "zh", "8.00", "(+0%)", "4.00", "(-50%)", "5.00", "(-38%)"],
+    ]
+    assert ["facts", "known", "3/4", "2/4"] in lines
     assert table.count("0.500        0.250   100.0%         1.0%         9") == 5

@@ -381,7 +381,7 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
 def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
     tmp_path: Path, tiny_checkpoint: Path, two_sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights by name, by type and in the published form; the evaluation batch size does not change the loss."""
+    """Weights by name, by type and in the published form; batch size and --eval_only do not change held-out losses."""
     held_out = []
     for name, more, names, shares in (
         ("names", ["--source_weights", "zh=0.75,en=0.25", "--eval_fraction", 0.2], ["en", "zh"], [6, 18]),
@@ -391,10 +391,10 @@ def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
         last = [entry for entry in read_log(tmp_path / name) if "loss" in entry][-1]
         assert [last[f"sequences_{each}"] for each in names] == shares
     assert "used as proportions" in capsys.readouterr().err
-    for size in (1, 3):
-        few: list[object] = ["--eval_fraction", 0.2, "--per_device_eval_batch_size", size, "--max_steps", 1]
-        train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{size}", "--learning_rate", 0, *few))
+    for size, more in ((1, ("--learning_rate", "0", "--max_steps", "1")), (3, ("--eval_only", "True"))):
+        held = ("--eval_fraction", 0.2, "--per_device_eval_batch_size", size, *more)
+        train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{size}", *held))
         held_out.append([entry for entry in read_log(tmp_path / f"{size}") if "eval_loss" in entry][-1])
-    assert len(held_out[0]) > 6
-    for key in ("eval_loss", "eval_loss_en", "eval_perplexity_zh"):
-        assert held_out[0][key] == pytest.approx(held_out[1][key], rel=1e-6)
+    assert [(tmp_path / f"{size}/config.json").exists() for size in (1, 3)] == [True, False]
+    keys = ("eval_loss", "eval_loss_en", "eval_perplexity_zh")
+    assert [held_out[0][key] for key in keys] == pytest.approx([held_out[1][key] for key in keys], rel=1e-6)

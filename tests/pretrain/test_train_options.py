@@ -35,6 +35,7 @@ def test_published_option_names_are_translated_with_a_notice() -> None:
         ({"--source_weights": "zh=1"}, "no source zh"),
         ({"--global_batch_distributed": "[1,2]"}, "not a list of 1 numbers"),
         ({"--eval_fraction": "1"}, "must be at least 0 and below 1"),
+        ({"--eval_only": "True"}, "--eval_only has no effect without held-out data; give --eval_fraction"),
         ({"--attn_implementation": "flash_attention_2"}, "is not available here"),
         ({"--resume_from_checkpoint": "nowhere"}, "nowhere does not exist"),
         ({"--resume_from_checkpoint": "True"}, "holds no complete checkpoint"),

@@ -20,7 +20,7 @@ from partial_folders import resume_journal
 from partial_folders.atomic_outputs import new_folder
 from partial_folders.output_paths import folder_path
 
-from weight_diffs import additive_diff, diff_writer, exact_diff
+from weight_diffs import additive_diff, diff_writer, exact_diff, interpolation
 from weight_diffs.rank_search import RankSearch
 from weight_diffs.recorded_files import record_files, verify_files
 
@@ -46,7 +46,7 @@ class DiffInputs:
         the published diff in the second folder, "" if unknown; run.json records it.
         """
         base, other = self.folders.values()
-        command = "recover" if "diff" in self.folders else "make_diff"
+        command = "recover" if "diff" in self.folders else "interpolate" if "weight" in self.options else "make_diff"
         inputs = [base, other, *adapters]
         run = resume_journal.run_identity(SCRIPT, self.options, inputs)
         with new_folder(target, needed, run, inputs) as folder:
@@ -67,7 +67,8 @@ def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> D
     folders = {
         name: existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in ("raw", role)
     }
-    folder_path(str(options["path_diff" if role == "tuned" else "path_tuned"]), folders.values())
+    target = "path_tuned" if role == "diff" else "path_interpolated" if "weight" in options else "path_diff"
+    folder_path(str(options[target]), folders.values())
     if is_diff(folders["raw"]) and role == "diff" and not is_diff(folders[role]):
         raise ValueError(
             f"--path_raw {folders['raw']} is a diff and --path_diff {folders[role]} is not; exchange the two options"
@@ -123,6 +124,15 @@ def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
         checkpoint_folders.write_json(folder / DIFF_RECORD, record)
     share = size / total_bytes(stored)
     return f"{target}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; recovery is not bit-exact"
+
+
+def interpolate_models(inputs: DiffInputs, target: str, weight: float) -> str:
+    """Write (1 - weight) * base + weight * tuned to the new folder target; return a summary line."""
+    base, tuned = read_both(inputs)
+    with inputs.output_folder(target, total_bytes(tuned)) as (folder, template):
+        hashes = interpolation.write_interpolated(folder, tuned, base, weight, inputs.shard_limit)
+        verify_written(folder, hashes)
+    return f"{target}: {len(tuned)} tensors, {1 - weight:.4g} x base + {weight:.4g} x tuned model{template}"
 
 
 def read_both(inputs: DiffInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
