@@ -391,8 +391,8 @@ def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
         last = [entry for entry in read_log(tmp_path / name) if "loss" in entry][-1]
         assert [last[f"sequences_{each}"] for each in names] == shares
     assert "used as proportions" in capsys.readouterr().err
-    for size, more in ((1, ("--learning_rate", "0", "--max_steps", "1")), (3, ("--eval_only", "True"))):
-        held = ("--eval_fraction", 0.2, "--per_device_eval_batch_size", size, *more)
+    for size, mode in ((1, ("--learning_rate", "0", "--max_steps", "1")), (3, ("--eval_only", "True"))):
+        held = ("--eval_fraction", 0.2, "--per_device_eval_batch_size", size, *mode)
         train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{size}", *held))
         held_out.append([entry for entry in read_log(tmp_path / f"{size}") if "eval_loss" in entry][-1])
     assert [(tmp_path / f"{size}/config.json").exists() for size in (1, 3)] == [True, False]
