@@ -1,0 +1,1 @@
+"""Read annotated sentences from the formats of annotation tools and data sets. Read annotated_sentences.py first."""

@@ -1,0 +1,46 @@
+"""Annotated sentences: a text with its entities, relations and events, as every reader of annotations returns them."""
+
+from typing import NamedTuple
+
+Span = tuple[int, int]  # [start, end) in characters (Unicode code points) of the sentence
+
+
+class Mention(NamedTuple):
+    """A name in a sentence. spans: its fragments, several if it is discontinuous; () if its place is not annotated."""
+
+    text: str
+    spans: tuple[Span, ...] = ()
+
+
+class Entity(NamedTuple):
+    type: str
+    mention: Mention
+
+
+class Relation(NamedTuple):
+    """A triple; the types of subject and object are "" if they are not annotated."""
+
+    label: str
+    subject: Mention
+    object: Mention
+    subject_type: str = ""
+    object_type: str = ""
+
+
+class Event(NamedTuple):
+    """An event. trigger: None if it is not annotated. arguments: (role, mention), a role possibly several times."""
+
+    type: str
+    trigger: Mention | None
+    arguments: tuple[tuple[str, Mention], ...] = ()
+
+
+class AnnotatedSentence(NamedTuple):
+    """A sentence with its annotations; a list is None if the format or the row does not annotate this kind."""
+
+    text: str
+    language: str  # "en" or "zh"
+    location: str  # "file:line", for messages
+    entities: tuple[Entity, ...] | None = None
+    relations: tuple[Relation, ...] | None = None
+    events: tuple[Event, ...] | None = None
