@@ -1,63 +1,11 @@
-"""Read a file of annotated sentences: JSON, CoNLL columns or CoNLL04; the format can be recognised by the content."""
+"""Read a file of annotated sentences, in a format of annotation_reading/annotation_files.py, for one task."""
 
-import re
-from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
-from instruction_data.annotations import Annotation, read_annotations
-from instruction_data.column_files import (
-    READERS,
-    TagCounts,
-    annotate,
-    is_comment,
-    numbered_lines,
-    parse_tag,
-    split_columns,
-)
+from annotation_reading.annotated_sentences import AnnotatedSentence
+from annotation_reading.annotation_files import inconsistent_tags, read_annotation_files, recognise_format
 
-FORMATS = ("auto", "json", "conll", "conll04")
-LINES_READ = 50  # first lines of a file, from which its format is recognised
-JSON_START = re.compile(r'\s*(\{\s*(["}]|$)|\[\s*([\[{\]]|$))')
-CONLL04_COLUMNS = re.compile(r"[0-9]+\t[^\t]+\t[^\t]+\t\[.*\]\t\[.*\]\s*")
-
-
-def recognise_format(lines: Sequence[str]) -> str:
-    """Return the format of a file by its first lines: "json", "conll" or "conll04", or "" if it is not recognised.
-
-    The format of an empty file is "json"; the JSON reader reports the error.
-    """
-    lines = [line for line in lines if line.strip("\ufeff \t\r\n")]
-    if not lines or JSON_START.match(lines[0].lstrip("\ufeff")):
-        return "json"
-    if any(CONLL04_COLUMNS.fullmatch(line) for line in lines):
-        return "conll04"
-    columns = [split_columns(line) for line in lines]
-    if any(len(row) > 1 and parse_tag(row[-1]) is not None and not is_comment(row) for row in columns):
-        return "conll"
-    return "json" if lines[0].lstrip("\ufeff \t")[:1] in ("{", "[") else ""
-
-
-def file_format(path: str) -> str:
-    """Return the format of a file; raises ValueError if it is not recognised, or if one of its first lines is damaged.
-
-    The format of a folder, a parquet file or a missing file is "json": the JSON reader reads it or reports the error.
-    """
-    file = Path(path)
-    if not file.is_file():
-        return "json"
-    with file.open("rb") as beginning:
-        if beginning.read(4) == b"PAR1":
-            return "json"
-    lines = [line for _, line in islice(numbered_lines(file), LINES_READ)]
-    found = recognise_format(lines)
-    if not found:
-        first = ", ".join(repr(line[:40]) for line in [line for line in lines if line.strip()][:3])
-        raise ValueError(
-            f"{path} is not recognised as JSON, CoNLL columns or CoNLL04 (it begins with the lines {first}); give a "
-            "file of annotated sentences, or its --format"
-        )
-    return found
+from instruction_data.annotations import AnnotatedItem, Annotation, read_annotations
 
 
 def read_annotation_file(
@@ -65,21 +13,23 @@ def read_annotation_file(
 ) -> tuple[list[Annotation], int]:
     """Return the annotated sentences of a file with their items for `task`, and the number of inconsistent tags.
 
-    language: language of the sentences; "auto" detects it for each sentence. format: one of FORMATS. Raises
-    FileNotFoundError, or ValueError with file and line.
+    language: language of the sentences; "auto" detects it for each sentence. Raises FileNotFoundError, or ValueError
+    with file and line.
     """
-    format = file_format(path) if format == "auto" else format
+    format = recognise_format(path) if format == "auto" else format
     if format == "json":
         return read_annotations(path, task, language), 0
     if format == "conll" and task != "ner":
         raise ValueError(f"{path} has CoNLL columns, which annotate entities only; give --task ner, or a CoNLL04 file")
-    file = Path(path)
-    if not file.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file; --format {format} takes a text file")
-    annotations, counts = [], TagCounts()
-    for sentence in READERS[format](file):
-        annotations.append(annotate(file, sentence, task, language))
-        counts.add(sentence.tags)
-    if not annotations:
-        raise ValueError(f"{path} holds no sentences; give a file with one token and its tag per line")
-    return annotations, counts.inconsistent()
+    sentences = read_annotation_files(path, format, language)
+    annotations = [Annotation(one.text, one.language, items_of(one, task)) for one in sentences]
+    return annotations, inconsistent_tags(path, format)
+
+
+def items_of(sentence: AnnotatedSentence, task: str) -> list[AnnotatedItem]:
+    """Return the entities or the triples of a sentence."""
+    if task == "ner":
+        return [AnnotatedItem(entity.type, (entity.mention.text,)) for entity in sentence.entities or ()]
+    return [AnnotatedItem(one.label, (one.subject.text, one.object.text)) for one in sentence.relations or ()]

@@ -258,7 +258,7 @@ NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person
         (f"[\n{NER},\n{{broken}}]", r"in.jsonl:4, row 2 is not JSON"),
         ("[" * 100_000, "nested too deep"),
         (NER + "\n3\n", "in.jsonl:3 is not a JSON object"),
-        ("[{}]", r"in.jsonl:1, row 1 has no text under 'sentence' \(keys: none\)"),
+        ("[{}]", r"in.jsonl:1, row 1 is not recognised as a row of annotations \(keys: none\)"),
         ('{"sentence": "Ann"}', r"no list under 'entity_list' \(keys: sentence\)"),
         (NER.replace("name", "text"), "no text under 'name'"),
         (NER.replace('"person"', "7"), "no text under 'type'"),

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from annotation_reading.annotation_checks import check_sentence
+from annotation_reading.annotation_files import FORMATS, read_annotation_files
 from extraction.extraction_form import check_extraction, extraction_prompt
 from extraction.extraction_grammar import answer_rules, name_rules
 from extraction.extraction_results import parse_partial_answer
@@ -26,7 +28,6 @@ from extraction_metrics.scored_files import scored_rows
 from fastapi import HTTPException
 from fuzzing import run_for, share_of_seconds
 from hypothesis import strategies as st
-from instruction_data.annotation_formats import read_annotation_file
 from instruction_data.annotations import read_annotations, read_types
 from instruction_data.extraction_examples import build_examples
 from instruction_data.extraction_wording import make_questions, read_wording
@@ -238,15 +239,43 @@ COLUMN = st.sampled_from([
 COLUMN_LINES = st.lists(st.lists(COLUMN, max_size=5), max_size=6)
 
 
-def columns_holds(lines: list[list[str]], separator: str, form: str, task: str) -> None:
-    """Assert that the names of a file in columns occur in their sentences, or an error is raised."""
+def columns_holds(lines: list[list[str]], separator: str, form: str) -> None:
+    """Assert that a file in columns gives sentences whose items fit their text, and problems, or an error."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.txt")
         path.write_text("".join(separator.join(columns) + "\n" for columns in lines), encoding="utf-8")
-        read = value_or_error(lambda path: read_annotation_file(path, task, "auto", form), str(path))
-    for annotation in read[0] if read else []:
-        assert annotation.sentence.strip()
-        assert all(name in annotation.sentence for item in annotation.items for name in item.names)
+        check_annotated_file(path, form)
+
+
+def check_annotated_file(path: Path, form: str) -> None:
+    """Assert that a file is read or refused in one line, and that the items that pass the check pass it again."""
+    for sentence in value_or_error(lambda path: list(read_annotation_files(path, form)), str(path)) or []:
+        assert sentence.text.strip()
+        checked, problems = check_sentence(sentence)
+        assert check_sentence(checked) == (checked, [])
+        assert all(one_line(ValueError(problem)) for problem in problems)
+
+
+# The keys of all formats; offsets are often in the text, and names often substrings of it.
+ROW_KEYS = [
+    "sentence", "text", "content", "input", "sentText", "data", "annotations", "result", "value", "from_id", "to_id",
+    "id", "labels", "label", "entities", "entity", "entity_type", "entity_list", "name", "type", "spans", "relation",
+    "relation_list", "relations", "subject", "object", "head", "tail", "kg", "spo_list", "predicate", "triple_list",
+    "relationMentions", "em1Text", "em2Text", "event", "event_list", "events", "event_type", "trigger", "mentions",
+    "word", "span", "role", "arguments", "argument", "start_offset", "end_offset", "start", "end",
+]  # fmt: skip
+ROW_TEXT = st.sampled_from(["Ann 😀 in Oslo", "Ann", "Oslo", "labels", "relation", "", "trigger"]) | ANY_TEXT
+ROW_VALUE = st.recursive(
+    ROW_TEXT | st.integers(-2, 15) | SCALAR,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(ROW_KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def annotated_rows_holds(rows: list[Any], form: str) -> None:
+    """Assert that rows with keys of the annotation formats are read or refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        check_annotated_file(Path(write_lines(Path(folder, "x.jsonl"), rows)), form)
 
 
 def write_lines(path: Path, rows: list[Any]) -> str:
@@ -342,7 +371,10 @@ PROPERTIES: dict[Callable[..., None], list[st.SearchStrategy[Any]]] = {
     ],
     columns_holds: [
         COLUMN_LINES, st.sampled_from(["\t", " "]), st.sampled_from(["auto", "conll", "conll04"]),
-        st.sampled_from(["ner", "re"]),
+    ],
+    annotated_rows_holds: [
+        st.lists(st.dictionaries(st.sampled_from(ROW_KEYS), ROW_VALUE, max_size=5), min_size=1, max_size=2),
+        st.sampled_from(["auto", *(name for name in FORMATS if not name.startswith("conll"))]),
     ],
     body_holds: [json_values(), st.integers(0, 30)],
     parameters_holds: [PARAMETER, st.integers(1, 100)],
