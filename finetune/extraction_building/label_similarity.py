@@ -41,7 +41,9 @@ def ngram_vectors(texts: Sequence[str]) -> np.ndarray:
         )
         for text in texts
     ]
-    columns = {ngram: column for column, ngram in enumerate(dict.fromkeys(ngram for count in counts for ngram in count))}
+    columns = {
+        ngram: column for column, ngram in enumerate(dict.fromkeys(ngram for count in counts for ngram in count))
+    }
     vectors = np.zeros((len(texts), max(1, len(columns))), np.float32)
     for row, count in zip(vectors, counts, strict=True):
         for ngram, number in count.items():

@@ -212,4 +212,6 @@ class AnnotatedTypes:
 
     def schema(self) -> Schema:
         """Return the collected types as a schema."""
-        return Schema(self.task, (SchemaItem(name, parts or tuple(more)) for (name, parts), more in self._parts.items()))
+        return Schema(
+            self.task, (SchemaItem(name, parts or tuple(more)) for (name, parts), more in self._parts.items())
+        )
