@@ -69,9 +69,12 @@ def names_of(item: Item) -> tuple[str, ...]:
 def correct_answer(
     schema: Schema, batch: Sequence[int], items: Mapping[int, Sequence[Item]], form: AnswerForm
 ) -> Answer:
-    """Return the answer of a row that asks for the entries of `batch`; items: entry -> its items in the text."""
+    """Return the answer of a row that asks for the entries of `batch`; items: entry -> its items in the text.
+
+    If the answer has only entries with items, these are in the order of the text's annotations.
+    """
     answer: Answer = {}
-    for number in batch:
+    for number in batch if form.lists_all else [entry for entry in items if entry in batch]:
         entry, found = schema.items[number], items.get(number, ())
         if schema.task == "kg":
             if found:
