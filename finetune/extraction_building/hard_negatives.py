@@ -17,6 +17,7 @@ from extraction_building.schema_items import Schema
 from extraction_building.task_items import only_type
 
 PER_ENTRY = 8  # hard negatives of an entry, two batches of four
+MAX_ENTRIES = 5000  # of a schema; the similarities of 5000 labels take 100 MB
 ERRORS = ("missed", "spurious")  # keys of confusions that are not types
 FORM = '{type: [types]} or the scores of ie_eval.py with "confusions"'
 Hard = dict[int, list[int]]
@@ -80,7 +81,10 @@ def confused_types(confusions: Any) -> Any:
         return confusions
     if any(isinstance(count, Mapping) for counts in confusions.values() for count in counts.values()):
         tables = [confused_types(table) for table in confusions.values()]
-        return {name: types for table in tables if isinstance(table, Mapping) for name, types in table.items()}
+        merged: dict[str, list[str]] = defaultdict(list)
+        for name, types in (pair for table in tables if isinstance(table, Mapping) for pair in table.items()):
+            merged[name] += types
+        return merged
     return {
         name: sorted(
             (other for other in counts if other not in (name, *ERRORS) and is_count(counts[other])),
@@ -97,18 +101,25 @@ def is_count(value: Any) -> bool:
 
 
 def automatic_hard_negatives(schema: Schema, types: RelationTypes) -> HardNegatives:
-    """Return for each entry the PER_ENTRY entries with the highest confusability; the order of ties is the schema's.
+    """Return for each entry the entries with the highest confusability above 0, at most PER_ENTRY.
 
     Confusability is the similarity of the labels (cosine, up to 1) plus the share of common types of subject and of
-    object (up to 1), or of common roles or attributes (Jaccard, up to 1).
+    object (up to 1), or of common roles or attributes (Jaccard, up to 1); ties are in the schema's order. Raises ValueError for a schema of more than
+    MAX_ENTRIES entries.
     """
+    if len(schema.items) > MAX_ENTRIES:
+        raise ValueError(
+            f"--hard_negatives auto takes at most {MAX_ENTRIES} types, and the schema has {len(schema.items)}; give a "
+            "file of hard negatives"
+        )
     if len(schema.items) < 2:
         return HardNegatives({}, "auto: the schema has a single entry")
     scores, method = label_similarities([item.name for item in schema.items])
     scores = scores + shared_parts(schema, types)
     np.fill_diagonal(scores, -np.inf)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, : min(PER_ENTRY, len(schema.items) - 1)]
-    return HardNegatives({entry: row.tolist() for entry, row in enumerate(best)}, f"auto, similarity by {method}")
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :PER_ENTRY]
+    entries = {entry: row[scores[entry, row] > 0].tolist() for entry, row in enumerate(best)}
+    return HardNegatives(entries, f"auto, similarity by {method}")
 
 
 def shared_parts(schema: Schema, types: RelationTypes) -> np.ndarray:

@@ -20,6 +20,10 @@ from extraction.extraction_form import check_extraction, extraction_prompt
 from extraction.extraction_grammar import answer_rules, name_rules
 from extraction.extraction_results import parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
+from extraction_building.annotation_source import AnnotationSource
+from extraction_building.data_card import card_lines
+from extraction_building.row_builder import BuildSettings, RowBuilder
+from extraction_building.schema_items import TASKS, read_schema
 from extraction_metrics.answer_items import gold_error, json_object_in
 from extraction_metrics.answer_scores import score_answers
 from extraction_metrics.row_scores import score_rows
@@ -28,9 +32,7 @@ from extraction_metrics.scored_files import scored_rows
 from fastapi import HTTPException
 from fuzzing import run_for, share_of_seconds
 from hypothesis import strategies as st
-from instruction_data.annotations import read_annotations, read_types
-from instruction_data.extraction_examples import build_examples
-from instruction_data.extraction_wording import make_questions, read_wording
+from instruction_data.extraction_wording import read_wording
 from json_rows.instruction_rows import messages_of, row_error
 from json_rows.row_files import iterate_rows
 from pydantic import ValidationError
@@ -203,33 +205,49 @@ PREDICTION = st.builds(
     ),
 )
 NAMED = objects_with("name", "type", "subject", "object", "relation", values=SCALAR | st.sampled_from(["a", "b,c"]))
+NAME = st.sampled_from("ab")
+TYPE = st.sampled_from(["p", "q", "q,r"])
 ANNOTATION = st.one_of(
-    objects_with("sentence", "entity_list", "relation_list"),
-    st.fixed_dictionaries({"sentence": ANY_TEXT, "entity_list": st.lists(
-        NAMED | st.fixed_dictionaries({"name": st.sampled_from("ab"), "type": st.sampled_from(["p", "q,r"])}),
-        max_size=3,
-    )}),
+    objects_with("sentence", "entity_list", "relation_list", "event_list"),
+    st.fixed_dictionaries(
+        {"sentence": ANY_TEXT | st.just("a b")},
+        optional={
+            "entity_list": st.lists(NAMED | st.fixed_dictionaries({"name": NAME, "type": TYPE}), max_size=3),
+            "relation_list": st.lists(st.fixed_dictionaries(
+                {"subject": NAME, "relation": TYPE, "object": NAME},
+                optional={"subject_type": TYPE, "object_type": TYPE},
+            ), max_size=3),
+            "event_list": st.lists(st.fixed_dictionaries(
+                {"type": TYPE, "arguments": st.lists(st.fixed_dictionaries({"role": TYPE, "name": NAME}), max_size=2)},
+                optional={"trigger": NAME},
+            ), max_size=3),
+        },
+    ),
 )  # fmt: skip
 
 
-def annotations_holds(rows: list[dict[str, Any]], types: Any) -> None:
-    """Assert that each annotated sentence gives an example whose answer has its distinct items, or raises an error."""
+def annotations_holds(
+    rows: list[dict[str, Any]], schema: Any, task: str, style: str, split: str, schema_batch: int
+) -> None:
+    """Assert that each text gets rows whose answers have its distinct items, or that an error is raised."""
     with tempfile.TemporaryDirectory() as folder:
-        annotated = value_or_error(
-            lambda path: read_annotations(path, "ner"), write_lines(Path(folder, "x.jsonl"), rows)
-        )
-        listed = value_or_error(lambda path: read_types(path, "ner"), write_lines(Path(folder, "types.json"), [types]))
-    if annotated is None:
-        return
-    questions = value_or_error(lambda by: make_questions(annotated, "ner", by, read_wording("", "ner")), listed)
-    built = questions and value_or_error(lambda asked: build_examples(annotated, "ner", asked), questions)
-    if built:
-        assert len(built[0]) == len(annotated)
-        for example, annotation in zip(built[0], annotated, strict=True):
-            types_asked = questions[annotation.language].types
-            items = {(item.label, item.names[0]) for item in annotation.items if item.label in types_asked}
-            answer = json.loads(example["output"])
-            assert {(label, name) for label, names in answer.items() for name in names} == items
+        annotated = write_lines(Path(folder, "x.jsonl"), rows)
+        types = write_lines(Path(folder, "types.json"), [schema])
+        schemas = value_or_error(lambda path: read_schema(str(path), task), types)
+        wordings = value_or_error(lambda given: read_wording("", *given), (task, style))
+        if wordings is None:
+            return
+        source = AnnotationSource(str(annotated), "json", "auto")
+        settings = BuildSettings(task, style, split, schema_batch)
+        builder = value_or_error(lambda by: RowBuilder(source, by, wordings, settings), schemas)
+        built = builder and value_or_error(lambda given: list(given.rows()), builder)
+        if built:
+            assert builder.counts.rows == len(built)
+            assert task != "ner" or builder.counts.items == sum(
+                len(names) for _, _, row in built for names in json.loads(row.row["output"]).values()
+            )
+            lines = [*card_lines("x", builder.counts, builder.labels(), {}, [], "", builder.problems.lines())]
+            assert len(list(builder.problems.lines())) == len(builder.problems) <= len(lines)
 
 
 COLUMN = st.sampled_from([
@@ -367,7 +385,10 @@ PROPERTIES: dict[Callable[..., None], list[st.SearchStrategy[Any]]] = {
     scores_holds: [st.lists(st.tuples(answer_texts(), answer_texts()), max_size=3)],
     scored_files_holds: [st.lists(PREDICTION, min_size=1, max_size=3)],
     annotations_holds: [
-        st.lists(ANNOTATION, min_size=1, max_size=3), json_values() | st.lists(st.sampled_from(["p", "q", "q,r"]))
+        st.lists(ANNOTATION, min_size=1, max_size=3),
+        json_values() | st.lists(st.sampled_from(["p", "q", "q,r"])) | st.just({"p": ["q", "r"]}),
+        st.sampled_from(TASKS), st.sampled_from(["prose", "schema_json"]), st.sampled_from(["train", "test"]),
+        st.integers(0, 2),
     ],
     columns_holds: [
         COLUMN_LINES, st.sampled_from(["\t", " "]), st.sampled_from(["auto", "conll", "conll04"]),
