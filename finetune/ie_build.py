@@ -49,6 +49,16 @@ def check_outputs(output: str, requests: str, inputs: Sequence[str]) -> tuple[Pa
 
     Raises FileNotFoundError or ValueError if the output or the file of --requests cannot be written.
     """
+    folder = next(
+        (
+            name
+            for name in inputs
+            if Path(name).is_dir() and Path(output).resolve().is_relative_to(Path(name).resolve())
+        ),
+        "",
+    )
+    if folder:
+        raise ValueError(f"{output} is inside the input folder {folder}; write --output elsewhere")
     extraction, card = Path(output).with_name("extraction.json"), Path(output).with_suffix(".card.md")
     for option, path in ({"output": output} | ({"requests": requests} if requests else {})).items():
         check_output(path, inputs, option)

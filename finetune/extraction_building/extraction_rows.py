@@ -14,7 +14,7 @@ from instruction_data.extraction_wording import TaskWording, lists_all_types
 
 from extraction_building.schema_batches import Batch, BatchSettings, text_batches
 from extraction_building.schema_items import TYPED_RELATION, Schema, SchemaItem
-from extraction_building.task_answers import AnswerForm, correct_answer, gold_items
+from extraction_building.task_answers import TaskAnswerForm, correct_answer, gold_items
 from extraction_building.task_items import Item
 
 SEPARATORS = {"en": (", ", "; ", " (", ")", ": "), "zh": ("、", "；", "（", "）", "：")}
@@ -46,7 +46,7 @@ class RowWriter:
         self.style, self.language, self.question = style, language, question
         wording = question.wording
         lists_all = lists_all_types(question.schema.task, style, wording.instruction)
-        self.form = AnswerForm(wording.shape, lists_all, missing_roles=style == "schema_json")
+        self.form = TaskAnswerForm(wording.shape, lists_all, missing_roles=style == "schema_json")
         self._instructions: dict[Batch, str] = {}
         if style == "prose" and "{schema}" in wording.instruction:
             check_names(question.schema)
@@ -65,7 +65,7 @@ class RowWriter:
         for number, order in enumerate(question.orders):
             for batch in text_batches(sentence.text, order, {*items}, question.batches):
                 answer = correct_answer(schema, batch, distinct_items, self.form)
-                row = {
+                row: dict[str, Any] = {
                     "task": schema.task,
                     **self._instruction(sentence.text, batch, items),
                     "output": json.dumps(answer, ensure_ascii=False),

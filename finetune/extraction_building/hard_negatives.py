@@ -104,8 +104,8 @@ def automatic_hard_negatives(schema: Schema, types: RelationTypes) -> HardNegati
     """Return for each entry the entries with the highest confusability above 0, at most PER_ENTRY.
 
     Confusability is the similarity of the labels (cosine, up to 1) plus the share of common types of subject and of
-    object (up to 1), or of common roles or attributes (Jaccard, up to 1); ties are in the schema's order. Raises ValueError for a schema of more than
-    MAX_ENTRIES entries.
+    object (up to 1), or of common roles or attributes (Jaccard, up to 1). Ties are in the order of the schema. Raises
+    ValueError for a schema of more than MAX_ENTRIES entries.
     """
     if len(schema.items) > MAX_ENTRIES:
         raise ValueError(
@@ -131,7 +131,7 @@ def shared_parts(schema: Schema, types: RelationTypes) -> np.ndarray:
         sides = [[side[item.name] for item in schema.items] for side in (types.subjects, types.objects)]
     else:
         sides = [[item.parts for item in schema.items]]
-    return np.mean([jaccard(side) for side in sides], axis=0, dtype=np.float32)
+    return sum((jaccard(side) for side in sides), np.zeros(1, np.float32)) / len(sides)
 
 
 def jaccard(sets: Sequence[Sequence[str] | Counter[str]]) -> np.ndarray:

@@ -119,7 +119,7 @@ def parse_schema(task: str, content: Any, place: str) -> Schema:
     if not isinstance(content, dict if task in WITH_PARTS else list):
         names = "object of names and lists" if task in WITH_PARTS else "list of names"
         raise ValueError(f"{place} has no {names}; {expected}")
-    items = {}
+    items: dict[SchemaItem, None] = {}
     for entry in content.items() if isinstance(content, dict) else content:
         item = parse_item(task, entry)
         if item is None:

@@ -24,7 +24,7 @@ SUBJECTS = ("subject", "head")  # keys of a triple's first name in an answer's s
 Answer = dict[str, Any]
 
 
-class AnswerForm(NamedTuple):
+class TaskAnswerForm(NamedTuple):
     """The form of a task's answers.
 
     shape: as in extraction.json. lists_all: the answer has every entry that was asked for; False: only those with
@@ -67,7 +67,7 @@ def names_of(item: Item) -> tuple[str, ...]:
 
 
 def correct_answer(
-    schema: Schema, batch: Sequence[int], items: Mapping[int, Sequence[Item]], form: AnswerForm
+    schema: Schema, batch: Sequence[int], items: Mapping[int, Sequence[Item]], form: TaskAnswerForm
 ) -> Answer:
     """Return the answer of a row that asks for the entries of `batch`; items: entry -> its items in the text.
 
@@ -85,7 +85,7 @@ def correct_answer(
     return answer
 
 
-def item_value(task: str, entry: SchemaItem, item: Item, form: AnswerForm) -> Any:
+def item_value(task: str, entry: SchemaItem, item: Item, form: TaskAnswerForm) -> Any:
     """Return an item as it is written in an answer."""
     match item:
         case Entity():
@@ -100,7 +100,7 @@ def item_value(task: str, entry: SchemaItem, item: Item, form: AnswerForm) -> An
     return roles if task == "eea" else {"trigger": trigger, "arguments": roles}
 
 
-def arguments_by_role(entry: SchemaItem, event: Event, form: AnswerForm) -> dict[str, Any]:
+def arguments_by_role(entry: SchemaItem, event: Event, form: TaskAnswerForm) -> dict[str, Any]:
     """Return role -> name or names, in the order of the schema; {} for an event without arguments."""
     values: dict[str, list[str]] = {role: [] for role in entry.parts}
     for role, mention in event.arguments:

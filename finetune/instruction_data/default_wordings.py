@@ -40,8 +40,8 @@ PROSE = {
     },
     "ee": {
         "en": "Which events of the following types, with their roles in brackets, does the text report: {schema}? "
-        'Reply with a JSON object: each type is a key, its value a list of {"trigger": …, "arguments": {role: …}} as the '
-        "text spells them, [] for none.",
+        'Reply with a JSON object: each type is a key, its value a list of {"trigger": …, "arguments": {role: …}} as '
+        "the text spells them, [] for none.",
         "zh": "文本中报道了以下哪些类型的事件（括号内为论元角色）：{schema}？以JSON对象作答，类型为键，"
         '值为{"trigger": …, "arguments": {角色: …}}的列表，写法与原文一致，没有则为[]。',
     },
@@ -92,8 +92,8 @@ SCHEMA_JSON = {
     },
     "kg": {
         "en": "Extract the entities of the schema's types from the input with the attributes that it states. Reply "
-        "with a JSON object: entity type, then entity, then attribute with a text or a list of several texts; leave out "
-        "everything that the input does not state.",
+        "with a JSON object: entity type, then entity, then attribute with a text or a list of several texts; leave "
+        "out everything that the input does not state.",
         "zh": "请从input中抽取schema所列类型的实体及其属性，以JSON对象作答：依次为实体类型、实体、属性，"
         "属性的值为文本，有多个则为列表；原文没有的不写。",
     },

@@ -57,19 +57,13 @@ def answer_entry(task: str, style: str, wording: TaskWording) -> dict[str, Any]:
 
 def is_supported_shape(task: str, shape: Any) -> bool:
     """Return whether answers can be written in a shape: the default, or for re and spo another key or head and tail."""
-    if task not in ("re", "spo"):
+    if task not in ("re", "spo") or not isinstance(shape, dict) or len(shape) != 1:
         return bool(shape == SHAPES[task])
-    match shape:
-        case {**keys} if len(keys) == 1 and isinstance(pair := only_item(next(iter(keys.values()))), dict):
-            own_keys = ("<relation>", "<predicate>") if task == "spo" else ("<relation>",)
-            names_key = any(own_key in next(iter(keys)) for own_key in own_keys)
-            return names_key and set(pair) in map(set, PAIRS) and all(map(is_placeholder, pair.values()))
-    return False
-
-
-def only_item(value: Any) -> Any:
-    """Return the item of a list with one item, else None."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else None
+    key, items = next(iter(shape.items()))
+    pair = items[0] if isinstance(items, list) and len(items) == 1 else None
+    own_keys = ("<relation>", "<predicate>") if task == "spo" else ("<relation>",)
+    has_pair = isinstance(pair, dict) and set(pair) in map(set, PAIRS) and all(map(is_placeholder, pair.values()))
+    return has_pair and any(own_key in key for own_key in own_keys)
 
 
 def is_placeholder(value: Any) -> bool:
@@ -83,16 +77,15 @@ def entry_shape(path: str | Path, task: str, language: str, style: str, entry: d
     Raises ValueError if ie_build.py does not write answers in this form for the instruction.
     """
     answer = entry.get("answer", {})
-    shape = answer.get("shape", SHAPES[task]) if isinstance(answer, dict) else None
-    expected = answer_entry(
-        task, style, TaskWording(entry["instruction"], shape if is_supported_shape(task, shape) else SHAPES[task])
-    )
+    shape: Any = answer.get("shape") if isinstance(answer, dict) else None
+    shape = shape if is_supported_shape(task, shape) else SHAPES[task]
+    expected = answer_entry(task, style, TaskWording(entry["instruction"], shape))
     if not isinstance(answer, dict) or expected | answer != expected:
         raise ValueError(
             f'{path} has an "answer" for {task} in {language} that does not fit its instruction; remove it, or set it '
             f"to {json.dumps(expected)}"
         )
-    return expected["shape"]  # type: ignore[no-any-return]
+    return dict(shape)
 
 
 def read_wording(path: str, task: str, style: str) -> dict[str, TaskWording]:
