@@ -56,14 +56,21 @@ def answer_entry(task: str, style: str, wording: TaskWording) -> dict[str, Any]:
 
 
 def is_supported_shape(task: str, shape: Any) -> bool:
-    """Return whether answers can be written in a shape: the default, or for re and spo another key or head and tail."""
+    """Return whether ie_build.py writes answers in a shape: the default, whatever the names of its placeholders.
+
+    In re and spo, the key may have more than the relation, and head and tail may replace subject and object.
+    """
     if task not in ("re", "spo") or not isinstance(shape, dict) or len(shape) != 1:
-        return bool(shape == SHAPES[task])
+        return without_placeholder_names(shape) == without_placeholder_names(SHAPES[task])
     key, items = next(iter(shape.items()))
     pair = items[0] if isinstance(items, list) and len(items) == 1 else None
-    own_keys = ("<relation>", "<predicate>") if task == "spo" else ("<relation>",)
     has_pair = isinstance(pair, dict) and set(pair) in map(set, PAIRS) and all(map(is_placeholder, pair.values()))
-    return has_pair and any(own_key in key for own_key in own_keys)
+    return has_pair and not set(PLACEHOLDER.findall(key)) <= {"<subject_type>", "<object_type>"}
+
+
+def without_placeholder_names(shape: Any) -> str:
+    """Return a shape as JSON in which all placeholders are <>."""
+    return PLACEHOLDER.sub("<>", json.dumps(shape))
 
 
 def is_placeholder(value: Any) -> bool:

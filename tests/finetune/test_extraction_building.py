@@ -274,6 +274,34 @@ def test_style_and_batch_size_are_in_extraction_json_and_must_not_change(tmp_pat
         )
 
 
+@pytest.mark.parametrize(
+    ("key", "answer"),
+    [("<subject_type>_<predicate>_<object_type>", ["firm_owns_firm", "person_leads_firm", "person_owns_firm"]),
+     ("relation: <r>", ["relation: owns", "relation: leads"])],
+)  # fmt: skip
+def test_answers_have_the_shape_of_the_wording(tmp_path: Path, key: str, answer: list[str]) -> None:
+    shape = {key: [{"tail": "<o>", "head": "<s>"}]}
+    entry = {"instruction": "Extract.", "answer": {"shape": shape}}
+    (tmp_path / "wording.json").write_text(json.dumps({"tasks": {"spo": {"en": entry}}}))
+    (row,) = build(tmp_path, MERGER, schema=TYPED, task="spo", wording=str(tmp_path / "wording.json"))
+    assert list(json.loads(row["output"])) == answer
+    assert json.loads(row["output"])[answer[0]] == [{"head": "Acme", "tail": name} for name in ("Bolt", "Cog")]
+    written = json.loads((tmp_path / "extraction.json").read_text())["tasks"]["spo"]["en"]
+    assert written["answer"] == {"shape": shape, "absent": "empty list"}
+
+
+@pytest.mark.parametrize(
+    ("task", "shape"),
+    [("spo", {"<subject_type>": [{"subject": "<a>", "object": "<b>"}]}), ("spo", {"<p>": ["<a>"]}), ("spo", []),
+     ("spo", {"<p>": [{"subject": "<a>", "tail": "<b>"}]}), ("ee", {"<type>": ["<trigger>"]}), ("ee", {})],
+)  # fmt: skip
+def test_answer_shape_that_cannot_be_written_is_an_error(tmp_path: Path, task: str, shape: Any) -> None:
+    tasks = {task: {"en": {"instruction": "Extract.", "answer": {"shape": shape}}}}
+    (tmp_path / "wording.json").write_text(json.dumps({"tasks": tasks}))
+    with pytest.raises(ValueError, match=f'has an "answer" for {task} in en that does not fit its instruction'):
+        build(tmp_path, MERGER, schema=TYPED, task=task, wording=str(tmp_path / "wording.json"))
+
+
 def test_each_order_asks_for_all_types_in_batches(tmp_path: Path) -> None:
     rows = build(
         tmp_path, MERGER, QUIET, schema=[f"t{n}" for n in range(8)] + ["owns"], task="re", order_augmentation=3

@@ -24,6 +24,8 @@ def build(folder: Path, source: Path, task: Any, published: list[Any], **options
     entry: dict[str, Any] = {"instruction": content(published[0])["instruction"]}
     if task == "re":
         entry["answer"] = {"shape": HEAD_TAIL}
+    elif task == "eet":
+        entry["answer"] = {"shape": {"<event>": ["<trigger>"]}, "absent": "empty list"}
     wording = folder / "wording.json"
     wording.write_text(json.dumps({"tasks": {task: {"zh": entry}}}))
     ie_build.main(
