@@ -72,13 +72,15 @@ def mention_error(sentence: AnnotatedSentence, mention: Mention, part: str = "")
     """
     text = sentence.text
     which = f"has the {part} {shown(mention.text)}, which " if part else ""
+    for start, end in mention.spans:
+        if start >= end:
+            return f"{which}has the empty span {shown_span(start, end)}"
+        if not 0 <= start < end <= len(text):
+            return f"{which}has the span {shown_span(start, end)}, but the text has {len(text)} characters"
     if not mention.text.strip():
         return f"has no {part or 'name'}"
     if not mention.spans:
         return "" if mention.text in text else f"{which}is not in the text"
-    for start, end in mention.spans:
-        if not 0 <= start < end <= len(text):
-            return f"{which}has the span {shown_span(start, end)}, but the text has {len(text)} characters"
     if any(end > start for (_, end), (start, _) in pairwise(mention.spans)):
         return f"{which}has spans that overlap or are not in the order of the text"
     fragments = [text[start:end] for start, end in mention.spans]

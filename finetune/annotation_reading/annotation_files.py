@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from json_rows.row_files import is_row_file, iterate_objects
+from spacy_files.docbin_reader import is_docbin
 
 from annotation_reading import data_set_rows as rows
+from annotation_reading import tool_export_rows as exports
 from annotation_reading.annotated_sentences import AnnotatedSentence
+from annotation_reading.brat_documents import is_brat, read_brat
 from annotation_reading.column_files import (
     conll04_sentences,
     conll_sentences,
@@ -22,6 +25,7 @@ from annotation_reading.column_files import (
     split_columns,
 )
 from annotation_reading.json_row_files import OWN_FORM, RowReader, key_names, read_own_row, read_rows
+from annotation_reading.spacy_documents import read_spacy
 from annotation_reading.tag_schemes import parse_tag
 
 LINES_READ = 50  # first lines of a file, from which its format is recognised
@@ -96,6 +100,18 @@ FORMATS: dict[str, AnnotationFormat] = {
         rows.NYT_FORM,
         lambda row: has(row, "relationMentions", dict) or has(row, "triple_list", list),
     ),
+    "doccano": row_format(
+        exports.read_doccano_row,
+        exports.DOCCANO_FORM,
+        lambda row: "text" in row and (has(row, "entities", dict) or has(row, "label") or has(row, "labels")),
+    ),
+    "labelstudio": row_format(
+        exports.read_label_studio_row,
+        exports.LABEL_STUDIO_FORM,
+        lambda row: "data" in row and (has(row, "annotations", dict) or has(row, "completions", dict)),
+    ),
+    "spacy": AnnotationFormat(read_spacy, lambda beginning: beginning.path.is_file() and is_docbin(beginning.path)),
+    "brat": AnnotationFormat(read_brat, lambda beginning: is_brat(beginning.path)),
     "conll04": AnnotationFormat(read_conll04, is_conll04),
     "conll": AnnotationFormat(read_conll, is_conll),
 }
@@ -144,6 +160,8 @@ def recognise_format(path: str | Path) -> str:
 def read_beginning(path: Path) -> FileBeginning:
     """Return the first lines or the first row of a file; raises the errors of `recognise_format`."""
     lines: list[str] = []
+    if is_brat(path) or (path.is_file() and is_docbin(path)):
+        return FileBeginning(path, [])
     if path.is_file() and not is_parquet(path):
         lines = [line for _, line in islice(numbered_lines(path), LINES_READ)]
         lines = [line for line in lines if line.strip("\ufeff \t\r\n")]

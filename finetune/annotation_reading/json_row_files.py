@@ -84,7 +84,7 @@ def string_at(item: JsonObject, key: str, default: str | None = None) -> str:
 
 def key_names(item: JsonObject) -> str:
     """Return the keys of an object for a message."""
-    names = ", ".join(list(map(str, item))[:20])
+    names = " ".join(", ".join(list(map(str, item))[:20]).split())
     return names[:200] or "none"
 
 
@@ -114,7 +114,7 @@ def span_of(start: object, end: object) -> Span:
     """Return a span; raises RowError if start or end is not an integer. Whether it is in the text is checked later."""
     if is_offset(start) and is_offset(end):
         return (start, end)  # type: ignore[return-value]  # is_offset
-    raise RowError(f"has the span [{str(start)[:20]}, {str(end)[:20]}], which is not a pair of integers")
+    raise RowError(f"has the span [{repr(start)[:20]}, {repr(end)[:20]}], which is not a pair of integers")
 
 
 def spans_at(item: JsonObject, key: str) -> tuple[Span, ...]:

@@ -271,7 +271,7 @@ def check_annotated_file(path: Path, form: str) -> None:
         assert sentence.text.strip()
         checked, problems = check_sentence(sentence)
         assert check_sentence(checked) == (checked, [])
-        assert all(one_line(ValueError(problem)) for problem in problems)
+        assert all(problem.splitlines() == [problem] for problem in problems)
 
 
 # The keys of all formats; offsets are often in the text, and names often substrings of it.
