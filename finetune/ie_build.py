@@ -30,6 +30,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ from extraction_building.extraction_rows import REQUEST_TASKS, extraction_reques
 from extraction_building.label_descriptions import read_descriptions
 from extraction_building.row_builder import BuildSettings, RowBuilder
 from extraction_building.schema_items import read_schema
-from instruction_data.extraction_wording import read_wording, updated_extraction
+from instruction_data.extraction_wording import check_same_form, read_wording, updated_extraction
 from partial_folders.atomic_outputs import new_file
 from partial_folders.output_paths import check_output
 
@@ -123,7 +124,8 @@ def main(
         task, style, split, schema_batch, hard_negatives, negative_batches, order_augmentation, seed,
         read_descriptions(descriptions) if descriptions else None,
     )  # fmt: skip
-    builder = RowBuilder(source, read_schema(schema, task) if schema else None, wordings, settings)
+    schemas = read_schema(schema, task) if schema else None
+    builder = RowBuilder(source, schemas, wordings, settings, partial(check_same_form, extraction, task, style))
     with ExitStack() as stack:
         record_file = stack.enter_context(new_file(extraction, replace=True))
         card_file = stack.enter_context(new_file(card, replace=True))

@@ -1,6 +1,6 @@
 """Build the rows of all sentences for one task: schema, wording, batches and orders of each language."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from annotation_reading.annotated_sentences import AnnotatedSentence
@@ -47,6 +47,8 @@ class RowBuilder:
     """Builds rows, counts them, and collects the items that cannot be used.
 
     schemas: by language; None: the annotated types, for which the source is read once more. wordings: by language.
+    check_entry: function of a language and its entry of extraction.json, which raises ValueError if the rows cannot be
+    written; it is called before the first row of the language.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class RowBuilder:
         schemas: dict[str, Schema] | None,
         wordings: dict[str, TaskWording],
         settings: BuildSettings,
+        check_entry: Callable[[str, dict[str, Any]], None] | None = None,
     ) -> None:
         check_settings(settings)
         self.source, self.wordings, self.settings = source, wordings, settings
+        self.check_entry = check_entry
         self.counts, self.problems = BuildCounts(), ProblemList()
         self.writers: dict[str, RowWriter] = {}
         self.origins: dict[str, str] = {}  # language -> origin of the hard negatives
@@ -98,7 +102,10 @@ class RowBuilder:
     def writer(self, language: str) -> RowWriter:
         """Return the writer of a language; raises ValueError if the language has no types or no wording."""
         if language not in self.writers:
-            self.writers[language] = RowWriter(self.settings.style, language, self._question(language))
+            writer = RowWriter(self.settings.style, language, self._question(language))
+            if self.check_entry is not None:
+                self.check_entry(language, self._entry(writer))
+            self.writers[language] = writer
         return self.writers[language]
 
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -150,21 +157,24 @@ class RowBuilder:
 
     def extraction_entries(self) -> dict[str, dict[str, Any]]:
         """Return language -> entry of extraction.json, after all rows."""
-        settings = self.settings
-        entries = {}
-        for language, writer in sorted(self.writers.items()):
-            wording = writer.question.wording
-            entries[language] = {
-                "text_characters": percentile(self.counts.text_lengths[language], 50),
-                "instruction": wording.instruction,
-                "answer": answer_entry(settings.task, settings.style, wording),
-            }
-            if settings.style == "schema_json":
-                entries[language] |= {"style": settings.style, "schema_batch": settings.batch_size()}
-            if writer.question.descriptions is not None:
-                described = zip(writer.question.schema.labels, writer.question.descriptions, strict=True)
-                entries[language]["descriptions"] = {label: text for label, text in described if text}
-        return entries
+        return {
+            language: {"text_characters": percentile(self.counts.text_lengths[language], 50)} | self._entry(writer)
+            for language, writer in sorted(self.writers.items())
+        }
+
+    def _entry(self, writer: RowWriter) -> dict[str, Any]:
+        """Return the entry of extraction.json for a language without the length of its texts."""
+        settings, question = self.settings, writer.question
+        entry: dict[str, Any] = {
+            "instruction": question.wording.instruction,
+            "answer": answer_entry(settings.task, settings.style, question.wording),
+        }
+        if settings.style == "schema_json":
+            entry |= {"style": settings.style, "schema_batch": settings.batch_size()}
+        if question.descriptions is not None:
+            described = zip(question.schema.labels, question.descriptions, strict=True)
+            entry["descriptions"] = {label: text for label, text in described if text}
+        return entry
 
 
 def check_settings(settings: BuildSettings) -> None:

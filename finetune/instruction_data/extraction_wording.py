@@ -17,9 +17,7 @@ from instruction_data.default_wordings import SHAPES, WORDINGS
 
 PLACEHOLDER = re.compile(r"<[^<>]+>")
 PAIRS = (("subject", "object"), ("head", "tail"))
-SAME_IN_ALL_ROWS = {  # keys of an entry -> the option that determines them
-    "style": "style", "schema_batch": "schema_batch", "descriptions": "descriptions",
-}  # fmt: skip
+SAME_IN_ALL_ROWS = ("style", "schema_batch", "descriptions")  # keys of an entry, and options
 
 
 class TaskWording(NamedTuple):
@@ -118,36 +116,50 @@ def read_wording(path: str, task: str, style: str) -> dict[str, TaskWording]:
     return wordings
 
 
+def recorded_tasks(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return task -> language -> entry of the extraction.json at `path`, which may not exist; raises ValueError."""
+    return tasks_of(path, read_json(path)) if path.exists() else {}
+
+
+def check_same_form(path: Path, task: str, style: str, language: str, new: dict[str, Any]) -> None:
+    """Raise ValueError if the extraction.json at `path` has another entry for a task and language than the new rows.
+
+    A model is tuned on one wording, form of the answer, style, batch size and set of descriptions only.
+    """
+    old = recorded_tasks(path).get(task, {}).get(language)
+    if old is None:
+        return
+    if old["instruction"] != new["instruction"]:
+        raise ValueError(
+            f"{path} has another instruction for {task} in {language}, and a model is tuned on one wording only; "
+            f"use the instruction of the file with --wording {path}, or write --output to another folder"
+        )
+    for key in SAME_IN_ALL_ROWS:
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f'{path} has another "{key}" for {task} in {language}, and a model is tuned on one form of '
+                f"instructions only; give the same --{key}, or write --output to another folder"
+            )
+    entry_shape(path, task, language, style, old)
+    if old.get("answer", new["answer"]) != new["answer"]:
+        raise ValueError(
+            f'{path} has another "answer" for {task} in {language}; use that of the file with --wording {path}, or '
+            "write --output to another folder"
+        )
+
+
 def updated_extraction(path: Path, task: str, style: str, new_entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the content of the extraction.json at `path`, which may not exist, with new entries for a task.
 
     new_entries: language -> entry. A median sentence length that the file already has is kept, since it comes from the
-    training set, and the new examples may be a test set. Raises ValueError if the file has another wording, form of the
-    answer, style, batch size or descriptions for this task.
+    training set, and the new examples may be a test set. Raises ValueError as `check_same_form`.
     """
-    content = read_json(path) if path.exists() else {"tasks": {}}
-    tasks = tasks_of(path, content)
+    tasks = recorded_tasks(path)
+    content = read_json(path) if path.exists() else {}
     languages = dict(tasks.get(task, {}))
     for language, new in new_entries.items():
+        check_same_form(path, task, style, language, new)
         old = languages.get(language, {})
-        if old.get("instruction", new["instruction"]) != new["instruction"]:
-            raise ValueError(
-                f"{path} has another instruction for {task} in {language}, and a model is tuned on one wording only; "
-                f"use the instruction of the file with --wording {path}, or write --output to another folder"
-            )
-        for key, option in SAME_IN_ALL_ROWS.items():
-            if old and old.get(key) != new.get(key):
-                raise ValueError(
-                    f'{path} has another "{key}" for {task} in {language}, and a model is tuned on one form of '
-                    f"instructions only; give the same --{option}, or write --output to another folder"
-                )
-        if old:
-            entry_shape(path, task, language, style, old)
-            if old.get("answer", new["answer"]) != new["answer"]:
-                raise ValueError(
-                    f'{path} has another "answer" for {task} in {language}; use that of the file with --wording '
-                    f"{path}, or write --output to another folder"
-                )
         kept = {"text_characters": old.get("text_characters", new["text_characters"])}
         languages[language] = kept | old | new | kept
     return content | {"tasks": tasks | {task: languages}}
