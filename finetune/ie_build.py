@@ -169,7 +169,9 @@ def report_problems(problems: ProblemList, strict: bool) -> None:
 def write_card(path: Path, title: str, builder: RowBuilder, options: dict[str, Any], files: Sequence[str]) -> None:
     """Write the data card."""
     used = {
-        name: value for name, value in options.items() if value not in ("", None, False) and name not in ("output",)
+        name: value
+        for name, value in options.items()
+        if value != "" and value is not None and value is not False and name != "output"
     }
     used["schema_batch"] = min(builder.settings.batch_size(), *(len(labels) for labels in builder.labels().values()))
     if builder.origins:
@@ -191,7 +193,7 @@ def print_summary(builder: RowBuilder, output: str, extraction: Path, card: Path
     empty = percent(counts.empty_rows, counts.rows)
     print(f"{output}: {counts.rows} examples of the task {settings.task}, {empty} with an empty answer")
     print(f"texts: {texts}, {counts.without_items} of them without any item")
-    print(f"items: {counts.items} kept, {counts.repeated} repeat one of the same text, {builder.problems.summary()}")
+    print(f"items: {counts.items} kept, {counts.repeated} repeated in one text, {builder.problems.summary()}")
     if settings.order_augmentation > 1:
         print(f"orders: {settings.order_augmentation} sets of examples, with the types in different orders")
     if inconsistent := builder.source.inconsistent_tags():

@@ -94,7 +94,7 @@ class ProblemList:
     def summary(self) -> str:
         """Return the counts as text."""
         types = f" ({most_common(self.unknown_types)})" if self.unknown_types else ""
-        return f"{self.bad} do not fit their text, {self.unknown_types.total()} do not fit the schema{types}"
+        return f"{self.bad} not in the text as annotated, {self.unknown_types.total()} not in the schema{types}"
 
 
 def most_common(counts: Counter[str], shown: int = 4) -> str:

@@ -115,7 +115,7 @@ def card_lines(
             ("rows", counts.rows),
             ("rows with an empty answer", f"{counts.empty_rows} ({percent(counts.empty_rows, counts.rows)})"),
             ("items", counts.items),
-            ("items that repeat one of the same text", counts.repeated),
+            ("items repeated in one text", counts.repeated),
             ("items that cannot be used", problems),
         ],
     ))  # fmt: skip

@@ -170,7 +170,9 @@ class RowBuilder:
             "answer": answer_entry(settings.task, settings.style, question.wording),
         }
         if settings.style == "schema_json":
-            entry |= {"style": settings.style, "schema_batch": settings.batch_size()}
+            entry["style"] = settings.style
+        if settings.batch_size() < ALL_TYPES:
+            entry["schema_batch"] = settings.batch_size()
         if question.descriptions is not None:
             described = zip(question.schema.labels, question.descriptions, strict=True)
             entry["descriptions"] = {label: text for label, text in described if text}

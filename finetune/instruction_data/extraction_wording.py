@@ -2,8 +2,8 @@
 
 {"tasks": {"ner": {"en": {"text_characters": 120, "instruction": "… {schema} …", "answer": {...}}}}}
 
-An entry of the style schema_json also has "style": "schema_json" and "schema_batch", the number of types per row.
-"descriptions" are the descriptions of the types, if the instructions give them.
+An entry of the style schema_json also has "style": "schema_json"; "schema_batch" is the number of types per row, if it
+is limited; "descriptions" are the descriptions of the types, if the instructions give them.
 """
 
 import json

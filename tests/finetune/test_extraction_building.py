@@ -363,7 +363,7 @@ def test_data_card_counts_the_rows_and_hashes_the_files(tmp_path: Path) -> None:
         "| en | firm_owns_firm | 1 | 1 |", "| en | person_leads_firm | 0 | 2 |", "| schema_batch | 1 |",
         f"| text | en | 17 | 17 | 17 | 17 | 56 | 56 | {len(MERGER['sentence'])} |",
         f"| {tmp_path}/in.jsonl | {hashlib.sha256((tmp_path / 'in.jsonl').read_bytes()).hexdigest()} |",
-        "0 do not fit their text, 0 do not fit the schema.",
+        "0 not in the text as annotated, 0 not in the schema.", "| seed | 0 |",
     ):  # fmt: skip
         assert line in card.splitlines()
 

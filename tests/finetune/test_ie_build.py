@@ -174,7 +174,7 @@ def test_dropped_items_are_counted_and_listed(tmp_path: Path, capsys: pytest.Cap
     assert printed.out.splitlines()[:3] == [
         f"{tmp_path}/rows.jsonl: 3 examples of the task ner, 66.7% with an empty answer",
         "texts: en 2 (types: 2), zh 1 (types: 2), 2 of them without any item",
-        "items: 2 kept, 1 repeat one of the same text, 1 do not fit their text, 1 do not fit the schema (else 1)",
+        "items: 2 kept, 1 repeated in one text, 1 not in the text as annotated, 1 not in the schema (else 1)",
     ]
     lines = [
         f"{tmp_path}/annotated.jsonl:1 entity 'Bo' is not in the text",
@@ -186,7 +186,9 @@ def test_dropped_items_are_counted_and_listed(tmp_path: Path, capsys: pytest.Cap
 
 def test_strict_stops_at_items_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = {"sentence": "Ann Lee came.", "entity_list": [{"name": f"Bo {n}", "type": "person"} for n in range(25)]}
-    with pytest.raises(ValueError, match="25 items cannot be used: 25 do not fit their text, 0 do not fit the schema;"):
+    with pytest.raises(
+        ValueError, match="25 items cannot be used: 25 not in the text as annotated, 0 not in the schema;"
+    ):
         build_rows(tmp_path, ANN, named, strict=True)
     assert len(capsys.readouterr().err.splitlines()) == 21
     assert [file.name for file in tmp_path.iterdir()] == ["annotated.jsonl"]
