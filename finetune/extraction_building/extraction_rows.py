@@ -84,7 +84,7 @@ class RowWriter:
             }
             return {"instruction": json.dumps(content, ensure_ascii=False)}
         if batch not in self._instructions:
-            if len(self._instructions) >= 10_000:  # hard negatives give many different batches
+            if len(self._instructions) >= 1000:  # hard negatives give many different batches
                 self._instructions.clear()
             self._instructions[batch] = self._prose(batch)
         return {"instruction": self._instructions[batch], "input": text}

@@ -37,11 +37,17 @@ def entry_descriptions(schema: Schema, descriptions: dict[str, Any], language: s
     """Return the description of each entry of a schema, "" for an entry without one.
 
     descriptions: the result of `read_descriptions`; for spo, by "subject type_predicate_object type" or by predicate.
+    Raises ValueError if no entry has a description.
     """
     found = [
         descriptions.get(label, descriptions.get(item.name))
         for label, item in zip(schema.labels, schema.items, strict=True)
     ]
+    if not any(found):
+        raise ValueError(
+            f"--descriptions has no type of the schema in {language} ({', '.join(schema.labels[:3])}, …); give "
+            "descriptions of these types, or remove the option"
+        )
     return [description_text(given, language) if given else "" for given in found]
 
 

@@ -258,6 +258,8 @@ def test_descriptions_are_in_the_instructions_of_both_styles(tmp_path: Path) -> 
     assert [entry.get("description") for entry in asked(row)] == [None, text, "No work."]
     (row,) = build(tmp_path / "prose", MERGER, task="eet", style="prose", **options)
     assert row["instruction"].endswith(f"[] for none.\npurchase: {text}\nstrike: No work.")
+    with pytest.raises(ValueError, match="--descriptions has no type of the schema in en"):
+        build(tmp_path / "re", MERGER, schema=["owns"], task="re", descriptions=options["descriptions"])
     entry = json.loads((tmp_path / "ee/extraction.json").read_text())["tasks"]["ee"]["en"]
     assert entry["descriptions"] == {"purchase": text, "strike": "No work."}
 
