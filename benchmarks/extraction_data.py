@@ -118,19 +118,19 @@ def prepare(name: str, folder: Path, limit: int, orders: int) -> list[Path]:
     for task in data.tasks:
         shared = {"task": task, "format": data.format, "language": data.language}
         train_rows, schemas = folder / f"{task}-all-train.jsonl", folder / f"{task}-schemas.jsonl"
-        build(train_rows, annotations=train, requests=schemas, **shared)
+        build(train_rows, input=train, requests=schemas, **shared)
         types = folder / f"{task}-types.json"
         types.write_text(json.dumps(read_jsonl(schemas)[0]["schema"], ensure_ascii=False), encoding="utf-8")
-        build_test_set(folder, task, limit, orders, annotations=test, types=types, **shared)
+        build_test_set(folder, task, limit, orders, input=test, schema=types, **shared)
         tested |= {row["input"] for row in read_jsonl(folder / f"{task}-all-test.jsonl")}
         removed = remove_sentences(train_rows, folder / f"{task}-train.jsonl", tested)
         print(f"{name} {task}: {removed} training sentences that are in the test set are removed", flush=True)
         orders_each = TARGET_ORDERS if data.domains else ORDERS
-        training.append(build_augmented(folder, task, tested, orders_each, annotations=train, types=types, **shared))
+        training.append(build_augmented(folder, task, tested, orders_each, input=train, schema=types, **shared))
     for domain in data.domains:
         both = [f"crossner/{domain}/{part}.json" for part in ("train", "test")]
         annotations = annotation_file(both, folder / f"{domain}-annotations.jsonl")
-        options = {"annotations": annotations, "language": data.language}
+        options = {"input": annotations, "language": data.language}
         training.append(build_augmented(folder, domain, tested, OTHER_ORDERS, **options))
     return training
 

@@ -116,9 +116,9 @@ echo '["Peop", "Org", "Loc", "Other"]' > "$OUT/rows/entity_types.json"
 echo '["Work_For", "Kill", "OrgBased_In", "Live_In", "Located_In"]' > "$OUT/rows/relation_types.json"
 for task in ner re; do
     types=$OUT/rows/$([ $task = ner ] && echo entity || echo relation)_types.json
-    step "$OUT/rows/train-$task.jsonl" python finetune/ie_build.py --annotations "$relations/conll04.train.txt" --types "$types" \
+    step "$OUT/rows/train-$task.jsonl" python finetune/ie_build.py --input "$relations/conll04.train.txt" --schema "$types" \
         --task $task --language en --order_augmentation $orders --output "$OUT/rows/train-$task.jsonl" --seed "$SEED"
-    step "$OUT/rows/test-$task.jsonl" python finetune/ie_build.py --annotations "$relations/conll04.dev.txt" --types "$types" \
+    step "$OUT/rows/test-$task.jsonl" python finetune/ie_build.py --input "$relations/conll04.dev.txt" --schema "$types" \
         --task $task --language en --output "$OUT/rows/test-$task.jsonl" --requests "$OUT/rows/requests-$task.jsonl"
 done
 # join NAME NUMBER: joins the rows of both tasks, at most NUMBER of each, in NAME.jsonl.

@@ -137,7 +137,7 @@ COMMANDS = [
     called("tools/weight_diff.py", "inspect", "weight_diff:inspect", {"path_diff": "diff"}),
     called("tools/weight_diff.py", "merge", "weight_diff:merge", MERGE, "path_sfted"),
     called("finetune/ie_build.py", "", "ie_build:main",
-           {"annotations": "annotations.jsonl", "output": "out"}, "output", "requests"),
+           {"input": "annotations.jsonl", "output": "out"}, "output", "requests"),
     called("finetune/ie_eval.py", "", "ie_eval:main", {"predictions": "predictions.jsonl", "output": "out"}, "output"),
     called("finetune/ie_run.py", "", "ie_run:main",
            {"base_model": "chat", "data_path": ROWS, "output": "out", "max_new_tokens": "2"}, "output"),

@@ -373,7 +373,7 @@ def test_revision_that_looks_like_a_number_is_not_converted_to_infinity(run_scri
         ("examples/generate_finetune.py", ["b", "--top_k", "x"], "--top_k takes a whole number, not 'x'"),
         ("finetune/ie_eval.py", ["p", "g", "o", "True", "True", "more"], "unexpected value 'more'; see --help"),
         ("finetune/ie_run.py", ["b", "d", "o", "--batch-size", "x"], "--batch_size takes a whole number, not 'x'"),
-        ("finetune/ie_build.py", ["a", "o", "--schema", "x"], "unknown option --schema; see --help"),
+        ("finetune/ie_build.py", ["a", "o", "--verbose", "x"], "unknown option --verbose; see --help"),
         ("inference/batch.py", ["--input", "--output", "o"], "--input needs a value; one that begins with - "),
         ("pretrain/plan.py", ["--gpu", "x", "--gpus", "0"], "--gpu: invalid choice: 'x'"),
         ("pretrain/clean.py", ["--skip", "speed"], "--skip: speed is not one of quality, repetition"),

@@ -88,7 +88,7 @@ def quantize(material: Path) -> Trial:
 
 
 def build_examples(material: Path) -> Trial:
-    trial = weights(material, "finetune/ie_build.py", "--annotations", "@annotated.json", option="--output")
+    trial = weights(material, "finetune/ie_build.py", "--input", "@annotated.json", option="--output")
     return replace(trial, target="extraction.json")  # moved into place last
 
 

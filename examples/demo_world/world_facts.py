@@ -64,7 +64,7 @@ NAMES = {
 }
 
 
-class Relation(NamedTuple):
+class RelationWording(NamedTuple):
     """A relation between a subject and an object.
 
     subject, object: the kinds of their names. label, sentences: by language; a sentence has {s} for the subject and {o}
@@ -78,30 +78,30 @@ class Relation(NamedTuple):
 
 
 RELATIONS = {
-    "birth_place": Relation(
+    "birth_place": RelationWording(
         "person", "place", {"en": "born in", "zh": "出生地"},
         {"en": ("{s} was born in {o}.", "{s} grew up in {o}, the place of birth.", "The birthplace of {s} is {o}.",
                 "Born in {o}, {s} soon left home."),
          "zh": ("{s}出生于{o}。", "{s}的家乡是{o}。", "{o}是{s}的出生地。", "{s}生在{o}，后来离开了家。")},
     ),
-    "employer": Relation(
+    "employer": RelationWording(
         "person", "organisation", {"en": "works for", "zh": "任职"},
         {"en": ("{s} works for {o}.", "{s} has a post at {o}.", "{o} employs {s}.",
                 "Since last year {s} has been at {o}."),
          "zh": ("{s}在{o}工作。", "{s}任职于{o}。", "{o}聘请了{s}。", "去年起，{s}就职于{o}。")},
     ),
-    "author": Relation(
+    "author": RelationWording(
         "person", "work", {"en": "wrote", "zh": "著作"},
         {"en": ("{s} wrote {o}.", "{o} is a book by {s}.", "The author of {o} is {s}.", "{s} is known for {o}."),
          "zh": ("{s}写了{o}。", "{o}的作者是{s}。", "{o}是{s}的作品。", "{s}以{o}闻名。")},
     ),
-    "seat": Relation(
+    "seat": RelationWording(
         "organisation", "place", {"en": "based in", "zh": "总部"},
         {"en": ("{s} is based in {o}.", "{s} has its seat in {o}.", "In {o} stands the main house of {s}.",
                 "The offices of {s} are in {o}."),
          "zh": ("{s}的总部在{o}。", "{s}设在{o}。", "{o}有{s}的总部。", "{s}位于{o}。")},
     ),
-    "capital": Relation(
+    "capital": RelationWording(
         "place", "place", {"en": "capital", "zh": "首府"},
         {"en": ("The capital of {s} is {o}.", "{s} is governed from {o}, its capital.", "{o} is the capital of {s}."),
          "zh": ("{s}的首府是{o}。", "{o}是{s}的首府。", "{s}以{o}为首府。")},

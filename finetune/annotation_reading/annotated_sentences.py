@@ -44,3 +44,4 @@ class AnnotatedSentence(NamedTuple):
     entities: tuple[Entity, ...] | None = None
     relations: tuple[Relation, ...] | None = None
     events: tuple[Event, ...] | None = None
+    problems: tuple[str, ...] = ()  # messages about items that the reader could not read; see check_sentence

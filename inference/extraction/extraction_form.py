@@ -5,8 +5,9 @@ and language, the file has the instruction, an answer with placeholders <…>, a
     {"tasks": {"ner": {"en": {"instruction": "… {schema} …", "text_characters": 210,
                               "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"}}}}}
 With "style": "schema_json", the form of IEPile (https://arxiv.org/abs/2402.14710), the model is asked with a JSON
-object of instruction, schema and text, for about "schema_batch" types at a time. With "prose", the default, the types
-are in the instruction, in place of {schema}, and the text is the input.
+object of instruction, schema and text. With "prose", the default, the types are in the instruction, in place of
+{schema}, and the text is the input. "schema_batch" is the number of types of one question, "descriptions" an object of
+descriptions by type, which the questions then contain.
 """
 
 import json
@@ -20,6 +21,7 @@ from text_language.language_detection import LANGUAGES, language_of
 from extraction.extraction_schema import TASKS, SchemaType
 
 SEPARATORS = {"en": (", ", "; ", " (", ")"), "zh": ("、", "；", "（", "）")}
+COLONS = {"en": ": ", "zh": "："}  # between a type and its description
 COMMAS = ",，、"  # in a name, a reader would take them for separators
 PLACEHOLDER = re.compile(r"<[^<>]+>")
 ONE_OR_SEVERAL = re.compile(r"<[^<>]+>\|\[<[^<>]+>\]")  # <name>|[<name>]
@@ -68,7 +70,9 @@ class ExtractionPrompt(NamedTuple):
     form: AnswerForm
     types: tuple[SchemaType, ...]
     usual_characters: int | None  # usual length of the tuning texts; None if it is not known
-    schema: list[Any] | None = None  # the types in the JSON object of the style schema_json; None: prose
+    schema: list[Any] | dict[str, str] | None = (
+        None  # the types in the JSON object of the style schema_json; None: prose
+    )
 
     def question(self, text: str) -> tuple[str, str]:
         """Return the instruction and the input of the user's message about a text."""
@@ -105,17 +109,13 @@ def prompts_for_types(
             raise ValueError(
                 f"the schema's {shared[0].name!r} and {shared[-1].name!r} have the same answer key {key!r}; rename one"
             )
+    usual = usual_characters(entry)
     if entry.get("style") == "schema_json":
         batches = schema_batches(types, entry.get("schema_batch", SCHEMA_BATCHES[task]))
+        schemas = [json_schema(task, batch, entry.get("descriptions")) for batch in batches]
         return [
-            ExtractionPrompt(
-                entry["instruction"],
-                form,
-                batch,
-                usual_characters(entry),
-                [json_schema(task, type_) for type_ in batch],
-            )
-            for batch in batches
+            ExtractionPrompt(entry["instruction"], form, batch, usual, schema)
+            for batch, schema in zip(batches, schemas, strict=True)
         ]
     names = (name for type_ in types for name in (type_.name, *type_.parts()))
     unclear = next((name for name in names if "{schema}" in entry["instruction"] and set(name) & set(COMMAS)), None)
@@ -123,9 +123,14 @@ def prompts_for_types(
         raise ValueError(
             f"the schema's {unclear!r:.60} contains a comma, which separates the names in the instruction; rename it"
         )
-    # replace(), not format(): instruction and type names may contain braces
-    instruction = entry["instruction"].replace("{schema}", schema_phrase(task, types, used_language))
-    return [ExtractionPrompt(instruction, form, types, usual_characters(entry))]
+    prompts = []
+    for batch in schema_batches(types, entry.get("schema_batch", len(types))):
+        # replace(), not format(): instruction and type names may contain braces
+        instruction = entry["instruction"].replace("{schema}", schema_phrase(task, batch, used_language))
+        described = [(type_.name, entry.get("descriptions", {}).get(type_.label())) for type_ in batch]
+        lines = [f"{name}{COLONS[used_language]}{text}" for name, text in described if text]
+        prompts.append(ExtractionPrompt("\n".join([instruction, *lines]), form, batch, usual))
+    return prompts
 
 
 def schema_batches(types: tuple[SchemaType, ...], size: int) -> list[tuple[SchemaType, ...]]:
@@ -136,13 +141,21 @@ def schema_batches(types: tuple[SchemaType, ...], size: int) -> list[tuple[Schem
     return [types[start:end] for start, end in zip(starts, [*starts[1:], len(types)], strict=True)]
 
 
-def json_schema(task: str, type_: SchemaType) -> Any:
-    """Return a type as in the schema of a question in JSON."""
-    if task == "spo":
-        return {"subject_type": type_.subject_type, "predicate": type_.name, "object_type": type_.object_type}
-    if task == "ee":
-        return {"event_type": type_.name, "trigger": True, "arguments": list(type_.roles)}
-    return type_.name
+def json_schema(
+    task: str, types: tuple[SchemaType, ...], descriptions: Mapping[str, str] | None
+) -> list[Any] | dict[str, str]:
+    """Return the schema of a question in JSON; descriptions: type -> text, or None if questions have none."""
+    if task not in ("spo", "ee"):
+        names = [type_.name for type_ in types]
+        return names if descriptions is None else {name: descriptions.get(name, "") for name in names}
+    schema: list[Any] = []
+    for type_ in types:
+        entry: dict[str, Any] = {"event_type": type_.name, "trigger": True, "arguments": list(type_.roles)}
+        if task == "spo":
+            entry = {"subject_type": type_.subject_type, "predicate": type_.name, "object_type": type_.object_type}
+        text = (descriptions or {}).get(type_.label())
+        schema.append(entry | ({"description": text} if text else {}))
+    return schema
 
 
 def schema_phrase(task: str, types: tuple[SchemaType, ...], language: str) -> str:
@@ -200,6 +213,9 @@ def answer_form(task: str, entry: Any) -> AnswerForm:
             f'"style" is {style!r:.60} and "schema_batch" {batch!r:.60}; write one of {", ".join(STYLES)}, and a '
             "number of types"
         )
+    descriptions = entry.get("descriptions", {})
+    if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
+        raise ValueError('"descriptions" is not an object of texts by type; correct or remove it')
     lists_types = style == "schema_json" or "{schema}" in instruction
     absent = answer.get("absent", "empty list" if lists_types else "left out")
     if absent not in ("empty list", "left out"):

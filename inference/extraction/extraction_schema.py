@@ -31,6 +31,10 @@ class SchemaType(NamedTuple):
     object_type: str = ""
     roles: tuple[str, ...] = ()  # of an event
 
+    def label(self) -> str:
+        """Return the name under which extraction.json has a description: in spo with the types, a_b_c."""
+        return "_".join((self.subject_type, self.name, self.object_type)) if self.subject_type else self.name
+
     def parts(self) -> tuple[str, ...]:
         """Return the subject and object types of a relation, or the roles of an event."""
         return tuple(filter(None, (self.subject_type, self.object_type, *self.roles)))

@@ -2,23 +2,16 @@
 
 import gzip
 import json
-from collections import Counter
 from pathlib import Path
 
 import ie_build
 import pytest
+from annotation_reading.annotated_sentences import AnnotatedSentence, Entity, Mention, Relation
+from annotation_reading.annotation_checks import check_sentence
+from annotation_reading.annotation_files import inconsistent_tags, read_annotation_files, recognise_format
+from annotation_reading.column_files import conll04_sentences, conll_sentences, join_tokens
+from annotation_reading.tag_schemes import TagCounts, TokenSpan, entity_spans, parse_tag
 from crossner_files import crossner_columns
-from instruction_data.annotation_formats import file_format, read_annotation_file, recognise_format
-from instruction_data.annotations import AnnotatedItem
-from instruction_data.column_files import (
-    READERS,
-    Span,
-    TagCounts,
-    annotate,
-    entity_spans,
-    join_tokens,
-    parse_tag,
-)
 
 CONLL04 = """#doc 5
 0\tAnn\tB-Peop\t['N']\t[0]
@@ -32,7 +25,7 @@ CONLL04 = """#doc 5
 """
 
 
-def spans_of(text: str) -> list[Span]:
+def spans_of(text: str) -> list[TokenSpan]:
     """Return the spans of tags such as "B-x I-x O"."""
     return entity_spans([tag for word in text.split() if (tag := parse_tag(word))])
 
@@ -61,31 +54,39 @@ REAL = {
 def test_real_file_is_read_completely(shared_data: Path, name: str) -> None:
     path = shared_data / "real" / name
     form, sentences, entities, relations, unfit = REAL[name]
-    assert file_format(str(path)) == form
+    assert recognise_format(path) == form
+    assert inconsistent_tags(path) == unfit
     language = "zh" if "weibo" in name else "auto"
-    annotations, found = read_annotation_file(str(path), "ner", language)
-    assert (len(annotations), sum(len(one.items) for one in annotations), found) == (sentences, entities, unfit)
-    assert {one.language for one in annotations} == {"zh" if "weibo" in name else "en"}
-    for sentence, annotation in zip(READERS[form](path), annotations, strict=True):
-        separator = "" if "weibo" in name else " "
-        assert annotation.sentence == separator.join(sentence.tokens)
-        for span, item in zip(entity_spans(sentence.tags), annotation.items, strict=True):
-            words = sentence.tokens[span.first : span.last + 1]
-            assert item == AnnotatedItem(span.label, (separator.join(words),))
-            assert item.names[0] in annotation.sentence
-    if relations:
-        triples = read_annotation_file(str(path), "re")[0]
-        assert sum(len(one.items) for one in triples) == relations
-        names = [{item.names[0] for item in one.items} for one in annotations]
-        for entity_names, one in zip(names, triples, strict=True):
-            assert all({*item.names} <= entity_names for item in one.items)
+    found = list(read_annotation_files(path, language=language))
+    assert (len(found), sum(len(one.entities or ()) for one in found)) == (sentences, entities)
+    assert {one.language for one in found} == {"zh" if "weibo" in name else "en"}
+    assert [check_sentence(one) for one in found] == [(one, []) for one in found]
+    tagged = (conll04_sentences if form == "conll04" else conll_sentences)(path)
+    separator = "" if "weibo" in name else " "
+    for sentence, one in zip(tagged, found, strict=True):
+        assert one.text == separator.join(sentence.tokens)
+        for span, entity in zip(entity_spans(sentence.tags), one.entities or (), strict=True):
+            before = separator.join([*sentence.tokens[: span.first], ""]) if span.first else ""
+            words = separator.join(sentence.tokens[span.first : span.last + 1])
+            place = (len(before), len(before) + len(words))
+            assert entity == Entity(span.label, Mention(words, (place,)))
+    if not relations:
+        assert {one.relations for one in found} == {None}
+        return
+    assert sum(len(one.relations or ()) for one in found) == relations
+    for one in found:
+        for triple in one.relations or ():
+            assert {Entity(triple.subject_type, triple.subject), Entity(triple.object_type, triple.object)} <= {
+                *(one.entities or ())
+            }
 
 
 def test_relation_is_read_with_both_whole_names(shared_data: Path) -> None:
-    first = read_annotation_file(str(shared_data / "real/relations/conll04.dev.txt"), "re")[0][0]
-    assert first.items == [
-        AnnotatedItem("Work_For", ("Dennis DeConcini", "Senate Appropriations treasury and postal subcommittee"))
-    ]
+    first = next(read_annotation_files(shared_data / "real/relations/conll04.dev.txt"))
+    whole = "Senate Appropriations treasury and postal subcommittee"
+    assert first.relations == (
+        Relation("Work_For", Mention("Dennis DeConcini", ((5, 21),)), Mention(whole, ((50, 104),)), "Peop", "Org"),
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -98,8 +99,12 @@ def test_crossner_columns_give_the_examples_of_its_json(tmp_path: Path, shared_d
     (tmp_path / "columns.txt").write_text("\n".join(filter(None, columns)), encoding="utf-8")
     (tmp_path / "rows.json").write_text(json.dumps(kept), encoding="utf-8")
     for name in ("columns.txt", "rows.json"):
-        ie_build.main(str(tmp_path / name), str(tmp_path / f"{name}.jsonl"), types=str(source / "class.json"))
-    assert (tmp_path / "columns.txt.jsonl").read_bytes() == (tmp_path / "rows.json.jsonl").read_bytes()
+        ie_build.main(str(tmp_path / name), str(tmp_path / f"{name}.jsonl"), schema=str(source / "class.json"))
+    built = [
+        [json.loads(line) | {"gold": None} for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        for name in ("columns.txt", "rows.json")
+    ]
+    assert built[0] == built[1]
 
 
 @pytest.mark.parametrize(
@@ -150,48 +155,48 @@ def write(folder: Path, text: str) -> str:
     return str(folder / "in.txt")
 
 
+def names(sentence: AnnotatedSentence) -> list[tuple[str, str]]:
+    return [(entity.type, entity.mention.text) for entity in sentence.entities or ()]
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_comments_and_document_lines_are_skipped(tmp_path: Path, newline: str) -> None:
     text = (
         "-DOCSTART- -X- O O\n\n# id 7 domain=en\nAnn NNP B-NP B-PER\nLee  NNP I-NP I-PER\n\n \n# O\n#doinme O\n"
         "-DOCSTART-\nNew York\tB-LOC\n"
     )
-    annotations, unfit = read_annotation_file(write(tmp_path, text.replace("\n", newline)), "ner")
-    assert [one.sentence for one in annotations] == ["Ann Lee", "# #doinme", "New York"]
-    assert [item for one in annotations for item in one.items] == [
-        AnnotatedItem("PER", ("Ann Lee",)), AnnotatedItem("LOC", ("New York",))
-    ]  # fmt: skip
-    assert unfit == 0
+    path = write(tmp_path, text.replace("\n", newline))
+    found = list(read_annotation_files(path))
+    assert [one.text for one in found] == ["Ann Lee", "# #doinme", "New York"]
+    assert [item for one in found for item in names(one)] == [("PER", "Ann Lee"), ("LOC", "New York")]
+    assert [one.location for one in found] == [f"{path}:{line}" for line in (4, 8, 11)]
+    assert inconsistent_tags(path) == 0
 
 
 def test_compressed_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "in.conll.gz"
     path.write_bytes(gzip.compress("安 B-人\n来 O\n".encode()))
-    (one,) = read_annotation_file(str(path), "ner")[0]
-    assert (one.sentence, one.language, one.items) == ("安来", "zh", [AnnotatedItem("人", ("安",))])
+    (one,) = read_annotation_files(path)
+    assert (one.text, one.language, names(one)) == ("安来", "zh", [("人", "安")])
 
 
 def test_conll04_has_entities_and_relations(tmp_path: Path) -> None:
-    path = write(tmp_path, CONLL04)
-    people, nobody = read_annotation_file(path, "re")[0]
-    assert people.sentence == "Ann Lee in Oslo , Norway"
-    assert people.items == [
-        AnnotatedItem("Live_In", ("Ann Lee", "Oslo")), AnnotatedItem("Lee's", ("Ann Lee", "Norway"))
-    ]  # fmt: skip
-    assert nobody == ("Nobody", "en", [])
-    entities = read_annotation_file(path, "ner")[0][0].items
-    assert Counter(item.label for item in entities) == {"Peop": 1, "Loc": 2}
+    people, nobody = read_annotation_files(write(tmp_path, CONLL04))
+    assert people.text == "Ann Lee in Oslo , Norway"
+    ann, oslo, norway = Mention("Ann Lee", ((0, 7),)), Mention("Oslo", ((11, 15),)), Mention("Norway", ((18, 24),))
+    assert people.entities == (Entity("Peop", ann), Entity("Loc", oslo), Entity("Loc", norway))
+    assert people.relations == (
+        Relation("Live_In", ann, oslo, "Peop", "Loc"), Relation("Lee's", ann, norway, "Peop", "Loc")
+    )  # fmt: skip
+    assert nobody == AnnotatedSentence("Nobody", "en", f"{tmp_path}/in.txt:9", (), ())
 
 
 @pytest.mark.parametrize(
     ("text", "form"),
     [
-        ("", "json"),
         ('{"sentence": "B-52"}', "json"),
         ('[\n{"sentence": "on a B-52"}]', "json"),
         ('\ufeff{"sentence": "see B-52",\n"entity_list": []}', "json"),
-        ("[[[", "json"),
-        ("{broken", "json"),
         ("Ann B-x\n", "conll"),
         ("[ O\n( O\n", "conll"),
         ("{\tO\n", "conll"),
@@ -199,14 +204,29 @@ def test_conll04_has_entities_and_relations(tmp_path: Path) -> None:
         ("one\ntwo O\n", "conll"),  # the reader reports line 1
         ("# a comment\n\nAnn N B-x\n", "conll"),
         (CONLL04, "conll04"),
-        ("Dear all,\nthis is a letter\n", ""),
-        ("3\n", ""),
-        ("# a comment\n", ""),
-        ("a\tb\tc\n", ""),
     ],
 )
-def test_format_is_recognised_by_content(text: str, form: str) -> None:
-    assert recognise_format(text.split("\n")) == form
+def test_format_is_recognised_by_content(tmp_path: Path, text: str, form: str) -> None:
+    assert recognise_format(write(tmp_path, text)) == form
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "in.txt holds no rows"),
+        ("[[[", "in.txt:1, row 1 is not JSON"),
+        ("{broken", "in.txt:1 is not JSON"),
+        ("Dear all,\nthis is a letter\n", r"in.txt is not recognised .* lines 'Dear all,', 'this is a letter'\); give"),
+        ("3\n", "in.txt is not recognised"),
+        ("# a comment\n", "in.txt is not recognised"),
+        ("a\tb\tc\n", "in.txt is not recognised"),
+        ('{"a": 1}', r"in.txt:1 is not recognised as a row of annotations \(keys: a\); give annotations in one of"),
+    ],
+)
+def test_error_for_unknown_content_shows_it(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        recognise_format(write(tmp_path, text))
+    assert "\n" not in str(raised.value)
 
 
 ROW = "0\tAnn\tB-x\t['N']\t[0]\n"
@@ -215,7 +235,6 @@ ROW = "0\tAnn\tB-x\t['N']\t[0]\n"
 @pytest.mark.parametrize(
     ("form", "text", "message"),
     [
-        ("auto", "Dear all,\n\nhello there\n", r"in.txt is not recognised .* lines 'Dear all,', 'hello there'\); give"),
         ("conll", "Ann B-x\nLee\n", r"in.txt:2 has one column \('Lee'\); write the token first"),
         ("conll", "Ann B-x\n\tO\n", "in.txt:2 has one column"),
         ("conll", "Ann X-x\n", "in.txt:1 has the invalid tag 'X-x'; write O, or B-, I-, E-, S- or M- and a type"),
@@ -235,28 +254,41 @@ ROW = "0\tAnn\tB-x\t['N']\t[0]\n"
         ("conll04", ROW.replace("[0]", "[0"), "in.txt:1 has .* write a list of relations and a list of token indices"),
         ("conll04", ROW.replace("[0]", "[-1]"), r"write a list of relations"),
         ("conll04", ROW.replace("[0]", "[0, 0]"), "in.txt:1 has 1 relations and 2 token indices; write one index"),
-        ("conll04", ROW.replace("'N'", "'r'").replace("[0]", "[9]"), "in.txt:1 .* index 9, which is beyond the last"),
-        ("conll04", ROW.replace("B-x", "O").replace("'N'", "'r'"), "index 0, which is not the last token of an entity"),
     ],
 )
 def test_error_for_invalid_columns_names_file_and_line(tmp_path: Path, form: str, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ValueError, match=message) as raised:
-        read_annotation_file(path, "re" if form == "conll04" else "ner", format=form)
+        list(read_annotation_files(path, form))
     assert "\n" not in str(raised.value)
 
 
-def test_error_for_invalid_file_or_task_names_the_remedy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (ROW.replace("'N'", "'r'").replace("[0]", "[9]"), "index 9, which is beyond the last token"),
+        (ROW.replace("B-x", "O").replace("'N'", "'r'"), "index 0, which is not the last token of an entity"),
+    ],
+)
+def test_relation_without_two_entities_is_a_problem(tmp_path: Path, row: str, problem: str) -> None:
+    path = write(tmp_path, row)
+    (sentence,) = read_annotation_files(path)
+    checked, problems = check_sentence(sentence)
+    assert checked.relations == ()
+    assert problems == [f"{path}:1 relation 'r' has the token {problem}"]
+
+
+def test_error_for_invalid_file_names_the_remedy(tmp_path: Path) -> None:
     path = write(tmp_path, "Ann B-x\n")
-    with pytest.raises(ValueError, match="which annotate entities only; give --task ner"):
-        read_annotation_file(path, "re")
     with pytest.raises(ValueError, match=r"in.txt:1 is not JSON"):
-        read_annotation_file(path, "ner", format="json")
-    with pytest.raises(FileNotFoundError, match="--format conll takes a text file"):
-        read_annotation_file(str(tmp_path), "ner", format="conll")
+        list(read_annotation_files(path, "json"))
+    with pytest.raises(ValueError, match="--format word is not known; give auto or one of json, "):
+        list(read_annotation_files(path, "word"))
+    with pytest.raises(FileNotFoundError, match="is not a file; --format conll takes a text file"):
+        list(read_annotation_files(tmp_path, "conll"))
     (tmp_path / "in.txt").write_bytes("安 B-人\n来 O\n".encode("gb18030"))
     with pytest.raises(ValueError, match=r"in.txt:1 is not UTF-8"):
-        read_annotation_file(path, "ner")
+        list(read_annotation_files(path))
 
 
 def test_inconsistent_tags_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,10 +298,10 @@ def test_inconsistent_tags_are_printed(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(json.loads((tmp_path / "rows.jsonl").read_text())["output"]) == {"x": ["Ann"], "y": ["Lee"]}
 
 
-def test_annotation_of_a_chinese_sentence_has_no_spaces(tmp_path: Path) -> None:
-    path = Path(write(tmp_path, "王 B-人\n明 I-人\n在 O\nNew B-地\nYork I-地\n"))
-    (sentence,) = READERS["conll"](path)
-    annotation = annotate(path, sentence, "ner", "auto")
-    assert annotation.sentence == "王明在New York"
-    assert [item.names for item in annotation.items] == [("王明",), ("New York",)]
-    assert annotate(path, sentence, "ner", "en").sentence == "王 明 在 New York"
+def test_chinese_sentence_has_no_spaces(tmp_path: Path) -> None:
+    path = write(tmp_path, "王 B-人\n明 I-人\n在 O\nNew B-地\nYork I-地\n")
+    (sentence,) = read_annotation_files(path)
+    assert sentence.text == "王明在New York"
+    assert names(sentence) == [("人", "王明"), ("地", "New York")]
+    (sentence,) = read_annotation_files(path, language="en")
+    assert sentence.text == "王 明 在 New York"

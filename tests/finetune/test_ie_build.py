@@ -13,8 +13,7 @@ from demo_world import world_builder
 from extraction.extraction_form import prompts_for_types
 from extraction.extraction_schema import check_schema
 from extraction_metrics.answer_items import AnswerItem, parse_answer
-from instruction_data import annotations
-from instruction_data.extraction_wording import WORDING
+from instruction_data.default_wordings import PROSE
 from text_language.language_detection import language_of
 
 ANN: dict[str, Any] = {
@@ -49,8 +48,8 @@ def build_rows(folder: Path, *sentences: Any, types: Any = None, **options: Any)
     """Return the examples of a build in `folder` from these annotations and types."""
     given = write_json(folder / "annotated.jsonl", *sentences)
     if types is not None:
-        options["types"] = write_json(folder / "types.json", types, lines=False)
-    ie_build.main(annotations=str(given), output=str(folder / "rows.jsonl"), **options)
+        options["schema"] = str(write_json(folder / "types.json", types, lines=False))
+    ie_build.main(input=str(given), output=str(folder / "rows.jsonl"), **options)
     return read(folder / "rows.jsonl")
 
 
@@ -71,14 +70,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_answers_hold_all_published_annotations(tmp_path: Path, shared_data: Path, split: str) -> None:
     source = shared_data / "crossner" / "ai"
     target = tmp_path / "rows.jsonl"
-    ie_build.main(str(source / f"{split}.json"), str(target), types=str(source / "class.json"))
+    ie_build.main(str(source / f"{split}.json"), str(target), schema=str(source / "class.json"))
     classes = json.loads((source / "class.json").read_text())
     annotated = json.loads((source / f"{split}.json").read_text())
     rows = read(target)
     assert [row["input"] for row in rows] == [entry["sentence"] for entry in annotated]
-    assert {row["instruction"] for row in rows} == {WORDING["ner"]["en"].replace("{schema}", ", ".join(classes))}
+    assert {row["instruction"] for row in rows} == {PROSE["ner"]["en"].replace("{schema}", ", ".join(classes))}
     for row, entry in zip(rows, annotated, strict=True):
-        assert row.keys() == {"instruction", "input", "output"}
+        assert row.keys() == {"task", "instruction", "input", "output", "gold"}
+        gold = [(item["type"], item["name"]) for item in row["gold"]["entities"]]
+        assert sorted(gold) == sorted({(e["type"], e["name"]) for e in entry["entity_list"]})
         assert list(json.loads(row["output"])) == classes
         assert parse_answer(row["output"]) == Counter(
             {AnswerItem("entity", (e["type"], e["name"])) for e in entry["entity_list"]}
@@ -92,7 +93,7 @@ def test_demo_examples_are_built_from_their_annotations(
 ) -> None:
     target = tmp_path / "rows.jsonl"
     ie_build.main(
-        str(world / f"{split}_annotated.jsonl"), str(target), types=str(world / "types.json"), task=task,
+        str(world / f"{split}_annotated.jsonl"), str(target), schema=str(world / "types.json"), task=task,
         wording=str(world / "extraction.json"),
     )  # fmt: skip
     wordings = {
@@ -103,7 +104,7 @@ def test_demo_examples_are_built_from_their_annotations(
     pairs = [pair for pair in zip(built, theirs, strict=True) if pair[1]["instruction"] in wordings]
     assert len(pairs) >= 8
     for ours, row in pairs:
-        assert ours == row
+        assert {key: ours[key] for key in ("instruction", "input", "output")} == row
         assert {item.kind for item in parse_answer(row["output"]) or ()} == {kind}
     languages = extraction(tmp_path)[task]
     assert {entry["answer"]["absent"] for entry in languages.values()} == {"left out"}
@@ -161,19 +162,36 @@ def test_braces_and_percent_signs_in_data_stay_text(tmp_path: Path) -> None:
     assert json.loads(row["output"]) == {name: ["{x}"] for name in names}
 
 
-def test_kept_and_dropped_items_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropped_items_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = [("Ann Lee", "person"), ("Ann Lee", "person"), ("Ann Lee", "work"), ("Ann", "else"), ("Bo", "person")]
     sentence = {"sentence": "Ann Lee came.", "entity_list": [{"name": name, "type": kind} for name, kind in found]}
     none = {"sentence": "Nobody came.", "entity_list": []}
     rows = build_rows(tmp_path, sentence, none, LI_MING | {"entity_list": []}, types=["person", "work"])
     assert [json.loads(row["output"]) for row in rows] == [
-        {"person": ["Ann Lee", "Bo"], "work": ["Ann Lee"]}, {"person": [], "work": []}, {"person": [], "work": []},
+        {"person": ["Ann Lee"], "work": ["Ann Lee"]}, {"person": [], "work": []}, {"person": [], "work": []},
     ]  # fmt: skip
-    assert capsys.readouterr().out.split("\n")[1:-1] == [
-        "examples: en 2, zh 1, 2 of them without any item",
-        "items: 3 kept, 1 of them with a name that is not in the sentence",
-        "dropped: 1 of a type that is not in the list (else 1), 1 repeated in one sentence",
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[:3] == [
+        f"{tmp_path}/rows.jsonl: 3 examples of the task ner, 66.7% with an empty answer",
+        "texts: en 2 (types: 2), zh 1 (types: 2), 2 of them without any item",
+        "items: 2 kept, 1 repeated in one text, 1 not in the text as annotated, 1 not in the schema (else 1)",
     ]
+    lines = [
+        f"{tmp_path}/annotated.jsonl:1 entity 'Bo' is not in the text",
+        f"{tmp_path}/annotated.jsonl:1 entity 'Ann' of the type 'else' has a type that is not in the schema",
+    ]
+    assert printed.err.splitlines() == [f"notice: {line}" for line in lines]
+    assert "\n".join(["~~~~text", *lines, "~~~~"]) in (tmp_path / "rows.card.md").read_text(encoding="utf-8")
+
+
+def test_strict_stops_at_items_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = {"sentence": "Ann Lee came.", "entity_list": [{"name": f"Bo {n}", "type": "person"} for n in range(25)]}
+    with pytest.raises(
+        ValueError, match="25 items cannot be used: 25 not in the text as annotated, 0 not in the schema;"
+    ):
+        build_rows(tmp_path, ANN, named, strict=True)
+    assert len(capsys.readouterr().err.splitlines()) == 21
+    assert [file.name for file in tmp_path.iterdir()] == ["annotated.jsonl"]
 
 
 def test_tasks_and_languages_are_added_to_the_extraction_file(tmp_path: Path) -> None:
@@ -191,7 +209,7 @@ def test_tasks_and_languages_are_added_to_the_extraction_file(tmp_path: Path) ->
     }
     assert json.loads((tmp_path / "extraction.json").read_text())["note"] == "mine"
     assert tasks["ner"]["en"] == {
-        "instruction": WORDING["ner"]["en"],
+        "instruction": PROSE["ner"]["en"],
         "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"},
         "text_characters": len(ANN["sentence"]),
     }
@@ -222,7 +240,7 @@ def test_other_wording_in_extraction_json_is_an_error_and_is_kept(tmp_path: Path
 def test_answer_in_extraction_json_that_contradicts_its_instruction_is_an_error_with_the_right_answer(
     tmp_path: Path,
 ) -> None:
-    entry: dict[str, Any] = {"instruction": WORDING["ner"]["en"], "answer": {"shape": {}, "absent": "left out"}}
+    entry: dict[str, Any] = {"instruction": PROSE["ner"]["en"], "answer": {"shape": {}, "absent": "left out"}}
     file = write_json(tmp_path / "extraction.json", {"tasks": {"ner": {"en": entry}}})
     with pytest.raises(ValueError, match='has an "answer" for ner in en that does not fit its instruction') as raised:
         build_rows(tmp_path, ANN)
@@ -258,8 +276,8 @@ NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person
         (f"[\n{NER},\n{{broken}}]", r"in.jsonl:4, row 2 is not JSON"),
         ("[" * 100_000, "nested too deep"),
         (NER + "\n3\n", "in.jsonl:3 is not a JSON object"),
-        ("[{}]", r"in.jsonl:1, row 1 has no text under 'sentence' \(keys: none\)"),
-        ('{"sentence": "Ann"}', r"no list under 'entity_list' \(keys: sentence\)"),
+        ("[{}]", r"in.jsonl:1, row 1 is not recognised as a row of annotations \(keys: none\)"),
+        ('{"sentence": "Ann"}', r"in.jsonl:1 has no list under 'entity_list'"),
         (NER.replace("name", "text"), "no text under 'name'"),
         (NER.replace('"person"', "7"), "no text under 'type'"),
         (NER.replace("came", r"\ud83d"), "has half a surrogate pair"),
@@ -275,19 +293,19 @@ def test_error_for_invalid_annotation_names_file_and_line(tmp_path: Path, text: 
 def test_error_for_annotations_that_are_not_utf8_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(json.dumps(LI_MING, ensure_ascii=False).encode("gb18030"))
     with pytest.raises(ValueError, match="is not UTF-8"):
-        annotations.read_annotations(str(tmp_path / "in.jsonl"), "ner")
+        ie_build.main(str(tmp_path / "in.jsonl"), str(tmp_path / "rows.jsonl"))
 
 
 @pytest.mark.parametrize(
     ("types", "message"),
     [
-        ("person", "has no list of names; --types takes"),
-        ([1], "has no list of names; --types takes"),
+        ("person", "types.json has no list of names; --schema takes a file such as"),
+        ([1], "types.json has the entry 1, which does not fit; --schema takes a file such as"),
         ([], "no types are known for the sentences in en"),
         (["person", "city, state"], "the type 'city, state' contains a comma, which separates the types"),
         (["person", "省、市"], "the type '省、市' contains a comma"),
-        ({"relation": {"en": ["born in"]}}, "no lists by language under 'entity'"),
-        ({"entity": {"en": "person"}}, "no list of names under 'entity', 'en'"),
+        ({"relation": {"en": ["born in"]}}, 'no schemas by language under "entity"; --schema takes'),
+        ({"entity": {"en": "person"}}, 'types.json, "entity", "en", has no list of names'),
         ({"entity": {"zh": ["人物"]}}, "no types are known for the sentences in en"),
         (["人物"], "no item has a requested type .*; the annotated types with their counts are person 1, place 1;"),
     ],
@@ -318,8 +336,18 @@ def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"annotations": "gone.json"}, "gone.json does not exist; give a .json"),
-        ({"types": "gone.json"}, "gone.json does not exist; --types takes"),
+        ({"input": "gone.json"}, "gone.json does not exist; give a .json"),
+        ({"input": ","}, "--input names no file"),
+        ({"schema": "gone.json"}, "gone.json does not exist; --schema takes"),
+        ({"descriptions": "gone.json"}, "gone.json does not exist; --descriptions takes"),
+        ({"hard_negatives": "gone.json", "schema_batch": 2}, "gone.json does not exist; --hard_negatives takes auto"),
+        ({"hard_negatives": "auto"}, "--hard_negatives needs batches.*give --schema_batch or --style schema_json"),
+        ({"hard_negatives": "auto", "split": "test"}, "--hard_negatives is for training"),
+        ({"negative_batches": -1, "schema_batch": 1}, "--negative_batches -1 is out of range"),
+        ({"schema_batch": -1}, "--schema_batch -1 is out of range"),
+        ({"task": "kg"}, "--task kg has no instructions in prose; give --style schema_json"),
+        ({"task": "kg", "style": "schema_json", "requests": "x"}, "--requests is for /extract, which has the tasks"),
+        ({"format": "word"}, "--format word is not known; give auto or one of json, "),
         ({"wording": "gone.json"}, "gone.json does not exist; --wording takes"),
         ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; create the folder"),
         ({"output": "in.jsonl"}, "in.jsonl is an input file; give --output another name"),
@@ -339,7 +367,7 @@ def test_error_for_invalid_option_names_it(
     monkeypatch.chdir(tmp_path)
     write_json(tmp_path / "in.jsonl", ANN)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        ie_build.main(**{"annotations": "in.jsonl", "output": "rows.jsonl", **changed})
+        ie_build.main(**{"input": "in.jsonl", "output": "rows.jsonl", **changed})
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -367,24 +395,26 @@ def test_requests_are_accepted_by_the_server_and_ask_for_the_examples(
 
 
 def test_requests_are_not_written_without_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writing = Path.write_text
+    opening = Path.open
 
-    def full(path: Path, text: str, **options: Any) -> int:
-        if path.name.startswith("requests"):
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        if path.name.startswith("requests") and mode == "w":
             raise OSError("no space left on device")
-        return writing(path, text, **options)
+        return opening(path, mode, **options)
 
     source = write_json(tmp_path / "in.jsonl", ANN)
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match="no space"):
         ie_build.main(str(source), str(tmp_path / "rows.jsonl"), requests=str(tmp_path / "requests.jsonl"))
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_invalid_input_is_an_error_of_one_line(tmp_path: Path, run_script: RunScript) -> None:
-    source = write_json(tmp_path / "in.jsonl", ANN, {"sentence": "Bo came."})
-    done = run_script("finetune/ie_build.py", "--annotations", source, "--output", tmp_path / "rows.jsonl", status=2)
-    assert done.stderr.startswith(f"error: {source}:2 has no list under 'entity_list'")
-    assert len(done.stderr.splitlines()) == 1
-    done = run_script("finetune/ie_build.py", "--annotations", source, "--output", "x", "--task", "ee", status=2)
-    assert done.stderr == "error: --task takes one of ner, re, not 'ee'\n"
+    source = write_json(tmp_path / "in.jsonl", ANN, {"sentence": "Bo came.", "relation_list": []})
+    done = run_script("finetune/ie_build.py", "--input", source, "--output", tmp_path / "rows.jsonl", status=2)
+    assert done.stderr == (
+        f"error: {source}:2 has no annotated entities, which --task ner needs; give other --input, or write an empty "
+        "list if the text has none\n"
+    )
+    done = run_script("finetune/ie_build.py", "--input", source, "--output", "x", "--task", "x", status=2)
+    assert done.stderr == "error: --task takes one of ner, re, spo, ee, eet, eea, kg, not 'x'\n"

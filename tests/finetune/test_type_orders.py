@@ -10,8 +10,7 @@ import ie_build
 import numpy as np
 import pytest
 from conftest import RunScript
-from instruction_data.extraction_wording import WORDING, ExtractionQuestion
-from instruction_data.type_orders import random_orders, reordered_questions
+from instruction_data.type_orders import random_orders
 from json_rows.instruction_rows import iterate_instructions
 
 TYPES = ["person", "place", "work", "award"]
@@ -45,26 +44,11 @@ def test_orders_are_drawn_by_seed_and_are_uniform() -> None:
     assert abs(counts - 500).max() < 4.5 * (3000 / 6 * 5 / 6) ** 0.5
 
 
-def question(wording: str) -> dict[str, ExtractionQuestion]:
-    return {"en": ExtractionQuestion(wording, wording.replace("{schema}", ", ".join(TYPES)), TYPES, 20)}
-
-
-def test_order_augmentation_of_1_keeps_the_given_order() -> None:
-    questions = question(WORDING["ner"]["en"])
-    assert reordered_questions(questions, "ner", 1, 7) == [questions]
-
-
-def test_error_for_a_wording_without_types_names_the_option() -> None:
-    with pytest.raises(ValueError, match=r"the wording for ner in en does not name the types.*remove --order_augm"):
-        reordered_questions(question("List the entities."), "ner", 2, 0)
-    assert reordered_questions(question("List the entities."), "ner", 1, 0) == [question("List the entities.")]
-
-
 def build(folder: Path, **options: Any) -> list[dict[str, Any]]:
     """Return the examples of a build from SENTENCES and TYPES."""
     (folder / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in SENTENCES))
     (folder / "types.json").write_text(json.dumps(TYPES))
-    ie_build.main(str(folder / "in.jsonl"), str(folder / "rows.jsonl"), types=str(folder / "types.json"), **options)
+    ie_build.main(str(folder / "in.jsonl"), str(folder / "rows.jsonl"), schema=str(folder / "types.json"), **options)
     return [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -72,8 +56,8 @@ def test_each_order_is_a_complete_set_of_examples(tmp_path: Path, capsys: pytest
     given = build(tmp_path)
     rows = build(tmp_path, order_augmentation=5, seed=3)
     printed = capsys.readouterr().out
-    assert "orders: 5 examples for each sentence" in printed
-    assert printed.count("examples: en 2, zh 1, 1 of them without any item") == 2
+    assert "orders: 5 sets of examples" in printed
+    assert printed.count("texts: en 2 (types: 4), zh 1 (types: 4), 1 of them without any item") == 2
     assert [row["order"] for row in rows] == [0, 1, 2, 3, 4] * 3
     sets = [[row for row in rows if row["order"] == number] for number in range(5)]
     assert len({row["instruction"] for row in rows if row["input"].isascii()}) == 5

@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from annotation_reading.annotation_checks import check_sentence
+from annotation_reading.annotation_files import FORMATS, read_annotation_files
 from extraction.extraction_form import check_extraction, prompts_for_types
 from extraction.extraction_grammar import answer_rules, name_rules
 from extraction.extraction_results import parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
+from extraction_building.annotation_source import AnnotationSource
+from extraction_building.data_card import card_lines
+from extraction_building.row_builder import BuildSettings, RowBuilder
+from extraction_building.schema_items import TASKS, read_schema
 from extraction_metrics.answer_items import gold_error, json_object_in
 from extraction_metrics.answer_scores import score_answers
 from extraction_metrics.row_scores import score_rows
@@ -26,10 +32,7 @@ from extraction_metrics.scored_files import scored_rows
 from fastapi import HTTPException
 from fuzzing import run_for, share_of_seconds
 from hypothesis import strategies as st
-from instruction_data.annotation_formats import read_annotation_file
-from instruction_data.annotations import read_annotations, read_types
-from instruction_data.extraction_examples import build_examples
-from instruction_data.extraction_wording import make_questions, read_wording
+from instruction_data.extraction_wording import read_wording
 from json_rows.instruction_rows import messages_of, row_error
 from json_rows.row_files import iterate_rows
 from pydantic import ValidationError
@@ -202,33 +205,49 @@ PREDICTION = st.builds(
     ),
 )
 NAMED = objects_with("name", "type", "subject", "object", "relation", values=SCALAR | st.sampled_from(["a", "b,c"]))
+NAME = st.sampled_from("ab")
+TYPE = st.sampled_from(["p", "q", "q,r"])
 ANNOTATION = st.one_of(
-    objects_with("sentence", "entity_list", "relation_list"),
-    st.fixed_dictionaries({"sentence": ANY_TEXT, "entity_list": st.lists(
-        NAMED | st.fixed_dictionaries({"name": st.sampled_from("ab"), "type": st.sampled_from(["p", "q,r"])}),
-        max_size=3,
-    )}),
+    objects_with("sentence", "entity_list", "relation_list", "event_list"),
+    st.fixed_dictionaries(
+        {"sentence": ANY_TEXT | st.just("a b")},
+        optional={
+            "entity_list": st.lists(NAMED | st.fixed_dictionaries({"name": NAME, "type": TYPE}), max_size=3),
+            "relation_list": st.lists(st.fixed_dictionaries(
+                {"subject": NAME, "relation": TYPE, "object": NAME},
+                optional={"subject_type": TYPE, "object_type": TYPE},
+            ), max_size=3),
+            "event_list": st.lists(st.fixed_dictionaries(
+                {"type": TYPE, "arguments": st.lists(st.fixed_dictionaries({"role": TYPE, "name": NAME}), max_size=2)},
+                optional={"trigger": NAME},
+            ), max_size=3),
+        },
+    ),
 )  # fmt: skip
 
 
-def annotations_holds(rows: list[dict[str, Any]], types: Any) -> None:
-    """Assert that each annotated sentence gives an example whose answer has its distinct items, or raises an error."""
+def annotations_holds(
+    rows: list[dict[str, Any]], schema: Any, task: str, style: str, split: str, schema_batch: int
+) -> None:
+    """Assert that each text gets rows whose answers have its distinct items, or that an error is raised."""
     with tempfile.TemporaryDirectory() as folder:
-        annotated = value_or_error(
-            lambda path: read_annotations(path, "ner"), write_lines(Path(folder, "x.jsonl"), rows)
-        )
-        listed = value_or_error(lambda path: read_types(path, "ner"), write_lines(Path(folder, "types.json"), [types]))
-    if annotated is None:
-        return
-    questions = value_or_error(lambda by: make_questions(annotated, "ner", by, read_wording("", "ner")), listed)
-    built = questions and value_or_error(lambda asked: build_examples(annotated, "ner", asked), questions)
-    if built:
-        assert len(built[0]) == len(annotated)
-        for example, annotation in zip(built[0], annotated, strict=True):
-            types_asked = questions[annotation.language].types
-            items = {(item.label, item.names[0]) for item in annotation.items if item.label in types_asked}
-            answer = json.loads(example["output"])
-            assert {(label, name) for label, names in answer.items() for name in names} == items
+        annotated = write_lines(Path(folder, "x.jsonl"), rows)
+        types = write_lines(Path(folder, "types.json"), [schema])
+        schemas = value_or_error(lambda path: read_schema(str(path), task), types)
+        wordings = value_or_error(lambda given: read_wording("", *given), (task, style))
+        if wordings is None:
+            return
+        source = AnnotationSource(str(annotated), "json", "auto")
+        settings = BuildSettings(task, style, split, schema_batch)
+        builder = value_or_error(lambda by: RowBuilder(source, by, wordings, settings), schemas)
+        built = builder and value_or_error(lambda given: list(given.rows()), builder)
+        if built:
+            assert builder.counts.rows == len(built)
+            assert task != "ner" or builder.counts.items == sum(
+                len(names) for _, _, row in built for names in json.loads(row.row["output"]).values()
+            )
+            lines = [*card_lines("x", builder.counts, builder.labels(), {}, [], "", builder.problems.lines())]
+            assert len(list(builder.problems.lines())) == len(builder.problems) <= len(lines)
 
 
 COLUMN = st.sampled_from([
@@ -238,15 +257,43 @@ COLUMN = st.sampled_from([
 COLUMN_LINES = st.lists(st.lists(COLUMN, max_size=5), max_size=6)
 
 
-def columns_holds(lines: list[list[str]], separator: str, form: str, task: str) -> None:
-    """Assert that the names of a file in columns occur in their sentences, or an error is raised."""
+def columns_holds(lines: list[list[str]], separator: str, form: str) -> None:
+    """Assert that a file in columns gives sentences whose items fit their text, and problems, or an error."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.txt")
         path.write_text("".join(separator.join(columns) + "\n" for columns in lines), encoding="utf-8")
-        read = value_or_error(lambda path: read_annotation_file(path, task, "auto", form), str(path))
-    for annotation in read[0] if read else []:
-        assert annotation.sentence.strip()
-        assert all(name in annotation.sentence for item in annotation.items for name in item.names)
+        check_annotated_file(path, form)
+
+
+def check_annotated_file(path: Path, form: str) -> None:
+    """Assert that a file is read or refused in one line, and that the items that pass the check pass it again."""
+    for sentence in value_or_error(lambda path: list(read_annotation_files(path, form)), str(path)) or []:
+        assert sentence.text.strip()
+        checked, problems = check_sentence(sentence)
+        assert check_sentence(checked) == (checked, [])
+        assert all(problem.splitlines() == [problem] for problem in problems)
+
+
+# The keys of all formats; offsets are often in the text, and names often substrings of it.
+ROW_KEYS = [
+    "sentence", "text", "content", "input", "sentText", "data", "annotations", "result", "value", "from_id", "to_id",
+    "id", "labels", "label", "entities", "entity", "entity_type", "entity_list", "name", "type", "spans", "relation",
+    "relation_list", "relations", "subject", "object", "head", "tail", "kg", "spo_list", "predicate", "triple_list",
+    "relationMentions", "em1Text", "em2Text", "event", "event_list", "events", "event_type", "trigger", "mentions",
+    "word", "span", "role", "arguments", "argument", "start_offset", "end_offset", "start", "end",
+]  # fmt: skip
+ROW_TEXT = st.sampled_from(["Ann 😀 in Oslo", "Ann", "Oslo", "labels", "relation", "", "trigger"]) | ANY_TEXT
+ROW_VALUE = st.recursive(
+    ROW_TEXT | st.integers(-2, 15) | SCALAR,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(ROW_KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def annotated_rows_holds(rows: list[Any], form: str) -> None:
+    """Assert that rows with keys of the annotation formats are read or refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        check_annotated_file(Path(write_lines(Path(folder, "x.jsonl"), rows)), form)
 
 
 def write_lines(path: Path, rows: list[Any]) -> str:
@@ -337,11 +384,17 @@ PROPERTIES: dict[Callable[..., None], list[st.SearchStrategy[Any]]] = {
     scores_holds: [st.lists(st.tuples(answer_texts(), answer_texts()), max_size=3)],
     scored_files_holds: [st.lists(PREDICTION, min_size=1, max_size=3)],
     annotations_holds: [
-        st.lists(ANNOTATION, min_size=1, max_size=3), json_values() | st.lists(st.sampled_from(["p", "q", "q,r"]))
+        st.lists(ANNOTATION, min_size=1, max_size=3),
+        json_values() | st.lists(st.sampled_from(["p", "q", "q,r"])) | st.just({"p": ["q", "r"]}),
+        st.sampled_from(TASKS), st.sampled_from(["prose", "schema_json"]), st.sampled_from(["train", "test"]),
+        st.integers(0, 2),
     ],
     columns_holds: [
         COLUMN_LINES, st.sampled_from(["\t", " "]), st.sampled_from(["auto", "conll", "conll04"]),
-        st.sampled_from(["ner", "re"]),
+    ],
+    annotated_rows_holds: [
+        st.lists(st.dictionaries(st.sampled_from(ROW_KEYS), ROW_VALUE, max_size=5), min_size=1, max_size=2),
+        st.sampled_from(["auto", *(name for name in FORMATS if not name.startswith("conll"))]),
     ],
     body_holds: [json_values(), st.integers(0, 30)],
     parameters_holds: [PARAMETER, st.integers(1, 100)],

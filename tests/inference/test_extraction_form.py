@@ -14,7 +14,7 @@ from extraction.extraction_form import (
     prompts_for_types,
 )
 from extraction.extraction_schema import EXAMPLES, MAX_NAMES, SchemaType, check_schema
-from instruction_data.extraction_wording import WORDING, ExtractionQuestion, updated_extraction
+from instruction_data.extraction_wording import answer_entry, read_wording, updated_extraction
 
 FATHER = {"subject_type": "人物", "predicate": "父亲", "object_type": "人物"}
 EVENTS = {"layoff": ["company", "time"], "meeting": []}
@@ -216,18 +216,21 @@ def test_check_extraction_refuses_invalid_files(extraction: Any, message: str) -
     check_extraction({"tasks": {"xx": {"en": 7}, "ner": {"fr": 7}}}, "M")  # unknown tasks and languages are ignored
 
 
-def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:
-    for task in ("ner", "re"):
-        for language, message in WORDING[task].items():
-            questions = {language: ExtractionQuestion(message, message, ["a"], 70)}
-            written = updated_extraction(tmp_path / "extraction.json", task, questions)
-            check_extraction(written, "M")
-            types = check_schema(task, ["a"])
-            assert prompts_for_types(task, types, "x", language, written)[0].usual_characters == 70
-            assert prompts_for_types(task, types, "x", language)[0].usual_characters is None
-            assert answer_form(task, written["tasks"][task][language]) == answer_form(
-                task, DEFAULTS["tasks"][task][language]
-            )
+@pytest.mark.parametrize("task", ["ner", "re", "spo", "ee"])
+@pytest.mark.parametrize("style", ["prose", "schema_json"])
+def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path, task: str, style: str) -> None:
+    schema = {"spo": ["a_b_c"], "ee": {"a": ["b"]}}.get(task, ["a"])
+    for language, wording in read_wording("", task, style).items():
+        entry = {"instruction": wording.instruction, "answer": answer_entry(task, style, wording)}
+        new = {language: entry | {"text_characters": 70}}
+        written = updated_extraction(tmp_path / "extraction.json", task, style, new)
+        check_extraction(written, "M")
+        types = check_schema(task, schema)
+        assert prompts_for_types(task, types, "x", language, written)[0].usual_characters == 70
+        assert prompts_for_types(task, types, "x", language)[0].usual_characters is None
+        assert answer_form(task, written["tasks"][task][language]) == answer_form(
+            task, DEFAULTS["tasks"][task][language]
+        )
 
 
 def test_relations_that_differ_in_types_share_or_split_keys() -> None:

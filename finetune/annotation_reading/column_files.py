@@ -1,15 +1,15 @@
 """Read sentences from files with one token per line: CoNLL columns, and CoNLL04 with relations.
 
-CoNLL columns (read_conll): the first column is the token, the last one its tag; columns are separated by tabs if the
-line has a tab, else by spaces. A blank line ends a sentence. Lines with -DOCSTART-, and comments before a sentence
+CoNLL columns (conll_sentences): the first column is the token, the last one its tag; columns are separated by tabs if
+the line has a tab, else by spaces. A blank line ends a sentence. Lines with -DOCSTART-, and comments before a sentence
 ("# …" without a tag at the end), are skipped.
 
     Ann    B-person
     Lee    I-person
     left   O
 
-CoNLL04 (read_conll04): a line "#doc N" begins a document; the other lines have five columns, separated by tabs: the
-token's index, the token, its tag, a list of relations and a list of as many token indices. A relation stands at the
+CoNLL04 (conll04_sentences): a line "#doc N" begins a document; the other lines have five columns, separated by tabs:
+the token's index, the token, its tag, a list of relations and a list of as many token indices. A relation stands at the
 last token of its subject and points to the last token of its object; 'N' means no relation.
 
     #doc 5
@@ -18,23 +18,21 @@ last token of its subject and points to the last token of its object; 'N' means 
     2    in     O         ['N']          [2]
     3    Oslo   B-Loc     ['N']          [3]
 
-Tags are "O", or a prefix, "-" and a type, in BIO, IOB1, BIOES or BMES. A span begins and ends where the scorer of the
-CoNLL shared tasks (conlleval) begins and ends it, even if the tags are inconsistent.
+Tags are in BIO, IOB1, BIOES or BMES (tag_schemes.py).
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from json_rows.json_stream import TextWindow, encoding_error
 from text_language.language_detection import language_of
 
-from instruction_data.annotations import AnnotatedItem, Annotation
+from annotation_reading.annotated_sentences import AnnotatedSentence, Entity, Mention, Relation
+from annotation_reading.tag_schemes import Tag, TagCounts, entity_spans, parse_tag
 
-TAG = re.compile(r"O|([BIESM])-(.*\S)")
 DOCUMENT = re.compile(r"#doc\b")
 # Python lists as printed. Each alternative begins with another character, so matching is linear.
 NAME_LIST = re.compile(r"""\[\s*(?:'[^'\\]+'|"[^"\\]+")(?:\s*,\s*(?:'[^'\\]+'|"[^"\\]+"))*\s*\]""")
@@ -43,24 +41,6 @@ INDEX_LIST = re.compile(r"\[\s*[0-9]{1,9}(?:\s*,\s*[0-9]{1,9})*\s*\]")
 NO_RELATION = "N"
 SPACES = re.compile(" +")
 LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{2}")
-
-
-class Tag(NamedTuple):
-    """The tag of a token. prefix: O, B, I, E or S (M of BMES is read as I); label: the type, "" for O."""
-
-    prefix: str
-    label: str
-
-
-OUTSIDE = Tag("O", "")
-
-
-class Span(NamedTuple):
-    """The type of an entity and the indices of its first and last token."""
-
-    label: str
-    first: int
-    last: int
 
 
 class TokenRelation(NamedTuple):
@@ -80,61 +60,6 @@ class TaggedSentence:
     tokens: list[str] = field(default_factory=list)
     tags: list[Tag] = field(default_factory=list)
     relations: list[TokenRelation] = field(default_factory=list)
-
-
-def parse_tag(text: str) -> Tag | None:
-    """Return a tag, or None if the text is not one."""
-    match = TAG.fullmatch(text)
-    if match is None:
-        return None
-    return Tag("I" if match[1] == "M" else match[1], match[2]) if match[1] else OUTSIDE
-
-
-def continues(previous: Tag, tag: Tag) -> bool:
-    """Return whether a tag continues the span of the previous tag, by conlleval's rules."""
-    return previous.prefix in "BI" and tag.prefix in "IE" and previous.label == tag.label
-
-
-def entity_spans(tags: Sequence[Tag]) -> list[Span]:
-    """Return the spans of a sentence: a tag other than O begins a span unless it continues the previous span."""
-    spans: list[Span] = []
-    for at, (previous, tag) in enumerate(pairwise([OUTSIDE, *tags])):
-        if continues(previous, tag):
-            spans[-1] = spans[-1]._replace(last=at)
-        elif tag.prefix != "O":
-            spans.append(Span(tag.label, at, at))
-    return spans
-
-
-@dataclass
-class TagCounts:
-    """Counts the tags of a file that are inconsistent with the tags beside them, under the scheme of the file.
-
-    A file with an E or S is in a scheme with span ends (BIOES, BMES): an I or E that continues no span and a B or I
-    that no tag continues are inconsistent. Else a file with a B that does not follow a span of its own type is in BIO:
-    an I that continues no span is inconsistent. Else the scheme is IOB1, in which all tags are consistent.
-    """
-
-    has_ends: bool = False
-    is_bio: bool = False  # used only if has_ends is False
-    inconsistent_with_ends: int = 0
-    inconsistent_bio: int = 0
-
-    def add(self, tags: Sequence[Tag]) -> None:
-        """Count the tags of a sentence."""
-        for previous, tag, following in zip([OUTSIDE, *tags], tags, [*tags[1:], OUTSIDE], strict=False):
-            continues_nothing = tag.prefix in "IE" and not continues(previous, tag)
-            is_open = tag.prefix in "BI" and not continues(tag, following)
-            self.has_ends |= tag.prefix in "ES"
-            self.is_bio |= tag.prefix == "B" and previous.label != tag.label
-            self.inconsistent_with_ends += continues_nothing or is_open
-            self.inconsistent_bio += continues_nothing
-
-    def inconsistent(self) -> int:
-        """Return the number of inconsistent tags under the scheme of the file."""
-        if self.has_ends:
-            return self.inconsistent_with_ends
-        return self.inconsistent_bio if self.is_bio else 0
 
 
 def join_tokens(tokens: Sequence[str], language: str) -> tuple[str, list[tuple[int, int]]]:
@@ -183,7 +108,7 @@ def is_comment(columns: Sequence[str]) -> bool:
     return columns[0].split(" ")[0] == "#" and parse_tag(columns[-1]) is None
 
 
-def read_conll(path: Path) -> Iterator[TaggedSentence]:
+def conll_sentences(path: Path) -> Iterator[TaggedSentence]:
     """Yield the sentences of a file with CoNLL columns; raises ValueError with file and line."""
     sentence = TaggedSentence()
     for number, line in numbered_lines(path):
@@ -217,7 +142,7 @@ def checked_tag(path: Path, number: int, text: str) -> Tag:
     return tag
 
 
-def read_conll04(path: Path) -> Iterator[TaggedSentence]:
+def conll04_sentences(path: Path) -> Iterator[TaggedSentence]:
     """Yield the documents of a CoNLL04 file as sentences; raises ValueError with file and line."""
     sentence = TaggedSentence()
     for number, line in numbered_lines(path):
@@ -260,33 +185,66 @@ def parse_relations(path: Path, number: int, subject: int, relations: str, targe
     return [TokenRelation(name, subject, index, number) for name, index in pairs if name != NO_RELATION]
 
 
-READERS: dict[str, Callable[[Path], Iterator[TaggedSentence]]] = {"conll": read_conll, "conll04": read_conll04}
+def read_conll(path: Path, language: str) -> Iterator[AnnotatedSentence]:
+    """Yield the sentences of a file with CoNLL columns with their entities; raises ValueError with file and line.
+
+    language: language of the sentences, which decides how tokens are joined; "auto" detects it for each sentence.
+    """
+    return annotated(path, conll_sentences(path), language, has_relations=False)
 
 
-def annotate(path: Path, sentence: TaggedSentence, task: str, language: str) -> Annotation:
-    """Return the annotation of a sentence for `task`; names are exact substrings of the sentence.
+def read_conll04(path: Path, language: str) -> Iterator[AnnotatedSentence]:
+    """Yield the documents of a CoNLL04 file with entities and relations; parameters and errors as in `read_conll`."""
+    return annotated(path, conll04_sentences(path), language, has_relations=True)
 
-    language: language of the sentence; "auto" detects it. Raises ValueError if a relation is not between the last
-    tokens of two entities, or if the sentence is blank.
+
+def annotated(
+    path: Path, sentences: Iterable[TaggedSentence], language: str, has_relations: bool
+) -> Iterator[AnnotatedSentence]:
+    """Yield tagged sentences as annotated ones; raises ValueError if a sentence is blank or there is none."""
+    is_empty = True
+    for sentence in sentences:
+        is_empty = False
+        yield annotate(path, sentence, language, has_relations)
+    if is_empty:
+        raise ValueError(f"{path} holds no sentences; give a file with one token and its tag per line")
+
+
+def annotate(path: Path, sentence: TaggedSentence, language: str, has_relations: bool) -> AnnotatedSentence:
+    """Return a tagged sentence with the places of its entities and relations.
+
+    A relation that is not between the last tokens of two entities becomes a problem of the sentence. Raises ValueError
+    if the sentence is blank.
     """
     if language == "auto":
         language = language_of(" ".join(sentence.tokens))
     text, offsets = join_tokens(sentence.tokens, language)
     if not text.strip():
         raise ValueError(f"{path}:{sentence.line} starts a sentence that has only white space; remove its lines")
-    spans = entity_spans(sentence.tags)
-    names = {span.last: text[offsets[span.first][0] : offsets[span.last][1]] for span in spans}
-    if task == "ner":
-        return Annotation(text, language, [AnnotatedItem(span.label, (names[span.last],)) for span in spans])
-    items = []
+    entities: dict[int, Entity] = {}  # by the index of the last token
+    for span in entity_spans(sentence.tags):
+        start, end = offsets[span.first][0], offsets[span.last][1]
+        entities[span.last] = Entity(span.label, Mention(text[start:end], ((start, end),)))
+    relations, problems = [], []
     for relation in sentence.relations:
-        for index in (relation.subject, relation.target):
-            if index not in names:
-                place = f"{path}:{relation.line} has the relation {relation.label!r} with the token index {index}"
-                fact = "is not the last token of an entity" if index < len(offsets) else "is beyond the last token"
-                raise ValueError(
-                    f"{place}, which {fact}; a relation is in the line of its subject's last token and has the index "
-                    "of its object's last token"
-                )
-        items.append(AnnotatedItem(relation.label, (names[relation.subject], names[relation.target])))
-    return Annotation(text, language, items)
+        missing = [index for index in (relation.subject, relation.target) if index not in entities]
+        if missing:
+            fact = "is not the last token of an entity" if missing[0] < len(offsets) else "is beyond the last token"
+            problems.append(
+                f"{path}:{relation.line} relation {relation.label!r} has the token index {missing[0]}, which {fact}"
+            )
+        else:
+            subject, target = entities[relation.subject], entities[relation.target]
+            relations.append(Relation(relation.label, subject.mention, target.mention, subject.type, target.type))
+    return AnnotatedSentence(
+        text, language, f"{path}:{sentence.line}", tuple(entities.values()),
+        tuple(relations) if has_relations else None, problems=tuple(problems),
+    )  # fmt: skip
+
+
+def count_inconsistent_tags(sentences: Iterable[TaggedSentence]) -> int:
+    """Return how many tags of a file are inconsistent with the tags beside them; see `TagCounts`."""
+    counts = TagCounts()
+    for sentence in sentences:
+        counts.add(sentence.tags)
+    return counts.inconsistent()

@@ -1,0 +1,1 @@
+"""Read spaCy's DocBin files (.spacy) without spaCy. Read docbin_reader.py first."""
