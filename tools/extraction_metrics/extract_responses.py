@@ -86,13 +86,16 @@ def entity_spans(location: str, entities: Any, key: str) -> Counter[AnswerItem] 
                 return None
             items.update(AnswerItem("entity_span", (label, place)) for place in places)
     except (TypeError, KeyError, AttributeError, ValueError):
-        form = '{"type", "spans": [[start, end], …]}'
-        raise ValueError(f"{location} has entities under {key!r} that are not of the form {form}; correct them") from None
+        form = 'not of the form {"type", "spans": [[start, end], …]}'
+        raise ValueError(f"{location} has entities under {key!r} that are {form}; correct them") from None
     return items
 
 
 def span_text(spans: Any) -> str:
-    """Return the fragments of a mention as text, such as "0:7,9:12"; raises TypeError or ValueError for another form."""
+    """Return the fragments of a mention as text, such as "0:7,9:12".
+
+    Raises TypeError or ValueError if `spans` is not a list of [start, end].
+    """
     fragments = sorted((start, end) for start, end in spans)
     if not all(type(place) is int for fragment in fragments for place in fragment):
         raise TypeError

@@ -25,9 +25,8 @@ def prediction_of(location: str, row: dict[str, Any]) -> str:
     if not has_text(row) and any(isinstance(row.get(key), list) for key in ITEM_KEYS):
         return extracted_answer(location, row)
     if text is None:
-        raise ValueError(
-            f"{location} has no text under 'prediction', entities, triples or events; give a file of ie_run.py or batch.py"
-        )
+        fact = "has no text under 'prediction', entities, triples or events"
+        raise ValueError(f"{location} {fact}; give a file of ie_run.py or batch.py")
     return str(text)
 
 
@@ -115,8 +114,9 @@ def scored_rows(predictions: str, gold: str = "", task: str = "") -> list[Scored
     """Return the rows of `predictions` with their correct answers.
 
     The correct answers are read from `gold`, or from `predictions` if `gold` is empty. Text, order and task are read
-    from `gold` for rows of `predictions` without them. task: that of rows without "task". Raises FileNotFoundError, or ValueError if a row has no prediction or
-    no correct answer that can be scored, or if the two files differ in the number of rows or in the question of a row.
+    from `gold` for rows of `predictions` without them. task: that of rows without "task". Raises FileNotFoundError, or
+    ValueError if a row has no prediction or no correct answer that can be scored, or if the two files differ in the
+    number of rows or in the question of a row.
     """
     gold = gold or predictions
     answered = list(iterate_objects(predictions))
