@@ -14,7 +14,7 @@ without a task, entities and triples are scored. Entities with places ("gold" of
 scored with their places (entity_span).
 
 extraction_metrics/answer_scores.py describes how answers are compared, row_scores.py the scores of the rows, and
-extraction_reports/ the confusions, the comparison, the page of errors, and the figures of a published scorer (--parity).
+extraction_reports/ the confusions, the comparison, the page of errors and the figures of a published scorer (--parity).
 """
 
 from command_line.fire_commands import run

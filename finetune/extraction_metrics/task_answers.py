@@ -16,7 +16,7 @@ from typing import Any
 from extraction_metrics.item_kinds import AnswerItem, as_json
 
 STRUCTURED = ("ee", "eet", "eea", "kg")
-ABSENT = ("NAN", "", None, [], {})
+ABSENT: tuple[Any, ...] = ("NAN", "", None, [], {})
 
 
 def is_absent(value: Any) -> bool:

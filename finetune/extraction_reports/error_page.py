@@ -154,7 +154,7 @@ def list_item(outcome: Outcome, numbers: dict[str, int]) -> str:
 def outcome_marks(row: ScoredRow, outcomes: Sequence[Outcome], text: str) -> Iterator[Mark]:
     """Yield the marks of the outcomes whose names are in the text; annotated places of correct entities are used."""
     annotated: dict[tuple[str, str], list[tuple[Span, ...]]] = {}
-    for item in (row.gold_spans or {}).elements() if row.gold_spans else ():
+    for item in row.gold_spans.elements() if row.gold_spans else ():
         spans = tuple(
             (int(start), int(end)) for start, _, end in (part.partition(":") for part in item.content[1].split(","))
         )

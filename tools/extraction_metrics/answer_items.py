@@ -62,18 +62,18 @@ def parse_json(text: str) -> Any:
 def _joined_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
-        found[key] = _joined(found[key], value) if key in found else value
+        found[key] = joined(found[key], value) if key in found else value
     return found
 
 
-def _joined(first: Any, second: Any) -> Any:
+def joined(first: Any, second: Any) -> Any:
     """Return two lists or two objects as one, of two other values the second. The first is changed, in linear time."""
     if isinstance(first, list) and isinstance(second, list):
         first.extend(second)
         return first
     if isinstance(first, dict) and isinstance(second, dict):
         for key, value in second.items():
-            first[key] = _joined(first[key], value) if key in first else value
+            first[key] = joined(first[key], value) if key in first else value
         return first
     return second
 
