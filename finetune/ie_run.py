@@ -21,7 +21,6 @@ faster; this command does not need vLLM.
 
 from command_line.fire_commands import run
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -44,8 +43,8 @@ from partial_folders.atomic_outputs import new_file
 from partial_folders.output_paths import check_output
 from partial_folders.resume_journal import run_identity
 
-# Options of an endpoint run that do not change its answers: a killed run resumes with other values.
-SPEED_OPTIONS = ("concurrency", "timeout")
+# Options of an endpoint run that do not change its answers: a killed run also resumes with other values of them.
+FREE_OPTIONS = ("concurrency", "timeout", "on_error")
 
 
 def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -215,7 +214,7 @@ def main(
         completions_url(endpoint)
         rows = asked_rows(data_path, limit, skip, orders)
         sources = [Path(data_path)]
-        identity = run_identity("ie_run.py", {k: v for k, v in given.items() if k not in SPEED_OPTIONS}, sources)
+        identity = run_identity("ie_run.py", {k: v for k, v in given.items() if k not in FREE_OPTIONS}, sources)
         kept, answers, seconds = answer_with_endpoint(endpoint, model, rows, output, identity, given | {"skip": skip})
         return report(output, len(kept), seconds, answers)
     check_folders(base_model, lora_weights)

@@ -55,7 +55,8 @@ class AnswerJournal:
         number = len(self.answers)
         if not number:
             return "nothing was answered"
-        return f"{number} answer{'s' * (number != 1)} are in {self.folder}; the same command resumes"
+        answers = "1 answer is" if number == 1 else f"{number} answers are"
+        return f"{answers} in {self.folder}; the same command resumes"
 
     def finish(self, text: str) -> None:
         """Write the output and remove the folder."""

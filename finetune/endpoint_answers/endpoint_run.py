@@ -80,7 +80,10 @@ def asked(
                 return
             try:
                 done.put((number, endpoint.answer(questions[number].messages, questions[number].schema)))
+            except RefusedRowError as error:
+                done.put((number, error))
             except Exception as error:  # raised again in the main thread
+                endpoint.stopping.set()
                 done.put((number, error))
 
     for _ in range(min(concurrency, len(numbers))):

@@ -159,7 +159,9 @@ def test_rows_of_extract_are_scored(tmp_path: Path) -> None:
         tmp_path / "p.jsonl",
         request | {"output": ANN, "entities": [{"type": "person", "name": "Ann"} | name]} | response,
         request | {"output": ANN, "entities": []} | response,
-        request | {"task": "re", "output": BORN, "triples": [{"relation": "born in"} | ends]} | response
+        request
+        | {"task": "re", "output": BORN, "triples": [{"relation": "born in"} | ends]}
+        | response
         | {"complete": False},
     )
     assert [row.prediction for row in rows] == [
