@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 from conftest import RunScript
+from extraction_metrics.item_kinds import KINDS_OF_TASK
+from extraction_metrics.row_scores import score_rows
+from extraction_metrics.scored_files import scored_rows
 from extraction_reports.published_scorer import published_scores, score_published_file
 
 
@@ -106,3 +109,37 @@ def test_script_prints_and_writes_the_figures(tmp_path: Path, run_script: RunScr
         file.write_text(json.dumps(row | change) + "\n", encoding="utf-8")
         done = run_script("finetune/ie_eval.py", "--predictions", file, "--parity", "set", *options, status=2)
         assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind"),
+    [("NER.noisy", "entity"), ("NER.broken", "entity"), ("RE.noisy", "triple"), ("RE.gold", "triple")],
+)
+def test_published_predictions_have_unrounded_scores(shared_data: Path, variant: str, kind: str) -> None:
+    """Without --parity, head and tail are read as subject and object, so that the correct answers score 1."""
+    file = shared_data / f"iepile/eval/{variant}.json"
+    ours = score_rows(scored_rows(str(file)))[kind]
+    if variant == "RE.gold":
+        assert ours["f1"] == 1
+        return
+    published = json.loads(file.with_name(f"{variant}.normal.score").read_text(encoding="utf-8"))["total"]
+    assert [round(100 * ours[key], 2) for key in ("precision", "recall")] == [published["P"], published["R"]]
+    assert ours["f1_interval"][0] <= ours["f1"] <= ours["f1_interval"][1]
+
+
+@pytest.mark.parametrize("task", ["NER", "RE", "SPO", "EE", "EET", "EEA", "KG"])
+def test_labels_of_every_task_are_correct_answers(shared_data: Path, tmp_path: Path, task: str) -> None:
+    """The items of the labels that a row asks for are its correct answer; repeated to the scorer, they score 1."""
+    lines = (shared_data / f"iepile/{task}/test.zh.json").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) | {"prediction": "{}"} for line in lines]
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scored = scored_rows(str(file))
+    scores = score_rows([row._replace(prediction=row.gold) for row in scored])
+    assert (scores["exact"], scores["parsed"]) == (1, 1)
+    assert all(scores[kind]["f1"] == 1 for kind in KINDS_OF_TASK[task.lower()])
+    label = json.loads(rows[0]["label"])
+    assert label == [] or score_rows(scored)[KINDS_OF_TASK[task.lower()][-1]]["gold"] >= len(label)
+    file.write_text(json.dumps(rows[0] | {"label": '[{"entity": 3}]'}))
+    with pytest.raises(ValueError, match=r"p\.jsonl:1 has a 'label' or a schema that is not of the form of task"):
+        scored_rows(str(file))

@@ -9,6 +9,7 @@ from json_rows.row_files import iterate_objects
 from extraction_metrics.answer_items import INVALID, gold_error, parse_json
 from extraction_metrics.extract_responses import ITEM_KEYS, annotated_spans, extracted_answer, predicted_spans
 from extraction_metrics.item_kinds import KINDS_OF_TASK
+from extraction_metrics.labelled_rows import is_labelled, labelled_answer
 from extraction_metrics.row_scores import ScoredRow
 
 PREDICTION_KEYS = ("prediction", "generated_text")  # of ie_run.py, and of batch.py with /generate
@@ -24,6 +25,8 @@ def prediction_of(location: str, row: dict[str, Any]) -> str:
     text = next((row[key] for key in PREDICTION_KEYS if isinstance(row.get(key), str)), None)
     if not has_text(row) and any(isinstance(row.get(key), list) for key in ITEM_KEYS):
         return extracted_answer(location, row)
+    if text is None and is_labelled(row, has_prediction=False) and isinstance(row.get("output"), str):
+        return str(row["output"])
     if text is None:
         fact = "has no text under 'prediction', entities, triples or events"
         raise ValueError(f"{location} {fact}; give a file of ie_run.py or batch.py")
@@ -83,11 +86,14 @@ def task_of(location: str, row: dict[str, Any], default: str = "") -> str:
 
 
 def correct_answer_of(location: str, row: dict[str, Any], task: str = "") -> str:
-    """Return the correct answer of a row: its `output`, or the last answer of its `messages`.
+    """Return the correct answer of a row: its `output`, the last answer of its `messages`, or that of its `label`.
 
     Raises ValueError if there is none, or if it cannot be scored.
     """
-    if row.get("messages") is not None:
+    has_prediction = has_text(row) or any(isinstance(row.get(key), list) for key in ITEM_KEYS)
+    if row.get("messages") is None and is_labelled(row, has_prediction):
+        text = labelled_answer(location, row, json_question(row), task)
+    elif row.get("messages") is not None:
         if error := row_error(row, answers=True):
             raise ValueError(f"{location} {error}; give rows with the correct answers")
         text = messages_of(row)[-1]["content"]
