@@ -10,7 +10,7 @@ from typing import Any
 from extraction_metrics.answer_scores import AnswerCounts
 from extraction_metrics.confidence_intervals import f1_of_totals, percentile_bounds, resampled_totals
 from extraction_metrics.row_scores import ScoredRow, count_rows, scored_kinds
-from extraction_metrics.score_tables import shown_kinds
+from extraction_metrics.score_tables import has_items
 
 Units = dict[int | str, list[int]]  # unit of resampling -> correct, predicted and gold items
 SHARES = (("parsed", "answers that parse"), ("stopped", "complete answers"), ("exact", "exactly right answers"),
@@ -88,7 +88,7 @@ def comparison_table(
     """Return the scores of two systems side by side; names: of their files, numbered above the table."""
     lines = [f"1: {names[0]}", f"2: {names[1]}"]
     lines.append(f"{'':32}{'1':>10}{'2':>10}{'2 - 1':>10}{'95% interval':>20}{'p':>8}")
-    for kind in (kind for kind in differences if kind in shown_kinds(scores)):
+    for kind in (kind for kind in differences if has_items(scores[kind]) or has_items(other[kind])):
         first, second, each = scores[kind], other[kind], differences[kind]
         low, high = each["interval"]
         lines.append(

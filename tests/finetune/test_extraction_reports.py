@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from extraction_reports.error_page import page_html
 from extraction_reports.item_outcomes import MISSED, SPURIOUS, WRONG_TYPE, confusions, row_outcomes
 from extraction_reports.score_comparisons import compare_rows, comparison_table, f1_difference
 from extraction_reports.text_marks import MAX_LANES, Mark, find_mention, text_pieces
+from hostile_answers import HOSTILE
 
 
 def row(predicted: Any, gold: Any, text: str | None = None, task: str = "") -> ScoredRow:
@@ -256,3 +258,15 @@ def test_page_filters_and_switches_in_a_browser(tmp_path: Path) -> None:
         assert page.locator("li:visible").count() == 1
         browser.close()
     assert not faults
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_reports_of_a_hostile_prediction_take_linear_time(name: str) -> None:
+    started = time.process_time()
+    for task, gold in (("", {"a": ["Ann"]}), ("ee", {"a": [{"trigger": "Ann", "arguments": {}}]}), ("kg", {"a": {}})):
+        rows = [row(HOSTILE[name], gold, "Ann wrote Dusk. " * 2000, task)]
+        confusion_svg(confusions(rows)).encode()
+        page = page_html(rows, [True], 5, "f")
+        page.encode()
+        assert len(page) < 300_000
+    assert time.process_time() - started < 8  # a quadratic algorithm takes minutes

@@ -14,6 +14,7 @@ from extraction_metrics.item_kinds import AnswerItem
 from extraction_metrics.row_scores import ScoredRow, score_rows
 from extraction_metrics.score_tables import scores_table
 from extraction_metrics.scored_files import scored_rows
+from hostile_answers import HOSTILE
 
 LAYOFF = {"trigger": "cut", "arguments": {"company": "Ox", "number": ["900", "12"], "date": "NAN"}}
 GOLD_EVENTS = json.dumps({"layoff": [LAYOFF], "merger": []})
@@ -263,24 +264,6 @@ def test_strict_f1_of_places_equals_that_of_nervaluate(tmp_path: Path, shared_da
     assert (ours["precision"], ours["recall"], ours["f1"]) == pytest.approx(
         (overall.precision, overall.recall, overall.f1), abs=1e-12
     )
-
-
-HOSTILE = {
-    "brackets": "[" * 1_000_000,
-    "braces": '{"a":' * 200_000,
-    "closed brackets": "[" * 500_000 + "]" * 500_000,
-    "deep in an object": '{"a": [' + "[" * 900 + "]" * 900 + "]}",
-    "deep argument": '{"a": [{"trigger": "x", "arguments": {"r": ' + '{"b": ' * 300 + "1" + "}" * 300 + "}}]}",
-    "NaN": '{"a": [NaN, Infinity, -Infinity, {"trigger": NaN, "arguments": {"r": [NaN]}}]}',
-    "huge number": '{"a": [' + "9" * 5000 + "]}",
-    "large exponent": '{"a": [1e999999, {"r": 1e999999}]}',
-    "equal keys": "{" + ",".join(['"a": ["x"]'] * 30_000) + "}",
-    "equal heads": "{" + ",".join(['"a": {"h": {"r": "x"}}'] * 20_000) + "}",
-    "unhashable": '{"a": [[1], {"b": [2]}, {"trigger": [1], "arguments": [2]}, {"subject": [1]}, null, true]}',
-    "many names": '{"a": [' + ",".join(f'"n{number}"' for number in range(30_000)) + "]}",
-    "surrogate": '{"a\\ud800": ["\\udfff", {"\\ud800": "\\ud800"}]}',
-    "text": "\x00\ud800 {",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
