@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 from answer_generation.batched_generation import GeneratedAnswer, generate_answers
-from answer_generation.schema_parts import answered_lines, parts_of, rows_in_orders
+from answer_generation.schema_parts import answered_lines, merged_answer, parts_of, rows_in_orders
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template, missing_template
 from endpoint_answers.chat_endpoint import completions_url
@@ -95,12 +95,16 @@ def asked_rows(data_path: str, limit: int, skip: bool, orders: int) -> list[Row]
     return rows
 
 
-def report(output: str, rows: int, seconds: float, answers: Sequence[Sequence[GeneratedAnswer]]) -> None:
-    """Print the number of rows and the time, and a notice if parts of schemas were asked and are not JSON objects."""
-    speed = f"{seconds:.{1 if seconds < 10 else 0}f} s ({seconds / max(rows, 1):.2f} s a row)"
-    parts = sum(map(len, answers))
-    asked = f" to {parts} questions" if parts > rows else ""
-    print(f"{output}: {rows} answer{'s' * (rows != 1)}{asked} in {speed}")
+def report(output: str, rows: Sequence[Row], seconds: float, answers: Sequence[Sequence[GeneratedAnswer]]) -> None:
+    """Print the number of rows and the time, and a notice if answers to parts of a schema could not be merged."""
+    merged = [merged_answer(row.content or {}, parts) for row, parts in zip(rows, answers, strict=True)]
+    parts, number = sum(map(len, answers)), len(rows)
+    if unparsed := sum(each.get("unparsed_parts", 0) for each in merged):
+        fact = f"{unparsed} of {parts} answers to parts of a schema are not JSON objects"
+        print(f'notice: {fact}, so they are missing in "prediction"', file=sys.stderr)
+    speed = f"{seconds:.{1 if seconds < 10 else 0}f} s ({seconds / number:.2f} s a row)"
+    asked = f" to {parts} questions" if parts > number else ""
+    print(f"{output}: {number} answer{'s' * (number != 1)}{asked} in {speed}")
 
 
 def answer_with_checkpoint(
@@ -216,7 +220,7 @@ def main(
         sources = [Path(data_path)]
         identity = run_identity("ie_run.py", {k: v for k, v in given.items() if k not in FREE_OPTIONS}, sources)
         kept, answers, seconds = answer_with_endpoint(endpoint, model, rows, output, identity, given | {"skip": skip})
-        return report(output, len(kept), seconds, answers)
+        return report(output, kept, seconds, answers)
     check_folders(base_model, lora_weights)
     template = (
         load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights, base_model)
@@ -227,7 +231,7 @@ def main(
     with new_file(output, replace=True) as file:
         kept, answers, seconds = answer_with_checkpoint(base_model, lora_weights, template, rows, options)
         file.write_text(answered_lines(kept, answers), encoding="utf-8")
-    return report(output, len(kept), seconds, answers)
+    return report(output, kept, seconds, answers)
 
 
 if __name__ == "__main__":
