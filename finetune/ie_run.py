@@ -1,33 +1,50 @@
-"""Answer the instructions of a file with a checkpoint, in batches, with greedy decoding.
+"""Answer the instructions of a file with a checkpoint or an OpenAI-compatible endpoint, with greedy decoding.
 
     python finetune/ie_run.py --base_model checkpoints/ie --data_path heldout.jsonl --output predictions.jsonl
     python finetune/ie_run.py --base_model B --lora_weights adapters/ie --data_path D --output P --batch_size 64 --fp16
+    python finetune/ie_run.py --endpoint http://127.0.0.1:8090/v1 --data_path D --output P --grammar --orders 3
 
 The output has the rows in the order of the file, each with the answer under "prediction" and a "finish_reason": "stop"
 if the model ended the answer, "length" if the answer reached the token limit or the end of the context.
 finetune/ie_eval.py scores the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in
-tuning; without a template, a prompt is the instruction and the input, separated by a blank line.
+tuning; without a template, a prompt is the instruction and the input, separated by a blank line. An endpoint renders
+the messages with its own template; the input follows the instruction after a blank line.
 
-If vLLM is installed, inference/batch.py answers a long file faster; this command does not need vLLM.
+Rows whose instruction is JSON, {"instruction", "schema", "input"}, can be asked with their types in several random
+orders (--orders, written under "order"), and in parts of a long schema (--schema_batch), whose answers are merged in
+the order of the schema. With --grammar, an endpoint gets the JSON schema of the answer as vLLM's `structured_outputs`.
+
+A run on an endpoint that was killed resumes with the same command: answered rows are not asked again. The key of the
+endpoint is in the environment variable KNOWLM_API_KEY. If vLLM is installed, inference/batch.py answers a long file
+faster; this command does not need vLLM.
 """
 
 from command_line.fire_commands import run
 
-import json
 import sys
 import time
+from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
-from answer_generation.batched_generation import generate_answers
+from answer_generation.batched_generation import GeneratedAnswer, generate_answers
+from answer_generation.schema_parts import answered_lines, merged_answer, parts_of, rows_in_orders
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template, missing_template
+from endpoint_answers.chat_endpoint import completions_url
+from endpoint_answers.endpoint_rows import answer_with_endpoint
+from endpoint_answers.endpoint_run import MAX_CONCURRENCY
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import checked_rows, prompt_messages
 from json_rows.row_files import Row
 from partial_folders.atomic_outputs import new_file
 from partial_folders.output_paths import check_output
+from partial_folders.resume_journal import run_identity
+
+# Options of an endpoint run that do not change its answers: a killed run also resumes with other values of them.
+FREE_OPTIONS = ("concurrency", "timeout", "on_error")
 
 
 def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -69,10 +86,90 @@ def encode_prompt(encoder: PromptEncoder, row: Row, context: int) -> tuple[Row, 
     return Row(row.location, None, f"{fact}; shorten it, or give --on_error skip"), []
 
 
+def asked_rows(data_path: str, limit: int, skip: bool, orders: int) -> list[Row]:
+    """Return the rows to ask, in the order of the output; raises ValueError if a row cannot be used."""
+    rows = usable_rows(list(islice(checked_rows(data_path, answers=False), limit or None)), skip)
+    rows = rows_in_orders(rows, orders) if orders else rows
+    if not rows:
+        raise ValueError(f"{data_path} has no row that can be answered; correct the rows")
+    return rows
+
+
+def report(output: str, rows: Sequence[Row], seconds: float, answers: Sequence[Sequence[GeneratedAnswer]]) -> None:
+    """Print the number of rows and the time, and a notice if answers to parts of a schema could not be merged."""
+    merged = [merged_answer(row.content or {}, parts) for row, parts in zip(rows, answers, strict=True)]
+    parts, number = sum(map(len, answers)), len(rows)
+    if unparsed := sum(each.get("unparsed_parts", 0) for each in merged):
+        fact = f"{unparsed} of {parts} answers to parts of a schema are not JSON objects"
+        print(f'notice: {fact}, so they are missing in "prediction"', file=sys.stderr)
+    speed = f"{seconds:.{1 if seconds < 10 else 0}f} s ({seconds / number:.2f} s a row)"
+    asked = f" to {parts} questions" if parts > number else ""
+    print(f"{output}: {number} answer{'s' * (number != 1)}{asked} in {speed}")
+
+
+def answer_with_checkpoint(
+    base_model: str, lora_weights: str, template: str | None, rows: list[Row], options: dict[str, Any]
+) -> tuple[list[Row], list[list[GeneratedAnswer]], float]:
+    """Return the rows that can be asked, the answers to their parts, and the seconds of generation.
+
+    options: data_path, schema_batch, batch_size, max_new_tokens, skip, dtype and trust_remote_code.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    model, tokenizer = load_merged(base_model, lora_weights, options["dtype"], options["trust_remote_code"])
+    encoder = PromptEncoder(tokenizer, template)
+    if not encoder.template:
+        warning = missing_template(lora_weights or base_model, "--prompt_template_name alpaca")
+        print(f"notice: {warning}", file=sys.stderr)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    encoded = [
+        [encode_prompt(encoder, part, context) for part in parts_of(row, options["schema_batch"])] for row in rows
+    ]
+    first_errors = [
+        next((part for part, ids in parts if not ids), row) for row, parts in zip(rows, encoded, strict=True)
+    ]
+    kept = usable_rows(first_errors, options["skip"])
+    if not kept:
+        raise ValueError(f"{options['data_path']} has no row that can be answered; correct the rows")
+    prompts = [[ids for _, ids in parts] for parts in encoded if all(ids for _, ids in parts)]
+    started = time.perf_counter()
+    flat = [ids for parts in prompts for ids in parts]
+    answers = iter(generate_answers(model, encoder, flat, options["batch_size"], options["max_new_tokens"]))
+    grouped = [list(islice(answers, len(parts))) for parts in prompts]
+    return kept, grouped, time.perf_counter() - started
+
+
+def check_options(given: dict[str, Any]) -> None:
+    """Raise ValueError if options are out of range or exclude each other."""
+    for name in ("batch_size", "max_new_tokens", "concurrency"):
+        if given[name] < 1:
+            raise ValueError(f"--{name} {given[name]} is too small; it must be at least 1")
+    for name in ("limit", "schema_batch", "orders"):
+        if given[name] < 0:
+            raise ValueError(f"--{name} {given[name]} is too small; it must be at least 0")
+    if given["concurrency"] > MAX_CONCURRENCY:
+        raise ValueError(f"--concurrency {given['concurrency']} is too large; it must be at most {MAX_CONCURRENCY}")
+    if not 0 < given["timeout"] <= 86_400:
+        raise ValueError(f"--timeout {given['timeout']} is out of range; give seconds, at most 86400")
+    for name in ("data_path", "output"):
+        if not given[name]:
+            raise ValueError(f"--{name} is missing; see --help")
+    if bool(given["base_model"]) == bool(given["endpoint"]):
+        raise ValueError("give either --base_model, the folder of a checkpoint, or --endpoint, the URL of a server")
+    wrong = ("lora_weights", "prompt_template_name", "fp16", "bf16") if given["endpoint"] else ("model", "grammar")
+    for name in wrong:
+        if given[name]:
+            side = "a checkpoint (--base_model)" if given["endpoint"] else "an endpoint (--endpoint)"
+            more = "; a checkpoint answers without a grammar here, and with one in inference/batch.py"
+            raise ValueError(f"--{name} is an option for {side}; remove it{more if name == 'grammar' else ''}")
+
+
 def main(
-    base_model: str,
-    data_path: str,
-    output: str,
+    base_model: str = "",
+    data_path: str = "",
+    output: str = "",
     lora_weights: str = "",
     prompt_template_name: str = "",
     batch_size: int = 32,
@@ -82,6 +179,13 @@ def main(
     fp16: bool = False,
     bf16: bool = False,
     trust_remote_code: bool = False,
+    endpoint: str = "",
+    model: str = "",
+    grammar: bool = False,
+    orders: int = 0,
+    schema_batch: int = 0,
+    concurrency: int = 16,
+    timeout: float = 600,
 ) -> None:
     """Write the rows of data_path with "prediction" and "finish_reason" to output (JSONL).
 
@@ -98,42 +202,36 @@ def main(
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
         trust_remote_code: execute the Python code in the folders of base_model and lora_weights.
+        endpoint: the URL of an OpenAI-compatible server, instead of base_model.
+        model: the name of the model at the endpoint; default: the first one that it lists.
+        grammar: ask the endpoint for answers that follow the JSON schema of the row (vLLM); rows need "task".
+        orders: ask each row with its types in this number of random orders; 0: only as the row is.
+        schema_batch: maximum number of types in a question; the answers to the parts of a row are merged; 0: no limit.
+        concurrency: concurrent requests to the endpoint.
+        timeout: seconds without a byte from the endpoint after which a request is repeated.
     """
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ValueError(f"--{name} {value} is too small; it must be at least 1")
+    given = dict(locals())
+    check_options(given)
     check_output(output, [data_path])
+    skip = on_error == "skip"
+    if endpoint:
+        completions_url(endpoint)
+        rows = asked_rows(data_path, limit, skip, orders)
+        sources = [Path(data_path)]
+        identity = run_identity("ie_run.py", {k: v for k, v in given.items() if k not in FREE_OPTIONS}, sources)
+        kept, answers, seconds = answer_with_endpoint(endpoint, model, rows, output, identity, given | {"skip": skip})
+        return report(output, kept, seconds, answers)
     check_folders(base_model, lora_weights)
     template = (
         load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights, base_model)
     )
-    skip = on_error == "skip"
-    rows = usable_rows(list(islice(checked_rows(data_path, answers=False), limit or None)), skip)
-
-    from transformers.utils import logging as transformers_logging
-
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
+    rows = asked_rows(data_path, limit, skip, orders)
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
-    model, tokenizer = load_merged(base_model, lora_weights, dtype, trust_remote_code)
-    encoder = PromptEncoder(tokenizer, template)
-    if not encoder.template:
-        warning = missing_template(lora_weights or base_model, "--prompt_template_name alpaca")
-        print(f"notice: {warning}", file=sys.stderr)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    encoded = [encode_prompt(encoder, row, context) for row in rows]
-    rows = usable_rows([row for row, _ in encoded], skip)
-    if not rows:
-        raise ValueError(f"{data_path} has no row that can be answered; correct the rows")
-    with new_file(output, replace=True) as file, file.open("w", encoding="utf-8") as lines:
-        started = time.perf_counter()
-        answers = generate_answers(model, encoder, [ids for _, ids in encoded if ids], batch_size, max_new_tokens)
-        seconds = time.perf_counter() - started
-        for row, (text, finish_reason) in zip(rows, answers, strict=True):
-            answered = {**(row.content or {}), "prediction": text, "finish_reason": finish_reason}
-            lines.write(json.dumps(answered, ensure_ascii=False) + "\n")
-    speed = f"{seconds:.{1 if seconds < 10 else 0}f} s ({seconds / len(rows):.2f} s a row)"
-    print(f"{output}: {len(rows)} answer{'s' * (len(rows) != 1)} in {speed}")
+    options = given | {"skip": skip, "dtype": dtype}
+    with new_file(output, replace=True) as file:
+        kept, answers, seconds = answer_with_checkpoint(base_model, lora_weights, template, rows, options)
+        file.write_text(answered_lines(kept, answers), encoding="utf-8")
+    return report(output, kept, seconds, answers)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from chat_prompts.prompt_encoding import PromptEncoder
-from extraction_metrics.answer_items import TASKS, gold_error
+from extraction_metrics.answer_items import gold_error
 from extraction_metrics.answer_scores import precision_recall_f1, score_answers
+from extraction_metrics.item_kinds import TASKS
 from json_rows.instruction_rows import InstructionRow, messages_of, prompt_messages
 from packed_attention.segment_attention import NAME, attention_of, padded_attention
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from annotation_reading.annotated_sentences import AnnotatedSentence, Event
 from instruction_data.extraction_wording import TaskWording, lists_all_types
 
+from extraction_building.correct_answers import TaskAnswerForm, correct_answer, gold_items
 from extraction_building.schema_batches import Batch, BatchSettings, text_batches
 from extraction_building.schema_items import TYPED_RELATION, Schema, SchemaItem
-from extraction_building.task_answers import TaskAnswerForm, correct_answer, gold_items
 from extraction_building.task_items import Item
 
 SEPARATORS = {"en": (", ", "; ", " (", ")", ": "), "zh": ("、", "；", "（", "）", "：")}

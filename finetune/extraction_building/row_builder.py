@@ -8,6 +8,7 @@ from instruction_data.extraction_wording import TaskWording, answer_entry
 from instruction_data.type_orders import check_order_count
 
 from extraction_building.annotation_source import AnnotationSource, ProblemList, most_common
+from extraction_building.correct_answers import distinct
 from extraction_building.data_card import BuildCounts, percentile
 from extraction_building.extraction_rows import BuiltRow, LanguageQuestion, RowWriter
 from extraction_building.hard_negatives import (
@@ -19,7 +20,6 @@ from extraction_building.hard_negatives import (
 from extraction_building.label_descriptions import entry_descriptions
 from extraction_building.schema_batches import BATCH_SIZES, BatchSettings, schema_orders
 from extraction_building.schema_items import Schema
-from extraction_building.task_answers import distinct
 from extraction_building.task_items import assign_items
 
 ALL_TYPES = 1 << 30  # a batch size

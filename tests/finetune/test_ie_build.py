@@ -12,7 +12,8 @@ from demo_pages import extraction_prompts
 from demo_world import world_builder
 from extraction.extraction_form import prompts_for_types
 from extraction.extraction_schema import check_schema
-from extraction_metrics.answer_items import AnswerItem, parse_answer
+from extraction_metrics.answer_items import parse_answer
+from extraction_metrics.item_kinds import AnswerItem
 from instruction_data.default_wordings import PROSE
 from text_language.language_detection import language_of
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from conftest import RunScript
-from extraction_metrics.answer_items import AnswerItem, json_object_in, parse_answer
+from extraction_metrics.answer_items import json_object_in, parse_answer
 from extraction_metrics.answer_scores import precision_recall_f1, score_answers
+from extraction_metrics.item_kinds import AnswerItem
 from extraction_metrics.scored_files import scored_rows
 from hypothesis import given
 from hypothesis import strategies as st

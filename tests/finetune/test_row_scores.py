@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from extraction_metrics.answer_items import TASKS
 from extraction_metrics.answer_scores import precision_recall_f1, score_answers
 from extraction_metrics.confidence_intervals import f1_interval
+from extraction_metrics.item_kinds import TASKS
 from extraction_metrics.row_scores import ScoredRow, score_rows
 from extraction_metrics.score_tables import scores_table
 from extraction_metrics.scored_files import scored_rows
@@ -159,7 +159,10 @@ def test_rows_of_extract_are_scored(tmp_path: Path) -> None:
         tmp_path / "p.jsonl",
         request | {"output": ANN, "entities": [{"type": "person", "name": "Ann"} | name]} | response,
         request | {"output": ANN, "entities": []} | response,
-        request | {"output": BORN, "triples": [{"relation": "born in"} | ends]} | response | {"complete": False},
+        request
+        | {"task": "re", "output": BORN, "triples": [{"relation": "born in"} | ends]}
+        | response
+        | {"complete": False},
     )
     assert [row.prediction for row in rows] == [
         ANN, "{}", json.dumps({"born in": [{"subject": "Ann", "object": "Rome"}]}),

@@ -3,16 +3,18 @@
 Counts are summed over all examples (micro average). Items are matched as multisets: a repeated item must also be
 repeated in the correct answer.
 
-Every predicted item is counted for one task: if all items of the correct answer are of one task, for this task, else
-for the task that the item's own form indicates. If a prediction is JSON but not an object of lists, its items count as
-wrong. A prediction that is not JSON has no items; it lowers `parsed` and recall.
+Every predicted item is counted for one kind of items: if the task of the row, or else the correct answer, has items of
+one kind only, for this kind, else for the kind that the item's own form indicates. (Arguments of the task ee are
+counted twice: alone, and with their trigger.) If a prediction is JSON but has not the outer form of an answer, its
+items count as wrong. A prediction that is not JSON has no items; it lowers `parsed` and recall.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from extraction_metrics.answer_items import TASKS, AnswerItem, gold_error, read_answer
+from extraction_metrics.answer_items import gold_error, read_answer
+from extraction_metrics.item_kinds import KINDS, KINDS_OF_TASK, TASKS, AnswerItem
 
 COUNTS = ("correct", "predicted", "gold")
 
@@ -22,21 +24,23 @@ class AnswerCounts(NamedTuple):
 
     parsed: bool
     exact: bool
-    items: Counter[tuple[str, str, str]]  # (task, type or relation, one of COUNTS) -> number of items
+    items: Counter[tuple[str, str, str]]  # (kind, label, one of COUNTS) -> number of items
     names: Counter[str]  # predicted names
 
-    def of_task(self, task: str) -> list[int]:
-        """Return the numbers of correct, predicted and gold items of a task."""
-        return [
-            sum(n for (own_task, _, kind), n in self.items.items() if (own_task, kind) == (task, key)) for key in COUNTS
-        ]
+    def of_kind(self, kind: str) -> list[int]:
+        """Return the numbers of correct, predicted and gold items of a kind."""
+        totals = dict.fromkeys(COUNTS, 0)
+        for (own_kind, _, key), number in self.items.items():
+            if own_kind == kind:
+                totals[key] += number
+        return list(totals.values())
 
 
-def counted_as(item: AnswerItem, gold_kinds: set[str]) -> str:
-    """Return the task for which a predicted item counts; gold_kinds: the tasks of the correct answer."""
-    if len(gold_kinds) == 1:
-        return next(iter(gold_kinds))
-    if item.kind in TASKS:
+def counted_as(item: AnswerItem, kinds: set[str]) -> str:
+    """Return the kind for which a predicted item counts; kinds: those of the task or of the correct answer."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    if item.kind in KINDS:
         return item.kind
     return "triple" if item.content[-1].startswith("{") else "entity"
 
@@ -49,41 +53,57 @@ def precision_recall_f1(correct: int, predicted: int, gold: int) -> dict[str, fl
     return {"precision": precision, "recall": recall, "f1": f1, **counts}
 
 
-def count_answer(prediction: str, output: str) -> AnswerCounts:
-    """Return the counts of a prediction; output: the correct answer, for which `gold_error` is ""."""
-    gold, answer = read_answer(output).items, read_answer(prediction)
-    gold_kinds = {item.kind for item in gold}
-    items, names = Counter[tuple[str, str, str]](), Counter[str]()
-    for item, count in gold.items():
-        items[item.kind, item.label, "gold"] += count
-        items[item.kind, item.label, "correct"] += min(count, answer.items[item]) if answer.parsed else 0
+def count_answer(prediction: str, output: str, task: str = "") -> AnswerCounts:
+    """Return the counts of a prediction.
+
+    output: the correct answer, for which `gold_error` is ""; task: a key of KINDS_OF_TASK, or "" if it is not known.
+    """
+    gold, answer = read_answer(output, task).items, read_answer(prediction, task)
+    items, names = count_items(gold, answer.items, set(KINDS_OF_TASK.get(task, ())), answer.parsed), Counter[str]()
     for item, count in answer.items.items():
-        items[counted_as(item, gold_kinds), item.label, "predicted"] += count
         for name in item.names:
             names[name] += count
     return AnswerCounts(answer.parsed, answer.parsed and answer.items == gold, items, names)
 
 
-def count_answers(pairs: Sequence[tuple[str, str]]) -> list[AnswerCounts]:
-    """Return the counts of each (prediction, correct answer) pair.
+def count_items(
+    gold: Counter[AnswerItem], predicted: Counter[AnswerItem], kinds: set[str], parsed: bool = True
+) -> Counter[tuple[str, str, str]]:
+    """Return the numbers of correct, predicted and gold items: (kind, label, one of COUNTS) -> number.
+
+    kinds: the kinds of the task; empty: those of the correct items. parsed: whether predicted items can be correct.
+    """
+    kinds = kinds or {item.kind for item in gold}
+    items = Counter[tuple[str, str, str]]()
+    for item, count in gold.items():
+        items[item.kind, item.label, "gold"] += count
+        items[item.kind, item.label, "correct"] += min(count, predicted[item]) if parsed else 0
+    for item, count in predicted.items():
+        items[counted_as(item, kinds), item.label, "predicted"] += count
+    return items
+
+
+def count_answers(pairs: Sequence[tuple[str, str]], tasks: Sequence[str] = ()) -> list[AnswerCounts]:
+    """Return the counts of each (prediction, correct answer) pair; tasks: the task of each pair, or () for "".
 
     Raises ValueError if there are no pairs, or if a correct answer cannot be scored.
     """
     if not pairs:
         raise ValueError("there are no answers to score; give a file with rows")
-    for number, (_, output) in enumerate(pairs, 1):
-        if error := gold_error(output):
+    tasks = tasks or [""] * len(pairs)
+    for number, ((_, output), task) in enumerate(zip(pairs, tasks, strict=True), 1):
+        if error := gold_error(output, task):
             raise ValueError(f"the correct answer of example {number} {error}; give a file of extraction examples")
-    return [count_answer(prediction, output) for prediction, output in pairs]
+    return [count_answer(*pair, task) for pair, task in zip(pairs, tasks, strict=True)]
 
 
-def total_scores(counts: Sequence[AnswerCounts]) -> dict[str, Any]:
-    """Return the number of examples, the shares of parsed and exact answers, and the scores of each task."""
+def total_scores(counts: Sequence[AnswerCounts], kinds: Sequence[str] = TASKS) -> dict[str, Any]:
+    """Return the number of examples, the shares of parsed and exact answers, and the scores of each kind of items."""
     examples = len(counts)
     parsed, exact = sum(each.parsed for each in counts), sum(each.exact for each in counts)
     total = AnswerCounts(False, False, summed_items(counts), Counter())
-    by_task = {task: precision_recall_f1(*total.of_task(task)) for task in TASKS}
-    return {"examples": examples, "parsed": parsed / examples, "exact": exact / examples, **by_task}
+    by_kind = {kind: precision_recall_f1(*total.of_kind(kind)) for kind in kinds}
+    return {"examples": examples, "parsed": parsed / examples, "exact": exact / examples, **by_kind}
 
 
 def summed_items(counts: Sequence[AnswerCounts]) -> Counter[tuple[str, str, str]]:

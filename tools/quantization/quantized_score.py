@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from extraction_metrics.answer_items import TASKS, gold_error
+from extraction_metrics.answer_items import gold_error
 from extraction_metrics.answer_scores import score_answers
+from extraction_metrics.item_kinds import TASKS
 from tqdm import tqdm
 
 from quantization.quantization_inputs import CalibrationExample, weight_bytes
