@@ -16,7 +16,7 @@ becomes several examples, which ask for a few types each. --hard_negatives joins
 --order_augmentation K, a text becomes K sets of examples, which ask for the types in K random orders and have the
 number of their order under "order".
 
-Answers are described in extraction_building/correct_answers.py. An answer lists every type that the example names, with an
+extraction_building/correct_answers.py describes the answers. An answer lists every type that the example names, with an
 empty list for a type without items. "gold" has the annotated items of an example with their places.
 
 Beside the examples are a data card (train.jsonl: train.card.md), and extraction.json, which records the wording, the
