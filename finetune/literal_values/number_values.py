@@ -1,0 +1,170 @@
+"""Find numbers in English and Chinese text, with their unit. The value of 3 万, 30,000, 三万 and thirty thousand is 30000.
+
+Forms: 30,000, 1.5, 3 万, 1亿2000万, 3.2 million, 三万五千, 二百五, 百分之五, 5%, twenty-one, three hundred and five.
+The time is linear: every pattern has a bounded length.
+"""
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+
+_DIGITS = {
+    "零": 0,
+    "〇": 0,
+    "○": 0,
+    "一": 1,
+    "二": 2,
+    "两": 2,
+    "三": 3,
+    "四": 4,
+    "五": 5,
+    "六": 6,
+    "七": 7,
+    "八": 8,
+    "九": 9,
+}
+_TENS = {"十": 10, "百": 100, "千": 1000}
+_MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
+CHINESE_NUMERALS = "".join([*_DIGITS, *_TENS, *_MYRIADS])
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_WORDS = {word: number for number, word in enumerate(_SMALL)} | {
+    word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
+}
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Names of units by the unit's symbol. Values are compared in the unit that the text states; there is no conversion.
+UNITS = {
+    "%": "% percent ％",
+    "km": "km kilometres kilometers kilometre kilometer 公里 千米",
+    "m": "m metres meters metre meter 米",
+    "cm": "cm centimetres centimeters centimetre centimeter 厘米 公分",
+    "kg": "kg kilograms kilogram kilos 公斤 千克",
+    "t": "t tonnes tons tonne ton 吨",
+    "km2": "km² km2 平方公里 平方千米",
+    "m2": "m² m2 平方米",
+    "USD": "$ USD US$ dollars dollar 美元",
+    "CNY": "¥ CNY RMB yuan 元 人民币",
+    "EUR": "€ EUR euros euro 欧元",
+}
+_SYMBOLS = {name.lower(): symbol for symbol, names in UNITS.items() for name in names.split()}
+_UNIT = "|".join(
+    re.escape(name) + (r"(?![a-z0-9²])" if name[-1].isascii() and name[-1].isalnum() else "")
+    for name in sorted(_SYMBOLS, key=len, reverse=True)
+)
+_ARABIC = r"[0-9]{1,3}(?:[,，][0-9]{3}){1,9}(?![0-9])(?:\.[0-9]{1,20})?|[0-9]{1,30}(?:\.[0-9]{1,20})?"
+_SCALE = r"万亿|百万|千万|[十百千]?亿|[百千万]|(?:hundred|thousand|million|billion|trillion)s?\b"
+_WORD = "|".join(sorted([*_WORDS, *_SCALES], key=len, reverse=True))
+_NUMBER = re.compile(
+    rf"(?P<currency>(?:US)?[$€¥])?\s?(?<![0-9][.,])(?<![a-z0-9])(?P<sign>(?<![\w)])[-−])?"
+    rf"(?:(?P<arabic>(?:{_ARABIC})(?:\ ?(?:{_SCALE}))?(?:(?<=[亿万])[0-9]{{1,4}}(?:\.[0-9]{{1,9}})?[万千])?)"
+    rf"|(?P<percent>百分之)?(?P<chinese>[{CHINESE_NUMERALS}]{{1,20}}(?:点[零〇○一二三四五六七八九]{{1,20}})?)"
+    rf"|\b(?P<words>(?:a\ )?(?:{_WORD})(?:[ -](?:and\ )?(?:{_WORD})){{0,16}})\b)"
+    rf"(?:[\ -]?(?P<unit>{_UNIT}))?",
+    re.IGNORECASE,
+)
+_PART = re.compile(rf"(?P<number>{_ARABIC})\ ?(?P<scale>{_SCALE})?", re.IGNORECASE)
+
+
+def find_numbers(text: str) -> Iterator[tuple[int, int, str, str]]:
+    """Yield (start, end, value, unit) of each number, in order; unit: "" or a key of UNITS.
+
+    The span includes the unit; the value is a decimal number without trailing zeros.
+    """
+    for match in _NUMBER.finditer(text):
+        if match["arabic"]:
+            value = _arabic_number(match["arabic"])
+        elif match["chinese"]:
+            value = chinese_number(match["chinese"])
+        else:
+            value = _english_number(match["words"].lower())
+        if value is None:
+            continue
+        unit = match["unit"] or match["currency"] or ("%" if match["percent"] else "")
+        start = match.start() + (len(match[0]) - len(match[0].lstrip()))
+        text_value = format(-value if match["sign"] else value, "f")
+        if "." in text_value:
+            text_value = text_value.rstrip("0").rstrip(".")
+        yield start, match.end(), text_value, _SYMBOLS.get(unit.lower(), "")
+
+
+def chinese_number(text: str) -> Decimal | None:
+    """Return the value of a Chinese numeral (三万五千, 二〇一九, 三点五), or None if it is not well formed (万三)."""
+    whole, point, decimals = text.partition("点")
+    fraction = "".join(str(_DIGITS[digit]) for digit in decimals)
+    if point and not fraction:
+        return None
+    if all(digit in _DIGITS for digit in whole):  # digit by digit, as in years
+        digits = "".join(str(_DIGITS[digit]) for digit in whole)
+        return Decimal(f"{digits}.{fraction or 0}") if digits else None
+    total = section = 0  # section: the part before the next 万 or 亿
+    digit: int | None = None
+    scale = 1  # of the last numeral before the last digit
+    for one in whole:
+        if one in _DIGITS:
+            if digit:  # 三四百 is an approximate number
+                return None
+            digit = _DIGITS[one]
+            scale = 1 if one in "零〇○" else scale
+        elif one in _TENS:
+            if digit is None and section:
+                return None
+            section += (1 if digit is None else digit) * _TENS[one]
+            digit, scale = None, _TENS[one]
+        else:
+            section += digit or 0
+            if not section and not total:
+                return None
+            if one in "亿億":
+                total = (total + section) * _MYRIADS[one]
+            else:
+                total += section * _MYRIADS[one]
+            section, digit, scale = 0, None, _MYRIADS[one]
+    last = (digit or 0) * (scale // 10 if scale >= 100 and digit else 1)  # 二百五 is 250
+    return Decimal(f"{total + section + last}.{fraction or 0}")
+
+
+def _arabic_number(text: str) -> Decimal | None:
+    """Return the value of digits with separators and scales: 30,000, 3 万, 1亿2000万, 3.2 million."""
+    total = Decimal(0)
+    for part in _PART.finditer(text):
+        total += Decimal(re.sub("[,，]", "", part["number"])) * _scale(part["scale"] or "")
+    return total
+
+
+def _scale(name: str) -> int:
+    lower = name.lower()
+    if lower.removesuffix("s") in _SCALES:
+        return _SCALES[lower.removesuffix("s")]
+    product = 1
+    for character in lower:
+        product *= (_TENS | _MYRIADS)[character]
+    return product
+
+
+def _english_number(text: str) -> Decimal | None:
+    """Return the value of number words (three hundred and five thousand), or None if they do not form one number."""
+    total = group = 0
+    room = 1000  # the next word must be smaller than this
+    limit = 10**15
+    for word in re.split("[ -]", text):
+        if word in ("a", "and"):
+            group = 1 if word == "a" else group
+            continue
+        if word in _WORDS:
+            value = _WORDS[word]
+            if value >= room:
+                return None
+            group += value
+            room = 10 if value >= 20 else 0
+        elif word == "hundred":
+            if not 0 < group < 10:
+                return None
+            group, room = group * 100, 100
+        else:
+            if not group or _SCALES[word] >= limit:
+                return None
+            limit = _SCALES[word]
+            total, group, room = total + group * limit, 0, 1000
+    return Decimal(total + group)
