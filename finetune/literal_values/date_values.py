@@ -11,7 +11,20 @@ from collections.abc import Iterator
 
 from literal_values.number_values import CHINESE_NUMERALS, chinese_number
 
-MONTHS = "january february march april may june july august september october november december".split()
+MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
 _MONTH = "|".join(sorted({*MONTHS, *(name[:3] for name in MONTHS), "sept"}, key=len, reverse=True))
 _DAY = r"(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?"
 _YEAR = r"(?P<year>[0-9]{4})(?![0-9])"
@@ -78,7 +91,7 @@ def _value(parts: dict[str, str | None]) -> str:
 
 def _number(text: str, is_year: bool = False) -> int | None:
     """Return the number of a day, a month (also by name) or a year; 0 for "", None for a numeral that is none."""
-    if not text or text.isascii() and text.isdecimal():
+    if not text or (text.isascii() and text.isdecimal()):
         return int(text or 0)
     if text[0].isascii():
         return next(number for number, name in enumerate(MONTHS, 1) if name.startswith(text[:3].lower()))

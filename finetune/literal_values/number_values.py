@@ -1,7 +1,7 @@
-"""Find numbers in English and Chinese text, with their unit. The value of 3 万, 30,000, 三万 and thirty thousand is 30000.
+"""Find numbers in English and Chinese text, with their unit.
 
-Forms: 30,000, 1.5, 3 万, 1亿2000万, 3.2 million, 三万五千, 二百五, 百分之五, 5%, twenty-one, three hundred and five.
-The time is linear: every pattern has a bounded length.
+The value of 3 万, 30,000, 三万 and thirty thousand is 30000. Further forms: 1.5, 1亿2000万, 3.2 million, 三万五千, 二百五,
+百分之五, 5%, twenty-one, three hundred and five. The time is linear: every pattern has a bounded length.
 """
 
 import re
@@ -26,13 +26,12 @@ _DIGITS = {
 _TENS = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 CHINESE_NUMERALS = "".join([*_DIGITS, *_TENS, *_MYRIADS])
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_WORDS = {word: number for number, word in enumerate(_SMALL)} | {
-    word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
-}
+_WORDS = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60,
+    "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Names of units by the unit's symbol. Values are compared in the unit that the text states; there is no conversion.
 UNITS = {
