@@ -1,7 +1,7 @@
 """Find numbers in English and Chinese text, with their unit.
 
-The value of 3 万, 30,000, 三万 and thirty thousand is 30000. Further forms: 1.5, 1亿2000万, 3.2 million, 三万五千, 二百五,
-百分之五, 5%, twenty-one, three hundred and five. The time is linear: every pattern has a bounded length.
+The value of 3 万, 30,000, 三万 and thirty thousand is 30000. Further forms: 1.5, 1亿2000万, 3.2 million, 三万五千,
+二百五, 百分之五, 5%, twenty-one, three hundred and five. The time is linear: every pattern has a bounded length.
 """
 
 import re
