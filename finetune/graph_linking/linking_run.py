@@ -20,19 +20,19 @@ from graph_linking.entity_linking import link_names
 from graph_linking.graph_index import GraphIndex
 from graph_linking.name_matching import NameMatches
 from graph_linking.sentence_annotations import AnnotationSettings, Row, annotate_document
-from graph_linking.text_shards import Document, TextShard, read_shard
+from graph_linking.text_shards import TextShard, read_shard
 
 BATCH = 1 << 18  # characters of documents that are searched for names together
 Check = Callable[[Iterator[Row]], Iterator[Row]]
 PART = "{:05}.jsonl"
 
 
-def annotate(index: GraphIndex, settings: AnnotationSettings, documents: Iterator[Document]) -> Iterator[Row]:
+def annotate(index: GraphIndex, settings: AnnotationSettings, documents: Iterator[str]) -> Iterator[Row]:
     """Yield the rows of documents, in order."""
     for batch in _batches(documents):
-        joined = "\n".join(text for _, text in batch)  # no name includes a line end
+        joined = "\n".join(batch)  # no name includes a line end
         matches, at, begin = index.automaton.find(joined), 0, 0
-        for _, text in batch:
+        for text in batch:
             first, end = at, begin + len(text)
             while at < len(matches.starts) and matches.starts[at] < end:
                 at += 1
@@ -45,11 +45,11 @@ def annotate(index: GraphIndex, settings: AnnotationSettings, documents: Iterato
             begin = end + 1
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch, size = list[Document](), 0
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    batch, size = list[str](), 0
     for document in documents:
         batch.append(document)
-        size += len(document[1])
+        size += len(document)
         if size >= BATCH:
             yield batch
             batch, size = [], 0
@@ -79,6 +79,8 @@ class AnnotateShards:
         rows = annotate(GraphIndex(self.index), self.settings, documents)
         for check in self.checks(self.folder, rank):
             rows = check(rows)
+        if self.settings.sentences == "related":  # a check may have rejected all relations of a row
+            rows = (row for row in rows if row["relation_list"])
         encode = json.JSONEncoder(ensure_ascii=False).encode
         with unfinished.open("w", encoding="utf-8", buffering=1 << 20) as file:
             for row in rows:
@@ -117,7 +119,7 @@ def run_linking(
 ) -> dict[str, int]:
     """Run the tasks, join their parts to the file `output`, and return its counts; {} if Slurm jobs will do it.
 
-    step: returns the step for the folder of intermediate files, `<output>.partial`. identity: a line that identifies the
+    step: returns the step for the folder of intermediate files, `<output>.partial`. identity: a line that identifies
     options and inputs (`resume_journal.run_identity`); a run with the same line continues an interrupted one.
     """
     from cluster_jobs.executors import make_executor, run_tasks

@@ -11,7 +11,7 @@ of the graph. Relations connect mentions of one sentence, also if a row has seve
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from literal_values.literal_mentions import LiteralMention, find_literals, is_date
+from literal_values.literal_mentions import LiteralMention, find_literals, is_date, literal_text
 from sentence_ends.sentence_boundaries import sentence_ends
 
 from graph_linking.entity_linking import EntityMention
@@ -142,7 +142,9 @@ def _relations(
                 for head, tail in ((first, second), (second, first)):
                     for relation in index.relations_between(head.entity, tail.entity):
                         kinds = _types(index, tail.entity)
-                        add(relation, head, tail.start, tail.end, index.key(tail.entity), kinds)
+                        id = index.key(tail.entity)
+                        id = literal_text(id) if is_text_literal(id) else id
+                        add(relation, head, tail.start, tail.end, id, kinds)
     for head, relation, literal, keys, place in _literal_matches(index, text, mentions, offset, sentence):
         kinds = DATE_TYPES if is_date(keys & place.keys) else NUMBER_TYPES
         add(relation, head, place.start, place.end, literal, kinds)

@@ -1,4 +1,4 @@
-"""Divide text files into tasks, and read the documents of a task with their location.
+"""Divide text files into tasks, and read the documents of a task.
 
 Files: JSONL with a text field (.jsonl, .json), text with one document per line (any other name), both also as .gz or
 .zst, and .parquet. Uncompressed .jsonl and text files are divided at line ends; of another file, all rows are read by
@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from json_rows.compressed_files import COMPRESSED
 from json_rows.row_files import is_row_file, iterate_objects, iterate_texts, list_files
-
-Document = tuple[str, str]  # location ("a.jsonl:3"), text
 
 
 class TextShard(NamedTuple):
@@ -53,47 +51,40 @@ def plan_tasks(files: Sequence[Path], task_bytes: int) -> list[list[TextShard]]:
     return [task for task in tasks if task]
 
 
-def read_shard(shard: TextShard, text_key: str) -> Iterator[Document]:
+def read_shard(shard: TextShard, text_key: str) -> Iterator[str]:
     """Yield the documents of a shard; raises ValueError with file and line if a row has no text."""
     path = Path(shard.path)
-    if shard.end == -1:
-        yield from _whole_file(path, text_key)
-        return
     is_rows = is_row_file(path)
-    with path.open("rb") as file:
-        at = 0
-        if shard.start:
-            file.seek(shard.start - 1)
-            at = shard.start - 1 + len(file.readline())  # the rest of the previous line, at least its newline
-        number = -1
-        for number, line in enumerate(file):
-            if at >= shard.end:
-                return
-            at += len(line)
+    if shard.end == -1 and is_rows:
+        for location, row in iterate_objects(path):
             try:
-                text = _text_of_line(line, text_key, is_rows, is_first=at == len(line))
+                yield _text_of_row(row, text_key)
             except ValueError as error:
-                raise ValueError(f"{path}:{_lines_before(path, at)} {error}") from None
-            if text:
-                yield f"{path}@{at}", text
-
-
-def _whole_file(path: Path, text_key: str) -> Iterator[Document]:
-    if not is_row_file(path):
-        for number, text in enumerate(iterate_texts(path), 1):
-            yield f"{path}:{number}", text
-        return
-    for location, row in iterate_objects(path):
-        try:
-            yield location, _text_of_row(row, text_key)
-        except ValueError as error:
-            raise ValueError(f"{location} {error}") from None
+                raise ValueError(f"{location} {error}") from None
+    elif shard.end == -1:
+        yield from iterate_texts(path)
+    else:
+        with path.open("rb") as file:
+            at = 0
+            if shard.start:
+                file.seek(shard.start - 1)
+                at = shard.start - 1 + len(file.readline())  # the rest of the previous line, at least its newline
+            for line in file:
+                if at >= shard.end:
+                    return
+                at += len(line)
+                try:
+                    text = _text_of_line(line, text_key, is_rows, is_first=at == len(line))
+                except ValueError as error:
+                    raise ValueError(f"{path}:{_lines_before(path, at)} {error}") from None
+                if text:
+                    yield text
 
 
 def _lines_before(path: Path, end: int) -> int:
     """Return the number of the line that ends at a byte."""
     with path.open("rb") as file:
-        count = 0
+        count, last = 0, b"\n"
         while end > 0 and (block := file.read(min(end, 1 << 20))):
             count, end, last = count + block.count(b"\n"), end - len(block), block[-1:]
     return count + (last != b"\n")
