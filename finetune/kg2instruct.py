@@ -9,8 +9,8 @@
 
 The first command indexes the graph and links the text; the index is kept in --index (default: OUTPUT.index) and used
 again while its files are unchanged. `index` and `link` are its two halves. `export` writes the triples of annotations
-as N-Triples, as CSV for neo4j-admin, or the sentences for brat. The files are described in graph_linking/graph_files.py,
-the rules for ambiguous names in graph_linking/entity_linking.py, and the rows in graph_linking/sentence_annotations.py.
+as N-Triples, as CSV for neo4j-admin, or the sentences for brat. graph_linking/graph_files.py describes the files,
+graph_linking/entity_linking.py the rules for ambiguous names, and graph_linking/sentence_annotations.py the rows.
 """
 
 from command_line.command_errors import run_command

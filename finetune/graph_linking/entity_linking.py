@@ -26,26 +26,28 @@ class EntityMention(NamedTuple):
     entity: int
 
 
-def link_names(index: GraphIndex, matches: NameMatches, text: str) -> list[EntityMention]:
+def link_names(index: GraphIndex, matches: NameMatches, only: list[int]) -> list[EntityMention]:
     """Return the linked names of a document, by position.
 
-    matches: the names that the automaton found in `text`, with positions in `text`.
+    matches: the names that the automaton found. only: the entity of each of them, -1 if several entities have the name
+    (`GraphIndex.only_candidates`).
     """
-    candidates: dict[int, tuple[int, ...]] = {}
-    for start, end, name in zip(*matches, strict=True):
-        if name not in candidates:
-            is_equal = index.name(name) == text[start:end]  # false only if two hashes of 64 bits are equal
-            candidates[name] = index.candidates(name) if is_equal else ()
-    chosen = {name: found[0] for name, found in candidates.items() if len(found) == 1}
-    if len(chosen) < len(candidates):
-        chosen |= _resolve(index, candidates, set(chosen.values()))
-    return [
-        EntityMention(start, end, chosen[name]) for start, end, name in zip(*matches, strict=True) if name in chosen
+    if -1 not in only:
+        return list(map(EntityMention, matches.starts, matches.ends, only))
+    names = dict.fromkeys(name for name, entity in zip(matches.names, only, strict=True) if entity < 0)
+    chosen = _resolve(index, {name: index.candidates(name) for name in names}, set(only) - {-1})
+    entities = [
+        chosen.get(name, -1) if entity < 0 else entity for name, entity in zip(matches.names, only, strict=True)
     ]
+    mentions = map(EntityMention, matches.starts, matches.ends, entities)
+    return [mention for mention in mentions if mention.entity >= 0]
 
 
 def _resolve(index: GraphIndex, candidates: dict[int, tuple[int, ...]], linked: set[int]) -> dict[int, int]:
-    """Return the entity of each ambiguous name that the rules decide. linked: entities of the other names."""
+    """Return the entity of each ambiguous name that the rules decide.
+
+    candidates: of the ambiguous names; linked: the entities of the other names.
+    """
     chosen: dict[int, int] = {}
     pending = [name for name, found in candidates.items() if 1 < len(found) <= MOST_CANDIDATES]
     for _ in range(ROUNDS):

@@ -103,17 +103,14 @@ class GraphIndex:
         self.relation_names: list[str] = seal["relations"]
         self.type_names: list[str] = seal["types"]
         self.automaton = NameAutomaton.load(path)
-        self.names, self.keys, self.values = (StringTable(path, name) for name in ("names", "keys", "values"))
+        self.keys, self.values = StringTable(path, "keys"), StringTable(path, "values")
         lists = ("candidates", "neighbours", "tails", "literals", "types")
         self._candidates, self._neighbours, self._tails, self._literals, self._types = (
             NumberLists(path, name) for name in lists
         )
         self._relations = _mapped(path / "relations.npy")
         self.candidates = lru_cache(CACHED)(self._candidates_of)
-        self.types = lru_cache(CACHED)(self._types_of)
         self.literals = lru_cache(CACHED)(self._literals_of)
-        self.name = lru_cache(CACHED)(self.names.__getitem__)
-        self.key = lru_cache(CACHED)(self.keys.__getitem__)
 
     def degree(self, entity: int) -> int:
         """Return the number of entities that share a triple with an entity."""
@@ -133,21 +130,40 @@ class GraphIndex:
             return len(others.intersection(self._neighbours[entity]))
         return sum(self.are_neighbours(entity, other) for other in others)
 
-    def relations_between(self, head: int, tail: int) -> list[int]:
-        """Return the relations of the triples with this head and tail."""
+    def triples_among(self, head: int, others: set[int]) -> list[tuple[int, int]]:
+        """Return (relation, tail) of the triples of `head` whose tail is one of `others`.
+
+        The time is limited by the number of `others`, also for a head with millions of triples.
+        """
         start, end = self._tails.offsets[head : head + 2].tolist()
-        at = bisect_left(self._tails.values, tail, start, end)
-        found = []
-        while at < end and self._tails.values[at] == tail:
-            found.append(int(self._relations[at]))
-            at += 1
-        return found
+        if end - start <= 8 * len(others):
+            places = [at for at, tail in enumerate(self._tails.values[start:end].tolist(), start) if tail in others]
+        else:
+            places = []
+            for other in others:
+                at = bisect_left(self._tails.values, other, start, end)
+                while at < end and self._tails.values[at] == other:
+                    places.append(at)
+                    at += 1
+        return [(int(self._relations[at]), int(self._tails.values[at])) for at in sorted(places)]
+
+    def only_candidates(self, names: list[int]) -> list[int]:
+        """Return the entity of each name that only one entity has, -1 for other names."""
+        numbers = np.asarray(names, np.int64)
+        start, end = self._candidates.offsets[numbers], self._candidates.offsets[numbers + 1]
+        entities: list[int] = np.where(end - start == 1, self._candidates.values[start], -1).tolist()
+        return entities
 
     def _candidates_of(self, name: int) -> tuple[int, ...]:
         return tuple(self._candidates[name])
 
-    def _types_of(self, entity: int) -> tuple[str, ...]:
+    def types(self, entity: int) -> tuple[str, ...]:
+        """Return the types of an entity, in the order of the file."""
         return tuple(self.type_names[number] for number in self._types[entity])
+
+    def has_literals(self, entity: int) -> bool:
+        """Return whether an entity has a triple with a literal."""
+        return self._literals.count(entity) > 0
 
     def _literals_of(self, entity: int) -> tuple[tuple[int, str, frozenset[str]], ...]:
         """Return (relation, literal, keys of the literal) of the triples with a literal."""

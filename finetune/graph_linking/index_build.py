@@ -185,7 +185,7 @@ def _write_arrays(connection: sqlite3.Connection, folder: Path) -> dict[str, int
     """Write the arrays of an index from the filled database; return the counts."""
     with tqdm(total=5, desc="index", disable=None, leave=False) as bar:
         entities = StringTable.write(folder, "keys", _strings(connection, "entity"))
-        names = StringTable.write(folder, "names", _strings(connection, "name"))
+        names = int(connection.execute("SELECT count(*) FROM name").fetchone()[0])
         StringTable.write(folder, "values", _strings(connection, "value"))
         bar.update()
         NameAutomaton.build(_strings(connection, "name")).save(folder)

@@ -6,6 +6,7 @@ options. The output does not depend on the executor or the number of workers.
 
 import json
 import shutil
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from partial_folders.output_paths import check_output
 from graph_linking.entity_linking import link_names
 from graph_linking.graph_index import GraphIndex
 from graph_linking.name_matching import NameMatches
-from graph_linking.sentence_annotations import AnnotationSettings, Row, annotate_document
+from graph_linking.sentence_annotations import AnnotationSettings, Row, SentenceAnnotator
 from graph_linking.text_shards import TextShard, read_shard
 
 BATCH = 1 << 18  # characters of documents that are searched for names together
@@ -29,20 +30,21 @@ PART = "{:05}.jsonl"
 
 def annotate(index: GraphIndex, settings: AnnotationSettings, documents: Iterator[str]) -> Iterator[Row]:
     """Yield the rows of documents, in order."""
+    annotator = SentenceAnnotator(index, settings)
     for batch in _batches(documents):
         joined = "\n".join(batch)  # no name includes a line end
         matches, at, begin = index.automaton.find(joined), 0, 0
+        only = index.only_candidates(matches.names)
         for text in batch:
-            first, end = at, begin + len(text)
-            while at < len(matches.starts) and matches.starts[at] < end:
-                at += 1
+            end = begin + len(text)
+            stop = bisect_left(matches.starts, end, at)
             own = NameMatches(
-                [start - begin for start in matches.starts[first:at]],
-                [stop - begin for stop in matches.ends[first:at]],
-                matches.names[first:at],
+                [start - begin for start in matches.starts[at:stop]],
+                [stop - begin for stop in matches.ends[at:stop]],
+                matches.names[at:stop],
             )
-            yield from annotate_document(index, settings, text, link_names(index, own, text))
-            begin = end + 1
+            yield from annotator.annotate(text, link_names(index, own, only[at:stop]))
+            at, begin = stop, end + 1
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
@@ -73,7 +75,7 @@ class AnnotateShards:
     def __call__(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         """Run task `rank`; datatrove passes the result of the previous step and the number of tasks."""
         documents = (document for shard in self.tasks[rank] for document in read_shard(shard, self.text_key))
-        counts, part = Counter[str](), self.folder / "parts" / PART.format(rank)
+        part = self.folder / "parts" / PART.format(rank)
         part.parent.mkdir(exist_ok=True)
         unfinished = part.with_suffix(".unfinished")
         rows = annotate(GraphIndex(self.index), self.settings, documents)
@@ -81,11 +83,15 @@ class AnnotateShards:
             rows = check(rows)
         if self.settings.sentences == "related":  # a check may have rejected all relations of a row
             rows = (row for row in rows if row["relation_list"])
-        encode = json.JSONEncoder(ensure_ascii=False).encode
+        encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+        count = entities = relations = 0
         with unfinished.open("w", encoding="utf-8", buffering=1 << 20) as file:
             for row in rows:
-                counts.update(rows=1, entities=len(row["entity_list"]), relations=len(row["relation_list"]))
+                count += 1
+                entities += len(row["entity_list"])
+                relations += len(row["relation_list"])
                 file.write(encode(row) + "\n")
+        counts = {"rows": count, "entities": entities, "relations": relations}
         part.with_suffix(".json").write_text(json.dumps(counts))
         unfinished.replace(part)
         return data

@@ -7,7 +7,7 @@ other character (Han, kana, Hangul, Thai, punctuation, a space) is one. A name b
 The automaton is a trie over tokens whose edges are a hash table: it maps the hash of each prefix of a name (1, 2, …
 tokens) to the number of the name that the prefix spells, or -1. NumPy takes all positions of a text one token further
 at a time, which drops nearly all of them after the first. The arrays are mapped from disk and shared by processes.
-Hashes have 64 bits; `GraphIndex` compares each name with the text.
+A text that is not a name has the hash of one with a probability of 10^-13 for each position, at a million names.
 """
 
 from collections.abc import Sequence

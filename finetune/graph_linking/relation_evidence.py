@@ -23,6 +23,7 @@ _SYNONYMS = {
 _IGNORED = frozenset(["the", "and", "for", "from", "has", "is", "was", "with", "person", "place", "location", "date"])
 _LATIN = re.compile(r"[A-Za-z]+")
 _HAN = re.compile(r"[\u3400-\u9fff]{2,}")
+Span = tuple[int, int]
 STEM = 5  # letters of a word that must agree: "locat" for located and location
 
 
@@ -51,16 +52,15 @@ class RelationEvidence:
         self.words, self.require_words, self.largest_gap = words, require_words, largest_gap
         self._pattern = lru_cache(1 << 12)(self._pattern_of)
 
-    def accepts(self, relation: str, text: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
-        """Return whether `text` may state a relation between two mentions, each [start, end) in characters."""
-        (_, end), (start, _) = sorted((first, second))
-        if self.largest_gap and start - end > self.largest_gap:
+    def accepts(self, relation: str, text: str, sentence: Span, first: Span, second: Span) -> bool:
+        """Return whether a sentence may state a relation between two mentions; the spans are [start, end) in `text`."""
+        if self.largest_gap and max(second[0] - first[1], first[0] - second[1]) > self.largest_gap:
             return False
         pattern = self._pattern(relation) if self.require_words else None
         if pattern is None:
             return True
-        inside = (first, second)
-        return any(not any(s <= match.start() < e for s, e in inside) for match in pattern.finditer(text))
+        words = pattern.finditer(text, *sentence)
+        return any(not any(start <= word.start() < end for start, end in (first, second)) for word in words)
 
     def _pattern_of(self, relation: str) -> re.Pattern[str] | None:
         words = evidence_words(relation, self.words.get(relation, ()))

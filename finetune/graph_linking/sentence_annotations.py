@@ -9,6 +9,8 @@ of the graph. Relations connect mentions of one sentence, also if a row has seve
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from literal_values.literal_mentions import LiteralMention, find_literals, is_date, literal_text
@@ -16,7 +18,7 @@ from sentence_ends.sentence_boundaries import sentence_ends
 
 from graph_linking.entity_linking import EntityMention
 from graph_linking.graph_files import ANY_TYPE, Schema, SchemaRule
-from graph_linking.graph_index import GraphIndex
+from graph_linking.graph_index import CACHED, GraphIndex
 from graph_linking.relation_evidence import RelationEvidence
 
 Row = dict[str, Any]
@@ -26,7 +28,9 @@ DEFAULT_TYPE = "entity"  # of an entity without a type in the graph
 DATE_TYPES = ("date", "time", "year", "日期", "时间", "年份")
 NUMBER_TYPES = ("number", "quantity", "数值", "数量", "数字")
 TEXT_TYPES = ("text", "文本")
-NEAREST = 64  # entities after an entity in its sentence with which it is compared: linear in the sentence's length
+# Limits for one sentence, so that a long list of names takes linear time.
+MOST_ENTITIES = 200  # different entities between which relations are sought
+MOST_REPEATED = 8  # mentions of an entity among which the nearest is sought
 MOST_LITERAL_CHARACTERS = 20_000  # of a sentence that is searched for dates and numbers
 
 
@@ -40,40 +44,150 @@ class AnnotationSettings(NamedTuple):
     sentences_per_row: int = 1
 
 
-def annotate_document(
-    index: GraphIndex, settings: AnnotationSettings, text: str, mentions: list[EntityMention]
-) -> Iterator[Row]:
-    """Yield the rows of a document. mentions: its linked names, by position."""
-    if not mentions and settings.sentences != "all":
-        return
-    at, start, ends = 0, 0, _row_ends(text, settings.sentences_per_row)
-    for row_ends in ends:
-        entities, relations = list[Row](), list[Row]()
-        row_text, offset = _stripped(text, start, row_ends[-1])
-        for end in row_ends:
-            first = at
-            while at < len(mentions) and mentions[at].start < end:
-                at += 1
-            inside = [one for one in mentions[first:at] if one.end <= end]
-            if inside:
-                entities += [
-                    _entity(index, settings.schema, row_text, one, offset) for one in inside if one.entity >= 0
-                ]
-                relations += _relations(index, settings, row_text, inside, offset, (max(start, offset), end))
-            start = end
-        entities = [entity for entity in entities if entity["type"]]
-        kept = {"linked": entities or relations, "related": relations, "all": True}[settings.sentences]
-        if row_text and kept:
-            yield {"sentence": row_text, "entity_list": entities, "relation_list": relations}
+class EntityDescription(NamedTuple):
+    """What rows say about an entity. type: "" for a text literal, which is not listed among the entities."""
+
+    id: str
+    type: str
+    types: tuple[str, ...]
+    has_literals: bool
 
 
-def _row_ends(text: str, sentences_per_row: int) -> Iterator[list[int]]:
-    """Yield the ends of the sentences of each row."""
-    ends = sentence_ends(text)
-    if not ends or ends[-1] < len(text):
-        ends.append(len(text))
-    for at in range(0, len(ends), sentences_per_row):
-        yield ends[at : at + sentences_per_row]
+class SentenceMention(NamedTuple):
+    """A linked name in a row: [start, end) in characters of the row, and the entry of entity_list."""
+
+    start: int
+    end: int
+    entity: int
+    description: EntityDescription
+    row: Row
+
+
+ObjectCandidate = tuple[int, SentenceMention, int, int, str, tuple[str, ...]]
+
+
+class SentenceAnnotator:
+    """Writes the rows of documents."""
+
+    def __init__(self, index: GraphIndex, settings: AnnotationSettings) -> None:
+        self.index, self.settings = index, settings
+        rules = [rule for rules in (settings.schema or {}).values() for rule in rules]
+        self.schema_types = {kind for rule in rules for kind in (rule.subject_type, rule.object_type)}
+        self.describe = lru_cache(CACHED)(self._describe)
+
+    def _describe(self, entity: int) -> EntityDescription:
+        """Describe an entity; of several types, the first one that occurs in the schema is written, else the first."""
+        id, types = self.index.keys[entity], self.index.types(entity)
+        has_literals = self.index.has_literals(entity)
+        if id.startswith('"'):  # quotation marks: a text, not an entity
+            return EntityDescription(literal_text(id), "", types or TEXT_TYPES, has_literals)
+        types = types or (DEFAULT_TYPE,)
+        kind = next((kind for kind in types if kind in self.schema_types), types[0])
+        return EntityDescription(id, kind, types, has_literals)
+
+    def annotate(self, text: str, mentions: list[EntityMention]) -> Iterator[Row]:
+        """Yield the rows of a document. mentions: its linked names, by position."""
+        if not mentions and self.settings.sentences != "all":
+            return
+        at, start, ends = 0, 0, sentence_ends(text)
+        if not ends or ends[-1] < len(text):
+            ends.append(len(text))
+        for last in range(0, len(ends), self.settings.sentences_per_row):
+            row_ends = ends[last : last + self.settings.sentences_per_row]
+            if self.settings.sentences != "all" and (at == len(mentions) or mentions[at].start >= row_ends[-1]):
+                start = row_ends[-1]
+                continue
+            row_text, offset = _stripped(text, start, row_ends[-1])
+            entities, relations = list[Row](), list[Row]()
+            for end in row_ends:
+                sentence: list[SentenceMention] = []
+                while at < len(mentions) and mentions[at].start < end:
+                    if mentions[at].end <= end:
+                        sentence.append(self._mention(row_text, mentions[at], offset))
+                    at += 1
+                entities += [one.row for one in sentence if one.row["type"]]
+                if len(sentence) > 1 or (sentence and sentence[0].description.has_literals):
+                    relations += self._relations(row_text, sentence, (max(start - offset, 0), end - offset))
+                start = end
+            if row_text and (relations or self.settings.sentences == "all" or (entities and self.is_linked_kept)):
+                yield {"sentence": row_text, "entity_list": entities, "relation_list": relations}
+
+    @property
+    def is_linked_kept(self) -> bool:
+        """Whether rows without a relation are written."""
+        return self.settings.sentences == "linked"
+
+    def _mention(self, text: str, mention: EntityMention, offset: int) -> SentenceMention:
+        start, end, entity = mention.start - offset, mention.end - offset, mention.entity
+        description = self.describe(entity)
+        row = {"name": text[start:end], "type": description.type, "spans": [[start, end]], "id": description.id}
+        return SentenceMention(start, end, entity, description, row)
+
+    def _relations(self, text: str, mentions: list[SentenceMention], sentence: tuple[int, int]) -> list[Row]:
+        """Return the triples of the graph between the mentions of a sentence, and between them and its literals.
+
+        text: the row; sentence: [start, end) in it.
+        """
+        found: dict[tuple[int, int, str], tuple[int, Row]] = {}
+        for relation, head, start, end, object_id, kinds in self._candidates(text, mentions, sentence):
+            gap = max(head.start - end, start - head.end)
+            key = (head.entity, relation, object_id)
+            if gap < 0 or (key in found and found[key][0] <= gap):  # of several mentions, the nearest count
+                continue
+            name = self.index.relation_names[relation]
+            rule = allowed_rule(self.settings.schema, name, head.description.types, kinds)
+            if rule is None or not self.settings.evidence.accepts(name, text, sentence, head[:2], (start, end)):
+                continue
+            row = {
+                "subject": text[head.start : head.end], "relation": rule.label, "object": text[start:end],
+                "subject_type": rule.subject_type, "object_type": rule.object_type,
+                "subject_spans": [[head.start, head.end]], "object_spans": [[start, end]],
+                "subject_id": head.description.id, "object_id": object_id,
+            }  # fmt: skip
+            found[key] = gap, row
+        return [row for _, row in found.values()]
+
+    def _candidates(
+        self, text: str, mentions: list[SentenceMention], sentence: tuple[int, int]
+    ) -> Iterator[ObjectCandidate]:
+        """Yield (relation, subject, start and end of the object, its id, its types) of the graph's triples."""
+        places: dict[int, list[SentenceMention]] = {}
+        for mention in mentions:
+            same = places.get(mention.entity)
+            if same is None and len(places) < MOST_ENTITIES:
+                places[mention.entity] = [mention]
+            elif same is not None and len(same) < MOST_REPEATED:
+                same.append(mention)
+        others = set(places)
+        for entity, heads in places.items() if len(places) > 1 else ():
+            for relation, other in self.index.triples_among(entity, others):
+                if other != entity:
+                    for head, tail in product(heads, places[other]):
+                        yield relation, head, tail.start, tail.end, tail.description.id, tail.description.types
+        with_literals = [mention for mention in mentions[:MOST_ENTITIES] if mention.description.has_literals]
+        if with_literals:
+            yield from self._literals(text, mentions, with_literals, sentence)
+
+    def _literals(
+        self, text: str, mentions: list[SentenceMention], subjects: list[SentenceMention], sentence: tuple[int, int]
+    ) -> Iterator[ObjectCandidate]:
+        """Yield the same for literals of the graph; a date or number within the name of an entity does not count."""
+        literals = [(subject, *literal) for subject in subjects for literal in self.index.literals(subject.entity)]
+        with_numbers = any(not is_date(keys) for *_, keys in literals)
+        begin = sentence[0]
+        found = find_literals(text[begin : min(sentence[1], begin + MOST_LITERAL_CHARACTERS)], with_numbers)
+        if not found:
+            return
+        taken = {position for mention in mentions for position in (mention.start, mention.end - 1)}
+        places: dict[str, list[LiteralMention]] = {}
+        for place in found:
+            if taken.isdisjoint(range(place.start + begin, place.end + begin)):
+                for key in place.keys:
+                    places.setdefault(key, []).append(place)
+        for subject, relation, literal, keys in literals:
+            for place in [place for key in keys for place in places.get(key, ())][:MOST_REPEATED]:
+                kinds = DATE_TYPES if is_date(keys & place.keys) else NUMBER_TYPES
+                yield relation, subject, place.start + begin, place.end + begin, literal, kinds
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[str, int]:
@@ -81,102 +195,6 @@ def _stripped(text: str, start: int, end: int) -> tuple[str, int]:
     part = text[start:end].rstrip()
     stripped = part.lstrip()
     return stripped, start + len(part) - len(stripped)
-
-
-def is_text_literal(key: str) -> bool:
-    """Return whether the id of an entity is a text in quotation marks, which is a literal and not an entity."""
-    return key.startswith('"')
-
-
-def _types(index: GraphIndex, entity: int) -> tuple[str, ...]:
-    """Return the types of an entity."""
-    return index.types(entity) or (TEXT_TYPES if is_text_literal(index.key(entity)) else (DEFAULT_TYPE,))
-
-
-def _entity(index: GraphIndex, schema: Schema | None, text: str, mention: EntityMention, offset: int) -> Row:
-    """Return the entry of a mention; its type is "" if it is a text literal, which is not listed.
-
-    Of several types, the first one that occurs in the schema counts, else the first one.
-    """
-    types, key = _types(index, mention.entity), index.key(mention.entity)
-    if schema and len(types) > 1:
-        known = {kind for rules in schema.values() for rule in rules for kind in (rule.subject_type, rule.object_type)}
-        types = tuple(kind for kind in types if kind in known) or types
-    start, end = mention.start - offset, mention.end - offset
-    kind = "" if is_text_literal(key) else types[0]
-    return {"name": text[start:end], "type": kind, "spans": [[start, end]], "id": key}
-
-
-def _relations(
-    index: GraphIndex, settings: AnnotationSettings, text: str, mentions: list[EntityMention], offset: int,
-    sentence: tuple[int, int],
-) -> list[Row]:  # fmt: skip
-    """Return the triples of the graph between the mentions of a sentence, and between them and its literals.
-
-    offset: position of `text`, the row, in the document. sentence: [start, end) in the document.
-    """
-    found: dict[tuple[int, str, str], Row] = {}
-    gaps: dict[tuple[int, str, str], int] = {}
-
-    def add(relation: int, head: EntityMention, start: int, end: int, object_id: str, kinds: tuple[str, ...]) -> None:
-        name = index.relation_names[relation]
-        rule = allowed_rule(settings.schema, name, _types(index, head.entity), kinds)
-        subject, object = (head.start - offset, head.end - offset), (start - offset, end - offset)
-        gap = max(subject[0] - object[1], object[0] - subject[1])
-        key = (head.entity, name, object_id)
-        if rule is None or gap < 0 or gaps.get(key, gap + 1) <= gap:  # of several mentions, the nearest count
-            return
-        span = (sentence[0] - offset, sentence[1] - offset)
-        if not settings.evidence.accepts(name, text[span[0] : span[1]], *_moved(subject, object, span[0])):
-            return
-        gaps[key] = gap
-        found[key] = {
-            "subject": text[slice(*subject)], "relation": rule.label, "object": text[slice(*object)],
-            "subject_type": rule.subject_type, "object_type": rule.object_type, "subject_spans": [list(subject)],
-            "object_spans": [list(object)], "subject_id": index.key(head.entity), "object_id": object_id,
-        }  # fmt: skip
-
-    for at, first in enumerate(mentions):
-        for second in mentions[at + 1 : at + 1 + NEAREST]:
-            if first.entity != second.entity:
-                for head, tail in ((first, second), (second, first)):
-                    for relation in index.relations_between(head.entity, tail.entity):
-                        kinds = _types(index, tail.entity)
-                        id = index.key(tail.entity)
-                        id = literal_text(id) if is_text_literal(id) else id
-                        add(relation, head, tail.start, tail.end, id, kinds)
-    for head, relation, literal, keys, place in _literal_matches(index, text, mentions, offset, sentence):
-        kinds = DATE_TYPES if is_date(keys & place.keys) else NUMBER_TYPES
-        add(relation, head, place.start, place.end, literal, kinds)
-    return list(found.values())
-
-
-def _moved(first: tuple[int, int], second: tuple[int, int], by: int) -> list[tuple[int, int]]:
-    return [(start - by, end - by) for start, end in (first, second)]
-
-
-def _literal_matches(
-    index: GraphIndex, text: str, mentions: list[EntityMention], offset: int, sentence: tuple[int, int]
-) -> Iterator[tuple[EntityMention, int, str, frozenset[str], LiteralMention]]:
-    """Yield (subject, relation, literal, its keys, its place in the document) for the literals in a sentence.
-
-    A date or number within the name of an entity does not count.
-    """
-    subjects = [(mention, literals) for mention in mentions if (literals := index.literals(mention.entity))]
-    if not subjects:
-        return
-    start, end = sentence[0], min(sentence[1], sentence[0] + MOST_LITERAL_CHARACTERS)
-    taken = {position for mention in mentions for position in (mention.start, mention.end - 1)}
-    places: dict[str, list[LiteralMention]] = {}
-    for place in find_literals(text[start - offset : end - offset]):
-        moved = LiteralMention(place.start + start, place.end + start, place.keys)
-        if not taken.intersection(range(moved.start, moved.end)):
-            for key in moved.keys:
-                places.setdefault(key, []).append(moved)
-    for mention, literals in subjects if places else ():
-        for relation, literal, keys in literals:
-            for place in [place for key in keys for place in places.get(key, ())][:NEAREST]:
-                yield mention, relation, literal, keys, place
 
 
 def allowed_rule(

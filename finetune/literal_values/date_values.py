@@ -32,20 +32,28 @@ _CN = f"[{CHINESE_NUMERALS}]"
 _CN_YEAR = r"[0-9]{3,4}|[〇○零一二三四五六七八九]{4}|(?<=公元)[0-9]{1,2}|(?<=公元前)[0-9]{1,2}"
 _CN_PART = rf"[0-9]{{1,2}}|{_CN}{{1,3}}"
 _NO_DIGIT_BEFORE = r"(?<![0-9.,])"
+# What a date of a form contains, so that most sentences need no slow search -> the form.
 _PATTERNS = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        rf"(?P<bc>公元前)?(?:公元)?(?<![0-9])(?P<year>{_CN_YEAR}) ?年"
-        rf"(?: ?(?P<month>{_CN_PART}) ?月(?:份|(?: ?(?P<day>{_CN_PART}) ?[日号])?))?",
-        rf"{_NO_DIGIT_BEFORE}(?P<year>[0-9]{{4}})(?P<separator>[-/.])(?P<month>[0-9]{{1,2}})"
-        rf"(?:(?P=separator)(?P<day>[0-9]{{1,2}}))?(?:T[0-9:.]{{4,16}}Z?)?(?![0-9])",
-        rf"(?<![\w.,]){_DAY}(?: of)?[ -](?P<month>{_MONTH})\b\.?,?[ -]{_YEAR}",
-        rf"\b(?P<month>{_MONTH})\b\.? {_DAY},? {_YEAR}",
-        rf"\b(?P<month>{_MONTH})\b\.?,? {_YEAR}",
-        r"(?<![\w.,])(?P<year>[0-9]{1,4}) (?P<bc>B\.?C\.?(?:E\b\.?)?)(?!\w)",
-        rf"(?<![\w.,/:$€£¥-]){_YEAR}(?![\w/:%]|[.,][0-9]|-[0-9])",
+    (contained, re.compile(pattern, re.IGNORECASE))
+    for contained, pattern in (
+        (
+            "年",
+            rf"(?P<bc>公元前)?(?:公元)?(?<![0-9])(?P<year>{_CN_YEAR}) ?年"
+            rf"(?: ?(?P<month>{_CN_PART}) ?月(?:份|(?: ?(?P<day>{_CN_PART}) ?[日号])?))?",
+        ),
+        (
+            "year",
+            rf"{_NO_DIGIT_BEFORE}(?P<year>[0-9]{{4}})(?P<separator>[-/.])(?P<month>[0-9]{{1,2}})"
+            rf"(?:(?P=separator)(?P<day>[0-9]{{1,2}}))?(?:T[0-9:.]{{4,16}}Z?)?(?![0-9])",
+        ),
+        ("month", rf"(?<![\w.,]){_DAY}(?: of)?[ -](?P<month>{_MONTH})\b\.?,?[ -]{_YEAR}"),
+        ("month", rf"\b(?P<month>{_MONTH})\b\.? {_DAY},? {_YEAR}"),
+        ("month", rf"\b(?P<month>{_MONTH})\b\.?,? {_YEAR}"),
+        ("bc", r"(?<![\w.,])(?P<year>[0-9]{1,4}) (?P<bc>B\.?C\.?(?:E\b\.?)?)(?!\w)"),
+        ("year", rf"(?<![\w.,/:$€£¥-]){_YEAR}(?![\w/:%]|[.,][0-9]|-[0-9])"),
     )
 ]
+_FOUR_DIGITS = re.compile("[0-9]{4}")
 FIRST_YEAR, LAST_YEAR = 1000, 2999  # a bare number in this range may be a year
 
 
@@ -55,9 +63,13 @@ def find_dates(text: str) -> Iterator[tuple[int, int, str, bool]]:
     A date with a day or month is followed by its year, with is_part true. Dates do not overlap otherwise; of two that
     do, the one whose form is first in the list of patterns counts. Invalid dates (2019-13-45) yield nothing.
     """
-    taken = bytearray(len(text))
-    for pattern in _PATTERNS:
-        for match in pattern.finditer(text):
+    taken, lower, has_year = bytearray(len(text)), text.lower(), bool(_FOUR_DIGITS.search(text))
+    has = {
+        "年": "年" in text, "year": has_year, "bc": "bc" in lower or "b.c" in lower,
+        "month": has_year and any(name[:3] in lower for name in MONTHS),
+    }  # fmt: skip
+    for contained, pattern in _PATTERNS:
+        for match in pattern.finditer(text) if has[contained] else ():
             start, end = match.span()
             value = "" if taken[start] or taken[end - 1] else _value(match.groupdict())
             if not value:

@@ -4,6 +4,7 @@ The keys of a literal are its possible values: "d 2019-11-20" (date), "n 30000" 
 A literal of a graph occurs where a text has a date or number with one of its keys.
 """
 
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from literal_values.date_values import find_dates
 from literal_values.number_values import find_numbers
 
 FULL_WIDTH = str.maketrans("０１２３４５６７８９．％－", "0123456789.%-")
+_FULL_WIDTH = re.compile("[０-９．％－]")
+_MAY_BE_DATE = re.compile(r"[0-9]{4}|年|[Bb]\.?[Cc]")  # every date contains one of these
 LONGEST_LITERAL = 80  # characters of a literal in a graph
 
 
@@ -22,20 +25,23 @@ class LiteralMention(NamedTuple):
     keys: frozenset[str]
 
 
-def find_literals(text: str) -> list[LiteralMention]:
-    """Return the dates and numbers of a text, by position; numbers within a date are not listed.
+def find_literals(text: str, with_numbers: bool = True) -> list[LiteralMention]:
+    """Return the dates and, on request, the numbers of a text, by position; numbers within a date are not listed.
 
     A date with a day or month is listed a second time as its year. A bare 1879 has the keys of a year and of a number.
     """
-    text = text.translate(FULL_WIDTH)
-    found, bare_years, within_date = list[LiteralMention](), dict[int, int](), bytearray(len(text))
+    if _FULL_WIDTH.search(text):
+        text = text.translate(FULL_WIDTH)
+    if not with_numbers and not _MAY_BE_DATE.search(text):
+        return []
+    found, bare_years, within_date = list[LiteralMention](), dict[int, int](), bytearray(len(text))  # 1: in a date
     for start, end, value, is_part in find_dates(text):
         if not is_part and text[start:end].isdecimal():
             bare_years[start] = len(found)
         else:
             within_date[start:end] = b"\1" * (end - start)
         found.append(LiteralMention(start, end, frozenset([f"d {value}"])))
-    for start, end, value, unit in find_numbers(text):
+    for start, end, value, unit in find_numbers(text) if with_numbers else ():
         keys = frozenset([f"n {value}", *([f"n {value} {unit}"] if unit else [])])
         year = bare_years.get(start)
         if year is not None and found[year].end == end:

@@ -55,37 +55,70 @@ _UNIT = "|".join(
 _ARABIC = r"[0-9]{1,3}(?:[,，][0-9]{3}){1,9}(?![0-9])(?:\.[0-9]{1,20})?|[0-9]{1,30}(?:\.[0-9]{1,20})?"
 _SCALE = r"万亿|百万|千万|[十百千]?亿|[百千万]|(?:hundred|thousand|million|billion|trillion)s?\b"
 _WORD = "|".join(sorted([*_WORDS, *_SCALES], key=len, reverse=True))
-_NUMBER = re.compile(
-    rf"(?P<currency>(?:US)?[$€¥])?\s?(?<![0-9][.,])(?<![a-z0-9])(?P<sign>(?<![\w)])[-−])?"
-    rf"(?:(?P<arabic>(?:{_ARABIC})(?:\ ?(?:{_SCALE}))?(?:(?<=[亿万])[0-9]{{1,4}}(?:\.[0-9]{{1,9}})?[万千])?)"
-    rf"|(?P<percent>百分之)?(?P<chinese>[{CHINESE_NUMERALS}]{{1,20}}(?:点[零〇○一二三四五六七八九]{{1,20}})?)"
-    rf"|\b(?P<words>(?:a\ )?(?:{_WORD})(?:[ -](?:and\ )?(?:{_WORD})){{0,16}})\b)"
-    rf"(?:[\ -]?(?P<unit>{_UNIT}))?",
-    re.IGNORECASE,
+_AFTER = rf"(?:[\ -]?(?P<unit>{_UNIT}))?"
+# A pattern that begins with a set of characters is searched for many times faster; _prefix checks the text before it.
+_NUMERALS = (
+    re.compile(
+        rf"(?P<number>(?:{_ARABIC})(?:\ ?(?:{_SCALE}))?(?:(?<=[亿万])[0-9]{{1,4}}(?:\.[0-9]{{1,9}})?[万千])?)" + _AFTER,
+        re.IGNORECASE,
+    ),
+    re.compile(
+        rf"(?P<number>[{CHINESE_NUMERALS}]{{1,20}}(?:点[零〇○一二三四五六七八九]{{1,20}})?)" + _AFTER, re.IGNORECASE
+    ),
 )
+_NUMBER_WORDS = re.compile(
+    rf"\b(?P<words>(?:a )?(?:{_WORD})(?:[ -](?:and )?(?:{_WORD})){{0,16}})\b" + _AFTER, re.IGNORECASE
+)
+_HAS_WORD = re.compile(rf"(?:{_WORD})\b", re.IGNORECASE)
 _PART = re.compile(rf"(?P<number>{_ARABIC})\ ?(?P<scale>{_SCALE})?", re.IGNORECASE)
 
 
 def find_numbers(text: str) -> Iterator[tuple[int, int, str, str]]:
-    """Yield (start, end, value, unit) of each number, in order; unit: "" or a key of UNITS.
+    """Yield (start, end, value, unit) of each number; unit: "" or a key of UNITS.
 
-    The span includes the unit; the value is a decimal number without trailing zeros.
+    The span includes the unit; the value is a decimal number without trailing zeros. Numbers in digits come first, then
+    Chinese numerals, then English words.
     """
-    for match in _NUMBER.finditer(text):
-        if match["arabic"]:
-            value = _arabic_number(match["arabic"])
-        elif match["chinese"]:
-            value = chinese_number(match["chinese"])
-        else:
-            value = _english_number(match["words"].lower())
-        if value is None:
-            continue
-        unit = match["unit"] or match["currency"] or ("%" if match["percent"] else "")
-        start = match.start() + (len(match[0]) - len(match[0].lstrip()))
-        text_value = format(-value if match["sign"] else value, "f")
-        if "." in text_value:
-            text_value = text_value.rstrip("0").rstrip(".")
-        yield start, match.end(), text_value, _SYMBOLS.get(unit.lower(), "")
+    for pattern, value_of in zip(_NUMERALS, (_arabic_number, chinese_number), strict=True):
+        for match in pattern.finditer(text):
+            prefix = _prefix(text[max(0, match.start() - 8) : match.start()])
+            value = value_of(match["number"]) if prefix else None
+            if prefix and value is not None:
+                length, sign, symbol = prefix
+                unit = _SYMBOLS.get((match["unit"] or symbol).lower(), "")
+                yield match.start() - length, match.end(), _text(-value if sign else value), unit
+    for match in _NUMBER_WORDS.finditer(text) if _HAS_WORD.search(text) else ():
+        value = _english_number(match["words"].lower())
+        if value is not None:
+            yield match.start(), match.end(), _text(value), _SYMBOLS.get((match["unit"] or "").lower(), "")
+
+
+def _prefix(before: str) -> tuple[int, bool, str] | None:
+    """Return (length, has a minus sign, unit) of what belongs to a number at the end of the text before it.
+
+    None if the number is part of a word or of another number (x3, 1.2.3).
+    """
+    last = before[-1:]
+    if last.isascii() and last.isalnum():
+        return None
+    if last in (".", ",") and before[-2:-1].isdecimal():
+        return None
+    if before.endswith("百分之"):
+        return 3, False, "%"
+    length, sign = 0, False
+    if last in ("-", "−") and not (before[-2:-1].isalnum() or before[-2:-1] == ")"):
+        length, sign = 1, True
+    rest = before[: len(before) - length]
+    for symbol in ("US$", "$", "€", "¥"):
+        for text in (symbol, symbol + " "):
+            if rest.endswith(text):
+                return length + len(text), sign, symbol
+    return length, sign, ""
+
+
+def _text(value: Decimal) -> str:
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def chinese_number(text: str) -> Decimal | None:
