@@ -9,7 +9,6 @@ Rule 1 is repeated, since every link may decide further names. A name that is st
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from graph_linking.graph_index import GraphIndex
 from graph_linking.name_matching import NameMatches
@@ -18,12 +17,7 @@ ROUNDS = 4  # repetitions of rule 1
 MOST_CANDIDATES = 1000  # a name of more entities is linked to none
 
 
-class EntityMention(NamedTuple):
-    """A linked name: [start, end) in characters, and the number of the entity."""
-
-    start: int
-    end: int
-    entity: int
+EntityMention = tuple[int, int, int]  # a linked name: [start, end) in characters, and the number of the entity
 
 
 def link_names(index: GraphIndex, matches: NameMatches, only: list[int]) -> list[EntityMention]:
@@ -33,14 +27,14 @@ def link_names(index: GraphIndex, matches: NameMatches, only: list[int]) -> list
     (`GraphIndex.only_candidates`).
     """
     if -1 not in only:
-        return list(map(EntityMention, matches.starts, matches.ends, only))
+        return list(zip(matches.starts, matches.ends, only, strict=True))
     names = dict.fromkeys(name for name, entity in zip(matches.names, only, strict=True) if entity < 0)
     chosen = _resolve(index, {name: index.candidates(name) for name in names}, set(only) - {-1})
     entities = [
         chosen.get(name, -1) if entity < 0 else entity for name, entity in zip(matches.names, only, strict=True)
     ]
-    mentions = map(EntityMention, matches.starts, matches.ends, entities)
-    return [mention for mention in mentions if mention.entity >= 0]
+    mentions = zip(matches.starts, matches.ends, entities, strict=True)
+    return [mention for mention in mentions if mention[2] >= 0]
 
 
 def _resolve(index: GraphIndex, candidates: dict[int, tuple[int, ...]], linked: set[int]) -> dict[int, int]:

@@ -32,12 +32,11 @@ class StringTable:
     """Strings by number, mapped from disk."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.offsets = _mapped(folder / f"{name}_offsets.npy")
-        self.content = _mapped(folder / f"{name}_text.npy")
+        self.offsets = memoryview(_mapped(folder / f"{name}_offsets.npy"))
+        self.content = memoryview(_mapped(folder / f"{name}_text.npy"))
 
     def __getitem__(self, number: int) -> str:
-        start, end = self.offsets[number : number + 2].tolist()
-        return bytes(self.content[start:end]).decode()
+        return str(self.content[self.offsets[number] : self.offsets[number + 1]], "utf-8")
 
     @staticmethod
     def write(folder: Path, name: str, blocks: Iterable[list[str]]) -> int:
@@ -54,19 +53,21 @@ class StringTable:
 
 
 class NumberLists:
-    """Lists of numbers, one for each name or entity, mapped from disk."""
+    """Lists of numbers, one for each name or entity, mapped from disk.
+
+    Single numbers are read through memoryviews, which takes a fifth of the time of reading them from NumPy arrays.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.offsets, self.values = _mapped(folder / f"{name}_offsets.npy"), _mapped(folder / f"{name}.npy")
+        self.array_offsets, self.array = _mapped(folder / f"{name}_offsets.npy"), _mapped(folder / f"{name}.npy")
+        self.offsets, self.values = memoryview(self.array_offsets), memoryview(self.array)
 
     def __getitem__(self, number: int) -> list[int]:
-        start, end = self.offsets[number : number + 2].tolist()
-        values: list[int] = self.values[start:end].tolist()
-        return values
+        return self.values[self.offsets[number] : self.offsets[number + 1]].tolist()
 
     def count(self, number: int) -> int:
         """Return the length of a list."""
-        return int(self.offsets[number + 1] - self.offsets[number])
+        return self.offsets[number + 1] - self.offsets[number]
 
     @staticmethod
     def write(folder: Path, name: str, owners: Array, values: Array, count: int, width: int = 1) -> None:
@@ -108,7 +109,7 @@ class GraphIndex:
         self._candidates, self._neighbours, self._tails, self._literals, self._types = (
             NumberLists(path, name) for name in lists
         )
-        self._relations = _mapped(path / "relations.npy")
+        self._relations = memoryview(_mapped(path / "relations.npy"))
         self.candidates = lru_cache(CACHED)(self._candidates_of)
         self.literals = lru_cache(CACHED)(self._literals_of)
 
@@ -120,9 +121,9 @@ class GraphIndex:
         """Return whether two entities share a triple."""
         if self.degree(second) < self.degree(first):
             first, second = second, first
-        start, end = self._neighbours.offsets[first : first + 2].tolist()
+        start, end = self._neighbours.offsets[first], self._neighbours.offsets[first + 1]
         at = bisect_left(self._neighbours.values, second, start, end)
-        return at < end and bool(self._neighbours.values[at] == second)
+        return at < end and self._neighbours.values[at] == second
 
     def neighbours_among(self, entity: int, others: set[int]) -> int:
         """Return how many of `others` are neighbours of an entity; the time is limited by their number."""
@@ -135,23 +136,25 @@ class GraphIndex:
 
         The time is limited by the number of `others`, also for a head with millions of triples.
         """
-        start, end = self._tails.offsets[head : head + 2].tolist()
+        tails, start, end = self._tails.values, self._tails.offsets[head], self._tails.offsets[head + 1]
+        if start == end:
+            return []
         if end - start <= 8 * len(others):
-            places = [at for at, tail in enumerate(self._tails.values[start:end].tolist(), start) if tail in others]
+            places = [at for at, tail in enumerate(tails[start:end], start) if tail in others]
         else:
             places = []
             for other in others:
-                at = bisect_left(self._tails.values, other, start, end)
-                while at < end and self._tails.values[at] == other:
+                at = bisect_left(tails, other, start, end)
+                while at < end and tails[at] == other:
                     places.append(at)
                     at += 1
-        return [(int(self._relations[at]), int(self._tails.values[at])) for at in sorted(places)]
+        return [(self._relations[at], tails[at]) for at in sorted(places)]
 
     def only_candidates(self, names: list[int]) -> list[int]:
         """Return the entity of each name that only one entity has, -1 for other names."""
-        numbers = np.asarray(names, np.int64)
-        start, end = self._candidates.offsets[numbers], self._candidates.offsets[numbers + 1]
-        entities: list[int] = np.where(end - start == 1, self._candidates.values[start], -1).tolist()
+        numbers, offsets = np.asarray(names, np.int64), self._candidates.array_offsets
+        start, end = offsets[numbers], offsets[numbers + 1]
+        entities: list[int] = np.where(end - start == 1, self._candidates.array[start], -1).tolist()
         return entities
 
     def _candidates_of(self, name: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ The object of a relation may be a date or a number, which is not listed among th
 of the graph. Relations connect mentions of one sentence, also if a row has several sentences.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
@@ -89,20 +90,23 @@ class SentenceAnnotator:
         """Yield the rows of a document. mentions: its linked names, by position."""
         if not mentions and self.settings.sentences != "all":
             return
-        at, start, ends = 0, 0, sentence_ends(text)
+        ends, size = sentence_ends(text), self.settings.sentences_per_row
         if not ends or ends[-1] < len(text):
             ends.append(len(text))
-        for last in range(0, len(ends), self.settings.sentences_per_row):
-            row_ends = ends[last : last + self.settings.sentences_per_row]
-            if self.settings.sentences != "all" and (at == len(mentions) or mentions[at].start >= row_ends[-1]):
-                start = row_ends[-1]
-                continue
+        at = last = 0
+        while last < len(ends):
+            if self.settings.sentences != "all":  # continue at the row of the next mention
+                if at == len(mentions):
+                    return
+                last = bisect_right(ends, mentions[at][0]) // size * size
+            start, row_ends = ends[last - 1] if last else 0, ends[last : last + size]
+            last += size
             row_text, offset = _stripped(text, start, row_ends[-1])
             entities, relations = list[Row](), list[Row]()
             for end in row_ends:
                 sentence: list[SentenceMention] = []
-                while at < len(mentions) and mentions[at].start < end:
-                    if mentions[at].end <= end:
+                while at < len(mentions) and mentions[at][0] < end:
+                    if mentions[at][1] <= end:
                         sentence.append(self._mention(row_text, mentions[at], offset))
                     at += 1
                 entities += [one.row for one in sentence if one.row["type"]]
@@ -118,7 +122,7 @@ class SentenceAnnotator:
         return self.settings.sentences == "linked"
 
     def _mention(self, text: str, mention: EntityMention, offset: int) -> SentenceMention:
-        start, end, entity = mention.start - offset, mention.end - offset, mention.entity
+        start, end, entity = mention[0] - offset, mention[1] - offset, mention[2]
         description = self.describe(entity)
         row = {"name": text[start:end], "type": description.type, "spans": [[start, end]], "id": description.id}
         return SentenceMention(start, end, entity, description, row)
