@@ -43,7 +43,12 @@ Schema = dict[str, list[SchemaRule]]  # relation of the graph -> its rules
 
 
 def read_columns(path: str, widths: tuple[int, ...], form: str) -> Iterator[list[str]]:
-    """Yield the fields of each line that is not blank, without surrounding spaces.
+    """Yield the fields of each line; see `located_columns`."""
+    return (fields for _, fields in located_columns(path, widths, form))
+
+
+def located_columns(path: str, widths: tuple[int, ...], form: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield "file:line" and the fields, without surrounding spaces, of each line that is not blank.
 
     widths: the permitted numbers of columns; form: the columns in words, for messages. Raises FileNotFoundError, or
     ValueError with file and line if a line is not UTF-8, has another number of columns or an empty one.
@@ -61,11 +66,11 @@ def read_columns(path: str, widths: tuple[int, ...], form: str) -> Iterator[list
                 if len(fields) not in widths:
                     count = " or ".join(map(str, widths))
                     raise ValueError(f"{path}:{number} has {len(fields)} columns, not {count}; expected: {form}")
-                if not all(fields[: min(widths)]):
+                if not all(fields):
                     raise ValueError(f"{path}:{number} has an empty column; expected: {form}")
                 if len(text) > LONGEST_FIELD:
                     raise ValueError(f"{path}:{number} has more than {LONGEST_FIELD:,} characters; remove the line")
-                yield fields
+                yield f"{path}:{number}", fields
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise ValueError(f"{path}:{number} is not UTF-8 (byte 0x{byte:02x}); convert the file to UTF-8") from None
@@ -75,19 +80,17 @@ def read_columns(path: str, widths: tuple[int, ...], form: str) -> Iterator[list
 
 
 def read_triples(path: str) -> Iterator[GraphTriple]:
-    """Yield the triples of a file; all its lines must have the same number of columns."""
+    """Yield the triples of a file; raises ValueError with file and line unless all lines have 3, or all 5 columns."""
     form = "head id, relation, tail id or literal (or: head id, head name, relation, tail id, tail name)"
     width = 0
-    for number, fields in enumerate(read_columns(path, (3, 5), form), 1):
+    for location, fields in located_columns(path, (3, 5), form):
         width = width or len(fields)
         if len(fields) != width:
-            raise ValueError(f"{path}, triple {number} has {len(fields)} columns, the first one {width}; correct it")
+            raise ValueError(f"{location} has {len(fields)} columns, the first line {width}; use one form")
         if width == 3:
             yield GraphTriple(*fields)
         else:
             head, head_name, relation, tail, tail_name = fields
-            if not tail:
-                raise ValueError(f"{path}, triple {number} has an empty column; expected: {form}")
             yield GraphTriple(head, relation, tail, head_name, tail_name)
 
 

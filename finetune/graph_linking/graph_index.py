@@ -25,6 +25,7 @@ from graph_linking.name_matching import Array, NameAutomaton
 
 SEAL = "index.json"
 VERSION = 1
+DATE, NUMBER = 1, 2  # kinds of literals
 CACHED = 1 << 16  # names and entities whose values are kept as Python objects
 
 
@@ -109,6 +110,8 @@ class GraphIndex:
         self._candidates, self._neighbours, self._tails, self._literals, self._types = (
             NumberLists(path, name) for name in lists
         )
+        self.literal_kinds = memoryview(_mapped(path / "literal_kinds.npy"))
+        self._single_types = [(name,) for name in self.type_names]
         self._relations = memoryview(_mapped(path / "relations.npy"))
         self.candidates = lru_cache(CACHED)(self._candidates_of)
         self.literals = lru_cache(CACHED)(self._literals_of)
@@ -162,11 +165,8 @@ class GraphIndex:
 
     def types(self, entity: int) -> tuple[str, ...]:
         """Return the types of an entity, in the order of the file."""
-        return tuple(self.type_names[number] for number in self._types[entity])
-
-    def has_literals(self, entity: int) -> bool:
-        """Return whether an entity has a triple with a literal."""
-        return self._literals.count(entity) > 0
+        numbers = self._types[entity]
+        return self._single_types[numbers[0]] if len(numbers) == 1 else tuple(self.type_names[one] for one in numbers)
 
     def _literals_of(self, entity: int) -> tuple[tuple[int, str, frozenset[str]], ...]:
         """Return (relation, literal, keys of the literal) of the triples with a literal."""

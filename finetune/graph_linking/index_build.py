@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from literal_values.literal_mentions import literal_keys, literal_text
+from literal_values.literal_mentions import is_date, literal_keys, literal_text
 from partial_folders.cache_entries import ensure_cache_entry
 from partial_folders.output_paths import check_place
 from tqdm import tqdm
 
 from graph_linking.graph_files import read_columns, read_triples
-from graph_linking.graph_index import SEAL, VERSION, NumberLists, StringTable, read_seal
+from graph_linking.graph_index import DATE, NUMBER, SEAL, VERSION, NumberLists, StringTable, read_seal
 from graph_linking.name_matching import LONGEST_NAME, Array, NameAutomaton
 
 ROWS = 50_000  # rows that are read from the database at a time
@@ -181,6 +181,16 @@ def _unique_rows(rows: Array, order: tuple[int, ...]) -> Array:
     return rows[np.append(True, (rows[1:] != rows[:-1]).any(1))] if len(rows) else rows
 
 
+def _literal_kinds(connection: sqlite3.Connection) -> Array:
+    """Return for each literal DATE, NUMBER or their sum (a bare year): (literals,) uint8."""
+    kinds = [0]
+    for block in _strings(connection, "value"):
+        for keys in map(literal_keys, block):
+            is_number = any(key.startswith("n ") for key in keys)
+            kinds.append(DATE * is_date(keys) + NUMBER * is_number)
+    return np.asarray(kinds[1:] or [0], np.uint8)
+
+
 def _write_arrays(connection: sqlite3.Connection, folder: Path) -> dict[str, int]:
     """Write the arrays of an index from the filled database; return the counts."""
     with tqdm(total=5, desc="index", disable=None, leave=False) as bar:
@@ -201,6 +211,9 @@ def _write_arrays(connection: sqlite3.Connection, folder: Path) -> dict[str, int
         bar.update()
         literals = _unique_rows(_numbers(connection, join.format("value"), 3), (2, 1, 0))
         NumberLists.write(folder, "literals", literals[:, 0], literals[:, 1:].ravel(), entities, 2)
+        kinds = np.zeros(entities, np.uint8)
+        np.bitwise_or.at(kinds, literals[:, 0], _literal_kinds(connection)[literals[:, 2]])
+        np.save(folder / "literal_kinds.npy", kinds)
         bar.update()
         join = "SELECT n.number, e.number FROM naming JOIN name n ON n.key = naming.name"
         candidates = _numbers(connection, join + " JOIN entity e ON e.key = naming.entity", 2)

@@ -10,7 +10,8 @@ at a time, which drops nearly all of them after the first. The arrays are mapped
 A text that is not a name has the hash of one with a probability of 10^-13 for each position, at a million names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ def _mix(values: Array) -> Array:
     return values ^ (values >> np.uint64(31))
 
 
+@lru_cache(1)
 def word_characters() -> Array:
     """Return, for each code point, whether it is part of words in scripts with spaces: (1114112,) bool."""
     table = np.zeros(CODE_POINTS, bool)
@@ -110,19 +112,19 @@ class NameAutomaton:
             np.save(folder / f"automaton_{part}.npy", array)
 
     @classmethod
-    def build(cls, blocks: Sequence[Sequence[str]] | Any) -> "NameAutomaton":
+    def build(cls, blocks: Iterable[Sequence[str]]) -> "NameAutomaton":
         """Return the automaton of names without line ends, in blocks; names are numbered in this order from 0."""
         is_word = word_characters()
         tokenizer = Tokenizer(is_word)
         found: list[tuple[Array, Array]] = []
         first, count = np.zeros(1 << _FIRST_BITS, bool), 0
-        for names in blocks:
+        for names in filter(None, blocks):
             prefixes, numbers, tokens = _prefixes(tokenizer, names)
             first[tokens >> np.uint64(64 - _FIRST_BITS)] = True
             found.append(_unique_prefixes(prefixes, np.where(numbers >= 0, numbers + count, -1)))
             count += len(names)
-        keys, numbers = (np.concatenate(part) for part in zip(*found, strict=True)) if found else (np.zeros(0), [])
-        keys, numbers = _unique_prefixes(keys.astype(np.uint64), np.asarray(numbers))
+        found.append((np.zeros(0, np.uint64), np.zeros(0, np.int64)))
+        keys, numbers = _unique_prefixes(*(np.concatenate(part) for part in zip(*found, strict=True)))
         return cls(*_slots(keys, numbers.astype(np.int32)), first, is_word)
 
     def find(self, text: str) -> NameMatches:

@@ -19,7 +19,7 @@ from sentence_ends.sentence_boundaries import sentence_ends
 
 from graph_linking.entity_linking import EntityMention
 from graph_linking.graph_files import ANY_TYPE, Schema, SchemaRule
-from graph_linking.graph_index import CACHED, GraphIndex
+from graph_linking.graph_index import CACHED, NUMBER, GraphIndex
 from graph_linking.relation_evidence import RelationEvidence
 
 Row = dict[str, Any]
@@ -51,7 +51,7 @@ class EntityDescription(NamedTuple):
     id: str
     type: str
     types: tuple[str, ...]
-    has_literals: bool
+    literal_kinds: int  # DATE, NUMBER, their sum, or 0
 
 
 class SentenceMention(NamedTuple):
@@ -79,12 +79,12 @@ class SentenceAnnotator:
     def _describe(self, entity: int) -> EntityDescription:
         """Describe an entity; of several types, the first one that occurs in the schema is written, else the first."""
         id, types = self.index.keys[entity], self.index.types(entity)
-        has_literals = self.index.has_literals(entity)
+        kinds = self.index.literal_kinds[entity]
         if id.startswith('"'):  # quotation marks: a text, not an entity
-            return EntityDescription(literal_text(id), "", types or TEXT_TYPES, has_literals)
+            return EntityDescription(literal_text(id), "", types or TEXT_TYPES, kinds)
         types = types or (DEFAULT_TYPE,)
         kind = next((kind for kind in types if kind in self.schema_types), types[0])
-        return EntityDescription(id, kind, types, has_literals)
+        return EntityDescription(id, kind, types, kinds)
 
     def annotate(self, text: str, mentions: list[EntityMention]) -> Iterator[Row]:
         """Yield the rows of a document. mentions: its linked names, by position."""
@@ -110,9 +110,12 @@ class SentenceAnnotator:
                         sentence.append(self._mention(row_text, mentions[at], offset))
                     at += 1
                 entities += [one.row for one in sentence if one.row["type"]]
-                if len(sentence) > 1 or (sentence and sentence[0].description.has_literals):
+                if len(sentence) > 1 or (sentence and sentence[0].description.literal_kinds):
                     relations += self._relations(row_text, sentence, (max(start - offset, 0), end - offset))
                 start = end
+            if size > 1:  # sentences may repeat a triple
+                seen = {(one["subject_id"], one["relation"], one["object_id"]): one for one in reversed(relations)}
+                relations = list(reversed(seen.values()))
             if row_text and (relations or self.settings.sentences == "all" or (entities and self.is_linked_kept)):
                 yield {"sentence": row_text, "entity_list": entities, "relation_list": relations}
 
@@ -168,7 +171,7 @@ class SentenceAnnotator:
                 if other != entity:
                     for head, tail in product(heads, places[other]):
                         yield relation, head, tail.start, tail.end, tail.description.id, tail.description.types
-        with_literals = [mention for mention in mentions[:MOST_ENTITIES] if mention.description.has_literals]
+        with_literals = [mention for mention in mentions[:MOST_ENTITIES] if mention.description.literal_kinds]
         if with_literals:
             yield from self._literals(text, mentions, with_literals, sentence)
 
@@ -176,9 +179,7 @@ class SentenceAnnotator:
         self, text: str, mentions: list[SentenceMention], subjects: list[SentenceMention], sentence: tuple[int, int]
     ) -> Iterator[ObjectCandidate]:
         """Yield the same for literals of the graph; a date or number within the name of an entity does not count."""
-        literals = [(subject, *literal) for subject in subjects for literal in self.index.literals(subject.entity)]
-        with_numbers = any(not is_date(keys) for *_, keys in literals)
-        begin = sentence[0]
+        begin, with_numbers = sentence[0], any(subject.description.literal_kinds & NUMBER for subject in subjects)
         found = find_literals(text[begin : min(sentence[1], begin + MOST_LITERAL_CHARACTERS)], with_numbers)
         if not found:
             return
@@ -188,6 +189,7 @@ class SentenceAnnotator:
             if taken.isdisjoint(range(place.start + begin, place.end + begin)):
                 for key in place.keys:
                     places.setdefault(key, []).append(place)
+        literals = [(subject, *literal) for subject in subjects for literal in self.index.literals(subject.entity)]
         for subject, relation, literal, keys in literals:
             for place in [place for key in keys for place in places.get(key, ())][:MOST_REPEATED]:
                 kinds = DATE_TYPES if is_date(keys & place.keys) else NUMBER_TYPES

@@ -26,7 +26,6 @@ MAX_TOKENS = 512
 MOST_ITEMS = 64  # entities and triples in a question
 LONGEST_ANSWER = 1 << 20  # bytes
 MOST_RELATIONS = 100  # a graph with more relations needs a schema for additions
-_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 QUESTION = """Sentence: {sentence}
 
 Entities:
@@ -126,8 +125,8 @@ class LanguageModelCheck:
         content = self._post(json.dumps(body).encode())
         try:
             text = json.loads(content)["choices"][0]["message"]["content"]
-            answer = json.loads(_OBJECT.search(text)[0])  # type: ignore[index]  # TypeError: there is no object
-        except (ValueError, LookupError, TypeError, RecursionError):
+            answer = json.loads(text[text.index("{") : text.rindex("}") + 1])
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return {}
         return answer if isinstance(answer, dict) else {}
 
