@@ -33,8 +33,8 @@ class StringTable:
     """Strings by number, mapped from disk."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.offsets = memoryview(_mapped(folder / f"{name}_offsets.npy"))
-        self.content = memoryview(_mapped(folder / f"{name}_text.npy"))
+        self.offsets = _mapped(folder / f"{name}_offsets.npy").data
+        self.content = _mapped(folder / f"{name}_text.npy").data
 
     def __getitem__(self, number: int) -> str:
         return str(self.content[self.offsets[number] : self.offsets[number + 1]], "utf-8")
@@ -61,7 +61,7 @@ class NumberLists:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.array_offsets, self.array = _mapped(folder / f"{name}_offsets.npy"), _mapped(folder / f"{name}.npy")
-        self.offsets, self.values = memoryview(self.array_offsets), memoryview(self.array)
+        self.offsets, self.values = self.array_offsets.data, self.array.data
 
     def __getitem__(self, number: int) -> list[int]:
         return self.values[self.offsets[number] : self.offsets[number + 1]].tolist()
@@ -110,9 +110,9 @@ class GraphIndex:
         self._candidates, self._neighbours, self._tails, self._literals, self._types = (
             NumberLists(path, name) for name in lists
         )
-        self.literal_kinds = memoryview(_mapped(path / "literal_kinds.npy"))
+        self.literal_kinds = _mapped(path / "literal_kinds.npy").data
         self._single_types = [(name,) for name in self.type_names]
-        self._relations = memoryview(_mapped(path / "relations.npy"))
+        self._relations = _mapped(path / "relations.npy").data
         self.candidates = lru_cache(CACHED)(self._candidates_of)
         self.literals = lru_cache(CACHED)(self._literals_of)
 

@@ -1,8 +1,8 @@
 """The checks that the rows of a task pass; a picklable description, since tasks run on other machines too."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from graph_linking.graph_files import Schema, read_columns
 from graph_linking.sentence_annotations import Row
@@ -13,7 +13,8 @@ from triple_checks.language_model_check import Endpoint, LanguageModelCheck
 Check = Callable[[Iterator[Row]], Iterator[Row]]
 
 
-class CheckPlan(NamedTuple):
+@dataclass(frozen=True)
+class CheckPlan:
     """nli: folder of an NLI model, "": none. endpoint: None: no language model. relations: names in the graph."""
 
     nli: str

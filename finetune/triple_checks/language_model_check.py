@@ -25,6 +25,7 @@ TIMEOUT_SECONDS = 120
 MAX_TOKENS = 512
 MOST_ITEMS = 64  # entities and triples in a question
 LONGEST_ANSWER = 1 << 20  # bytes
+MOST_REQUESTS = 256  # at a time
 MOST_RELATIONS = 100  # a graph with more relations needs a schema for additions
 QUESTION = """Sentence: {sentence}
 
@@ -63,12 +64,13 @@ class LanguageModelCheck:
         labels = [rule.label for rules in schema.values() for rule in rules] if schema else list(relations)
         self.relations = list(dict.fromkeys(labels)) if schema or len(labels) <= MOST_RELATIONS else []
         self.endpoint, self.schema, self.journal = endpoint, schema, journal
+        self.requests = min(endpoint.requests, MOST_REQUESTS)
 
     def __call__(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yield the corrected rows, in order."""
         answers = self._journaled()
         with (
-            ThreadPoolExecutor(self.endpoint.requests) as pool,
+            ThreadPoolExecutor(self.requests) as pool,
             self.journal.open("a", encoding="utf-8") as journal,
         ):
             window: list[tuple[Row, str, Any]] = []
@@ -77,7 +79,7 @@ class LanguageModelCheck:
                 key = hashlib.sha256(f"{self.endpoint.model}\n{question}".encode()).hexdigest()[:32]
                 answer = answers.get(key) if question else {}
                 window.append((row, key, pool.submit(self.ask, question) if answer is None else answer))
-                if len(window) >= 4 * self.endpoint.requests:
+                if len(window) >= 4 * self.requests:
                     yield self._finished(*window.pop(0), journal)
             while window:
                 yield self._finished(*window.pop(0), journal)
@@ -170,10 +172,10 @@ class LanguageModelCheck:
 
     def _addition(self, row: Row, one: Any) -> Row | None:
         """Return the relation that an answer adds, or None if it is not one between two entities of the row."""
-        numbers = (one.get("subject"), one.get("object")) if isinstance(one, dict) else ()
         entities = row["entity_list"][:MOST_ITEMS]
+        numbers: list[Any] = [one.get("subject"), one.get("object")] if isinstance(one, dict) else []
         is_valid = all(type(number) is int and 1 <= number <= len(entities) for number in numbers)
-        if not numbers or not is_valid or numbers[0] == numbers[1] or one.get("relation") not in self.relations:
+        if not is_valid or len(set(numbers)) < 2 or one.get("relation") not in self.relations:
             return None
         subject, object = (entities[number - 1] for number in numbers)
         predicates = [
