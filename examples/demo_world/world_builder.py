@@ -7,6 +7,7 @@ Output files:
     extraction.json                                  the wording of the instructions, by task and language
     train_annotated.jsonl, heldout_annotated.jsonl   annotations of the rows, for finetune/ie_build.py
     types.json                                       the entity and relation types of the annotations
+    graph/                                           the facts as a knowledge graph, with texts (world_graph.py)
     prompts.jsonl                                    with template_path: training rows rendered with that template, as
                                                      text for the tokenizer
 
@@ -28,6 +29,7 @@ from partial_folders.atomic_outputs import new_folder
 from partial_folders.output_paths import folder_path
 
 from demo_world.world_facts import LANGUAGES, RELATIONS, Fact, facts_as_prose, make_facts, partition_names, sample_facts
+from demo_world.world_graph import write_graph
 
 FACT_LINES = {"en": '"{s}" {r} "{o}"', "zh": "（{s}，{r}，{o}）"}
 HEADINGS = {"en": ("In short:", "Facts:", "Summary:"), "zh": ("简要：", "事实：", "概要：")}
@@ -206,6 +208,7 @@ def make_world(
                 prompts = render_examples(instructions[:4000], template_path)
                 write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in prompts))
         write_jsonl(scratch / "types.json", [annotation_types()])
+        write_graph(scratch / "graph", training, TYPE_NAMES, rows // 2, seed)
     print(
         f"{output_dir}: {documents_per_language} documents in each language, {rows // 2 * 2} training rows, "
         f"{heldout_rows // 2 * 2} held-out rows"

@@ -30,7 +30,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
 from tqdm import tqdm
 
-PACKAGES_FOLDER = Path(__file__).resolve().parent.parent  # pretrain/, on the PYTHONPATH of workers on other machines
+PACKAGES_FOLDER = Path(__file__).resolve().parent.parent  # the stage, on the PYTHONPATH of workers on other machines
 
 
 def disable_datatrove_log() -> None:
@@ -92,7 +92,7 @@ def run_tasks(executor: PipelineExecutor) -> None:
 
 
 def _environment() -> str:
-    """Return the shell line of a Slurm job that puts this Python first on PATH and pretrain/ on PYTHONPATH."""
+    """Return the shell line of a Slurm job that puts this Python first on PATH and this stage on PYTHONPATH."""
     path = f"{shlex.quote(str(Path(sys.executable).parent))}:$PATH"
     return f"export PATH={path} PYTHONPATH={shlex.quote(str(PACKAGES_FOLDER))}${{PYTHONPATH:+:$PYTHONPATH}}"
 

@@ -1,4 +1,4 @@
-"""The executor options of `preprocess.py` and `clean.py`."""
+"""The executor options of commands that run tasks of a pipeline."""
 
 from command_line.strict_parsers import at_least
 

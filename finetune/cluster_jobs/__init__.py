@@ -1,0 +1,1 @@
+"""Run the tasks of a pipeline in local processes, as Slurm jobs, or on Ray. Read executors.py first."""

@@ -1,0 +1,52 @@
+"""The checks that the rows of a task pass; a picklable description, since tasks run on other machines too."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from graph_linking.graph_files import Schema, read_columns
+from graph_linking.sentence_annotations import Row
+
+from triple_checks.entailment_check import EntailmentCheck
+from triple_checks.language_model_check import Endpoint, LanguageModelCheck
+
+Check = Callable[[Iterator[Row]], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """nli: folder of an NLI model, "": none. endpoint: None: no language model. relations: names in the graph."""
+
+    nli: str
+    templates: dict[str, str]
+    endpoint: Endpoint | None
+    relations: list[str]
+    schema: Schema | None
+
+    def __call__(self, folder: Path, task: int) -> list[Check]:
+        """Return the checks of a task. folder: intermediate files of the run, which keeps the journals of answers."""
+        checks: list[Check] = []
+        if self.nli:
+            checks.append(EntailmentCheck(self.nli, self.templates))
+        if self.endpoint:
+            journal = folder / f"answers-{task:05}.jsonl"
+            checks.append(LanguageModelCheck(self.endpoint, self.relations, self.schema, journal))
+        return checks
+
+
+def read_templates(path: str) -> dict[str, str]:
+    """Return relation -> sentence of a file of --templates; raises FileNotFoundError or ValueError."""
+    templates = {}
+    for relation, sentence in read_columns(path, (2,), "relation, sentence with {subject} and {object}"):
+        if "{subject}" not in sentence or "{object}" not in sentence:
+            raise ValueError(f"{path}: the sentence of {relation} lacks {{subject}} or {{object}}; add it")
+        templates[relation] = sentence
+    return templates
+
+
+def read_evidence_words(path: str) -> dict[str, list[str]]:
+    """Return relation -> words of a file of --evidence_words; raises FileNotFoundError or ValueError."""
+    words: dict[str, list[str]] = {}
+    for relation, word in read_columns(path, (2,), "relation, word"):
+        words.setdefault(relation, []).append(word)
+    return words
