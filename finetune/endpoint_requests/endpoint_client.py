@@ -218,6 +218,8 @@ class EndpointClient:
                         response.close()
                         break
                 return response.status, bytes(content[: MAX_BODY + 1]), response.headers.get("Retry-After", "")
+        except aiohttp.ConnectionTimeoutError:
+            return 0, f"no connection within {CONNECT_SECONDS} s".encode(), ""
         except TimeoutError:
             return -1, f"no response within {self.options.timeout:g} s".encode(), ""
         except (aiohttp.ClientError, OSError) as error:

@@ -5,6 +5,7 @@ from typing import Any
 from endpoint_requests.request_journal import Completion
 
 PRICE_TOKENS = 1_000_000  # prices are per million tokens
+MAX_ERRORS = 20  # different messages in the run record
 
 
 class RequestTotals:
@@ -34,7 +35,9 @@ class RequestTotals:
         self.empty += not completion.error and not completion.text.strip()
         self.cut += completion.finish_reason == "length"
         if completion.error:
-            self.errors[completion.error] = self.errors.get(completion.error, 0) + 1
+            known = completion.error in self.errors or len(self.errors) < MAX_ERRORS
+            name = completion.error if known else "other errors"
+            self.errors[name] = self.errors.get(name, 0) + 1
         elif completion.prompt_tokens is None or completion.completion_tokens is None:
             self.uncounted += 1
         self.prompt_tokens += completion.prompt_tokens or 0
