@@ -193,7 +193,9 @@ class EndpointClient:
             failures += 1
             if failures >= self.options.attempts:
                 if status == 0:
-                    raise ConnectionError(f"{self.base_url} does not answer ({reason}); start the server or correct --url")
+                    raise ConnectionError(
+                        f"{self.base_url} does not answer ({reason}); start the server or correct --url"
+                    )
                 return failed(reason)
             self.totals.retries += 1
             await asyncio.sleep(self.options.pause * 2 ** (failures - 1))

@@ -21,7 +21,9 @@ OPERATIONS = (*IN_DEPTH, IN_BREADTH)
 APOLOGY = re.compile(r"\bsorry\b|抱歉|对不起|无法回答", re.I)
 SHORT_ANSWER = {"en": 80, "zh": 120}  # tokens; a shorter answer with an apology is a refusal (80 words in the paper)
 # Words of the prompts, which an instruction that repeats its prompt contains.
-PROMPT_WORDS = re.compile(r"new instruction|the instruction below|given prompt|rewritten prompt|新指令|下面的指令", re.I)
+PROMPT_WORDS = re.compile(
+    r"new instruction|the instruction below|given prompt|rewritten prompt|新指令|下面的指令", re.I
+)
 PREFIX = re.compile(r"(?i)^\W*(?:new |rewritten )?(?:instruction|prompt)\W*:|^\W*新?指令[:：]")
 SAME = re.compile(r"\W*(same|相同)", re.I)
 STOP_WORDS = frozenset(
@@ -110,7 +112,9 @@ def mark_unchanged(
     prompts = [
         fill(SAME_TASK[run.language], first=current[at].instruction, second=texts[at]) for at in usable
     ]  # fmt: skip
-    for at, reply in zip(usable, run.ask([PlannedRequest(p, ("same",), 0.0) for p in prompts], "comparison"), strict=True):
+    for at, reply in zip(
+        usable, run.ask([PlannedRequest(p, ("same",), 0.0) for p in prompts], "comparison"), strict=True
+    ):
         if SAME.match(reply.text) or texts[at] == current[at].instruction:
             faults[at] = "evolved instruction asks for the same"
 

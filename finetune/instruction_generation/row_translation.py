@@ -41,7 +41,7 @@ def translate_rows(run: GenerationRun, rows: Sequence[InstructionRow], what: Tra
 def translate_messages(run: GenerationRun, conversations: list[list[Any]], answers: bool) -> list[str]:
     """Translate the texts of conversations in place; return for each conversation why it failed, or "".
 
-    answers: translate the answers too, otherwise they are emptied. A text that already is in the language is kept.
+    answers: translate the answers too, otherwise they are emptied. Chinese text is not translated into Chinese again.
     """
     places = []  # (conversation, message, key)
     for number, messages in enumerate(conversations):
@@ -114,4 +114,8 @@ def row_of(messages: list[Any], row: InstructionRow) -> InstructionRow:
     """Return translated messages in the form of their source row; system and history become messages."""
     if row.get("messages") is not None or len(messages) != 2:
         return {"messages": [{key: m[key] for key in ("role", *TEXT_KEYS) if m.get(key)} for m in messages]}
-    return {"instruction": messages[0]["content"], "input": messages[0].get("input") or "", "output": messages[1]["content"]}
+    return {
+        "instruction": messages[0]["content"],
+        "input": messages[0].get("input") or "",
+        "output": messages[1]["content"],
+    }

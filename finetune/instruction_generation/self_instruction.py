@@ -54,7 +54,9 @@ def self_instruct(run: GenerationRun, seeds: Sequence[str], count: int) -> Gener
     seeds: instructions of the seed tasks. Raises ValueError if there are fewer than DEMONSTRATIONS.
     """
     if len(seeds) < DEMONSTRATIONS:
-        raise ValueError(f"self_instruct needs {DEMONSTRATIONS} seed tasks in --language {run.language}, not {len(seeds)}")
+        raise ValueError(
+            f"self_instruct needs {DEMONSTRATIONS} seed tasks in --language {run.language}, not {len(seeds)}"
+        )
     pool, rejected = RougePool(seeds), Counter[str]()
     generated, rows = list[str](), list[InstructionRow]()
     idle = number = 0

@@ -70,7 +70,9 @@ def convert_row(row: dict[str, Any], row_format: RowFormat = "auto") -> list[Ins
     if known == "code" and not has_texts(row, "instruction", "output"):
         question, answer = next((keys for keys in CODE_KEYS if has_texts(row, *keys)), ("", ""))
         if not question:
-            raise ValueError(f"has no task and solution (keys: {', '.join(map(str, row))}); see the formats in README.md")
+            raise ValueError(
+                f"has no task and solution (keys: {', '.join(map(str, row))}); see the formats in README.md"
+            )
         return [{"instruction": row[question], "input": "", "output": row[answer]}]
     if known == "alpaca" or known == "code":
         kept = {name: value for name, value in row.items() if name not in ("prompt", "metadata", "text")}
