@@ -4,7 +4,7 @@
     python finetune/instruct_generate.py --method evolve --seeds alpaca.json --limit 500 --url U --model M --output O
     python finetune/instruct_generate.py --method kg --kg triples.tsv --language zh --url U --model M --output O
     python finetune/instruct_generate.py --method translate --translate question --language zh --seeds alpaca.json \\
-        --url https://api.openai.com/v1 --model gpt-4o-mini --input_price 0.15 --output_price 0.6 --concurrency 64 --output O
+        --url https://api.openai.com/v1 --model gpt-4o-mini --input_price 0.15 --output_price 0.6 --output O
 
 Answers are kept in OUTPUT.journal by the hash of their request: the same command resumes an interrupted or killed run,
 asks nothing twice, and writes the same file. OUTPUT.run.json records the options, the number of requests and tokens,
@@ -12,13 +12,11 @@ their cost, and the number of rejected candidates by reason. Exit status: 0; 2 i
 not answer; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
-from command_line import interrupts
 from command_line.command_errors import resumable
 from command_line.fire_commands import run as run_main
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -108,13 +106,6 @@ def extra_fields(text: str) -> dict[str, Any]:
     return fields
 
 
-def interrupt_on_sigterm(number: int, *_: object) -> None:
-    """Interrupt the run as Ctrl-C does, but with SIGTERM's exit status; a signal handler."""
-    signal.signal(number, signal.SIG_IGN)
-    interrupts.exit_status = interrupts.TERMINATED
-    signal.raise_signal(signal.SIGINT)
-
-
 def main(
     method: Literal["self_instruct", "evolve", "kg", "translate"],
     url: str,
@@ -187,9 +178,6 @@ def main(
     if temperature == -1:
         temperature = 0.0 if method == "translate" else TEMPERATURE
     totals, journal_file, began = RequestTotals(input_price, output_price), f"{output}.journal", time.monotonic()
-    # asyncio cancels all requests on Ctrl-C only with Python's default handler.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, interrupt_on_sigterm)
     with (
         resumable(f"the same command resumes from {journal_file}"),
         RequestJournal(journal_file, retry_failed) as journal,

@@ -2,7 +2,7 @@
 
 | response | what happens |
 | --- | --- |
-| no connection, timeout, status 408 or 500 and above | the request is repeated, up to `attempts` times, with doubled pauses |
+| no connection, timeout, status 408 or 500 and above | repeated, up to `attempts` times in all, with doubled pauses |
 | status 200 without a completion (HTML, not JSON) | the same |
 | status 429 or 503 | all requests wait, for Retry-After seconds if the server names them |
 | status 401, 403 or 404 | the run ends: key, address or model are wrong |
@@ -12,8 +12,11 @@ After the last attempt, the run ends if the server cannot be reached; otherwise 
 are recorded too, so that a resumed run has the same result; after FAILURES_IN_A_ROW of them, the run ends.
 """
 
+from command_line import interrupts
+
 import asyncio
 import json
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -90,6 +93,10 @@ class EndpointClient:
         self.session: aiohttp.ClientSession
 
     def __enter__(self) -> "EndpointClient":
+        # asyncio cancels all requests on Ctrl-C only with Python's default handler.
+        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, interrupt_on_sigterm)
         self.runner.run(self._open())
         return self
 
@@ -97,6 +104,8 @@ class EndpointClient:
         with suppress(Exception):
             self.runner.run(self.session.close())
         self.runner.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     async def _open(self) -> None:
         headers = {"Authorization": f"Bearer {self.options.key}"} if self.options.key else {}
@@ -235,6 +244,13 @@ class EndpointClient:
         if seconds > LONGEST_PAUSE or now - self.last_answer > LONGEST_PAUSE + self.options.timeout:
             raise ConnectionError(f"{self.base_url} is busy; wait, and run the same command again to resume")
         self.resume_at = max(self.resume_at, now + seconds)
+
+
+def interrupt_on_sigterm(number: int, *_: object) -> None:
+    """Interrupt the run as Ctrl-C does, but with SIGTERM's exit status; a signal handler."""
+    signal.signal(number, signal.SIG_IGN)
+    interrupts.exit_status = interrupts.TERMINATED
+    signal.raise_signal(signal.SIGINT)
 
 
 def failed(reason: str) -> Completion:

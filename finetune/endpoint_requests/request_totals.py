@@ -54,7 +54,8 @@ class RequestTotals:
         return {
             "requests": self.requests, "failed": self.failed, "empty": self.empty, "cut": self.cut,
             "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens,
-            "without_token_count": self.uncounted, "cost": round(self.cost, 6), "errors": dict(sorted(self.errors.items())),
+            "without_token_count": self.uncounted, "cost": round(self.cost, 6),
+            "errors": dict(sorted(self.errors.items())),
         }  # fmt: skip
 
     def summary(self) -> str:

@@ -1,4 +1,4 @@
-"""The prompts of all methods, in English and Chinese. `{name}` is replaced by `fill`; other braces are ordinary text."""
+"""The prompts of all methods, in English and Chinese. `fill` replaces `{name}`; other braces are ordinary text."""
 
 import re
 
@@ -195,15 +195,16 @@ Reply:""",
 GRAPH_QUESTION = {
     "en": """\
 Write one natural question whose answer is "{answer}" according to the facts (subject | relation | object). The \
-question names "{head}", but neither the answer nor {hidden}. It can be understood without seeing the facts. Reply with the question only.
+question names "{head}", but neither the answer nor {hidden}. It can be understood \
+without seeing the facts. Reply with the question only.
 
 Facts:
 {facts}
 
 Question:""",
     "zh": """\
-请根据下列事实（主体 | 关系 | 客体）写一个自然的问题，答案是“{answer}”。问题中要出现“{head}”，但不能出现答案，也不能出现{hidden}。\
-不看事实也能读懂这个问题。只回复问题。
+请根据下列事实（主体 | 关系 | 客体）写一个自然的问题，答案是“{answer}”。问题中要出现“{head}”，\
+但不能出现答案，也不能出现{hidden}。不看事实也能读懂这个问题。只回复问题。
 
 事实：
 {facts}

@@ -40,7 +40,8 @@ class GenerationRun:
     """
 
     def __init__(
-        self, client: EndpointClient, language: str, seed: int, temperature: float, max_tokens: int, round_size: int = 16
+        self, client: EndpointClient, language: str, seed: int, temperature: float, max_tokens: int,
+        round_size: int = 16,
     ) -> None:  # fmt: skip
         self.client, self.language, self.seed = client, language, seed
         self.temperature, self.max_tokens, self.round_size = temperature, max_tokens, round_size

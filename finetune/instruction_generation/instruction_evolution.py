@@ -1,8 +1,8 @@
 """Evol-Instruct (WizardLM, Xu et al. 2023, https://arxiv.org/abs/2304.12244): harder and rarer instructions.
 
 In each generation, every instruction is rewritten by one of five in-depth operations or replaced by a rarer one of the
-same field (in breadth), and answered. An evolution that fails is eliminated, and its instruction is evolved again in the
-next generation, with another operation.
+same field (in breadth), and answered. An evolution that fails is eliminated, and its instruction is evolved again in
+the next generation.
 """
 
 import re
@@ -27,8 +27,10 @@ PROMPT_WORDS = re.compile(
 PREFIX = re.compile(r"(?i)^\W*(?:new |rewritten )?(?:instruction|prompt)\W*:|^\W*新?指令[:：]")
 SAME = re.compile(r"\W*(same|相同)", re.I)
 STOP_WORDS = frozenset(
-    "a an the and or but of to in on at by for with from as is are was were be been it its this that these those i you "
-    "he she we they not no yes do does did so if then than there here 的 了 是 在 和 与 也 就 都 而 及 或 有 不 吗 呢 吧 啊".split()
+    similarity_tokens(
+        "a an the and or but of to in on at by for with from as is are was were be been it its this that these those i"
+        " you he she we they not no yes do does did so if then than there here 的了是在和与也就都而及或有不吗呢吧啊"
+    )
 )
 
 

@@ -33,7 +33,8 @@ NOT_TEXT = {
 }
 NUMBER = re.compile(r"(?m)^[ \t]*(?:\*\*)?(?:Task|任务)?[ \t]*(\d{1,3})[ \t]*[.)、．:：]")
 INSTANCE_MARK = re.compile(
-    r"(?mi)^[ \t*#]*+((?:example|示例)[ \t]*+\d*+|input|output|label|task|输入|输出|标签|任务)[ \t*]*+(?:[:：]|$)[ \t*]*+"
+    r"(?mi)^[ \t*#]*+((?:example|示例)[ \t]*+\d*+|input|output|label|task|输入|输出|标签|任务)"
+    r"[ \t*]*+(?:[:：]|$)[ \t*]*+"
 )
 MARK_NAMES = {"input": "input", "输入": "input", "output": "output", "输出": "output", "label": "label",
               "标签": "label"}  # fmt: skip
@@ -58,16 +59,19 @@ def self_instruct(run: GenerationRun, seeds: Sequence[str], count: int) -> Gener
             f"self_instruct needs {DEMONSTRATIONS} seed tasks in --language {run.language}, not {len(seeds)}"
         )
     pool, rejected = RougePool(seeds), Counter[str]()
-    generated, rows = list[str](), list[InstructionRow]()
+    generated, waiting, rows = list[str](), list[str](), list[InstructionRow]()
     idle = number = 0
     with tqdm(total=count, desc="self-instruct", unit="row", disable=None) as bar:
         while len(rows) < count and idle < ROUNDS_WITHOUT_ROWS:
-            new = new_instructions(run, number, seeds, generated, pool, rejected)
-            generated += new
-            added = instances_of(run, new[: count - len(rows)], rejected)[: count - len(rows)]
+            if not waiting:  # accepted instructions without instances
+                waiting = new_instructions(run, number, seeds, generated, pool, rejected)
+                generated += waiting
+                number += 1
+            size = max(count - len(rows), run.round_size)
+            added = instances_of(run, waiting[:size], rejected)[: count - len(rows)]
+            waiting = waiting[size:]
             rows += added
             idle = 0 if added else idle + 1
-            number += 1
             bar.update(len(added))
     return GeneratedRows(rows, rejected)
 
@@ -139,7 +143,8 @@ def instruction_fault(instruction: str, language: str) -> str:
         return "instruction needs more than text"
     if language_of(instruction) != language:
         return "instruction in another language"
-    if not instruction[0].isalnum() or (language == "en" and not instruction[0].isascii()):
+    first = instruction.lstrip("\"'“‘《「")[:1]
+    if not first.isalnum() or (language == "en" and not first.isascii()):
         return "instruction begins with another character than a letter"
     if instruction.lower().startswith("write a program"):
         return "instruction asks for a program"

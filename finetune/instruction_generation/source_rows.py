@@ -2,7 +2,7 @@
 
 | format | keys of a row |
 | --- | --- |
-| `alpaca` | `instruction`, `input`, `output`; Mol-Instructions (also with `metadata`) and code_alpaca have the same keys |
+| `alpaca` | `instruction`, `input`, `output`; Mol-Instructions (with `metadata`) and code_alpaca have them too |
 | `messages` | `messages` of `role` and `content` |
 | `seed_tasks` | `instruction`, `instances` of `input` and `output`; each instance becomes a row |
 | `cot` | FLAN: `inputs`, `targets`; or a question, its rationale and its answer under one of COT_KEYS |
