@@ -40,7 +40,7 @@ def completion_from(fields: Any) -> Completion:
         raise TypeError
     if not all(value is None or type(value) is int for value in counts):
         raise TypeError
-    return Completion(text, finish_reason, *counts, error)
+    return Completion(text, finish_reason, counts[0], counts[1], error)
 
 
 class RequestJournal:
