@@ -12,19 +12,19 @@ their cost, and the number of rejected candidates by reason. Exit status: 0; 2 i
 not answer; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
-from command_line.command_errors import resumable
 from command_line.fire_commands import run as run_main
 
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from endpoint_requests.endpoint_option_types import ENDPOINT_OPTION_TYPES
 from instruction_generation.source_rows import RowFormat, read_source_rows
 from json_rows.instruction_rows import InstructionRow
 from json_rows.row_files import iterate_objects
@@ -83,27 +83,14 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError("--method kg takes no --seeds; remove it")
     if method == "translate" and not options["seeds"]:
         raise ValueError("--method translate needs --seeds, the rows to translate")
-    for name in ("count", "generations", "hops", "max_tokens", "concurrency", "round_size", "attempts"):
+    for name in ("count", "generations", "hops", "max_tokens", "round_size"):
         if options[name] < 1:
             raise ValueError(f"--{name} {options[name]} is too small; it must be at least 1")
-    if options["timeout"] <= 0:
-        raise ValueError(f"--timeout {options['timeout']:g} is not a number of seconds above 0")
     if options["limit"] < 0:
         raise ValueError(f"--limit {options['limit']} is negative; 0 means all rows")
-    if not (temperature := options["temperature"]) == -1 and not 0 <= temperature <= 2:
+    if (temperature := options["temperature"]) is not None and not 0 <= temperature <= 2:
         raise ValueError(f"--temperature {temperature:g} is out of range; give a number from 0 to 2")
     check_output(options["output"], [options["seeds"], options["kg"]])
-
-
-def extra_fields(text: str) -> dict[str, Any]:
-    """Return --extra_body as an object; raises ValueError if it is not one."""
-    try:
-        fields = json.loads(text or "{}")
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict):
-        raise ValueError(f"--extra_body {text} is not a JSON object; give one such as '{{\"top_p\": 0.9}}'")
-    return fields
 
 
 def main(
@@ -121,18 +108,10 @@ def main(
     generations: int = 4,
     hops: int = 2,
     seed: int = 0,
-    temperature: float = -1,
+    temperature: float | None = None,
     max_tokens: int = 1024,
-    api: Literal["chat", "completions"] = "chat",
-    extra_body: str = "",
-    concurrency: int = 16,
     round_size: int = 16,
-    attempts: int = 6,
-    timeout: float = 300,
-    retry_failed: bool = False,
-    api_key: str = "",
-    input_price: float = 0,
-    output_price: float = 0,
+    **endpoint: Any,
 ) -> None:
     """Write generated instruction rows to output (JSONL).
 
@@ -153,58 +132,47 @@ def main(
         seed: seed of all choices and of the sampling seeds in the requests.
         temperature: sampling temperature, 0 to 2; default: 0.7, with translate 0; yes-or-no questions always use 0.
         max_tokens: maximum tokens per answer.
-        api: chat (/v1/chat/completions) or completions (/v1/completions).
-        extra_body: JSON object of further fields of each request; null removes a field, such as {"seed": null}.
-        concurrency: maximum number of concurrent requests; does not change the result.
         round_size: requests for new instructions in a round of self_instruct.
-        attempts: attempts per request if the server fails or answers without a completion.
-        timeout: seconds for one attempt.
-        retry_failed: ask failed requests of the journal again.
-        api_key: API key; prefer the environment variable OPENAI_API_KEY, which `ps` does not show.
-        input_price: price of a million prompt tokens.
-        output_price: price of a million generated tokens.
+        endpoint: api, extra_body, concurrency, attempts, timeout, retry_failed, api_key, input_price, output_price (see
+            finetune/endpoint_requests/endpoint_option_types.py).
     """
-    options = dict(locals())
+    options = {name: value for name, value in locals().items() if name != "endpoint"}
     check_options(options)
-    from endpoint_requests.endpoint_client import EndpointClient, EndpointOptions, base_url
-    from endpoint_requests.request_journal import RequestJournal
-    from endpoint_requests.request_totals import RequestTotals
+    from endpoint_requests.endpoint_options import opened_client, recorded_options
     from instruction_generation.generation_run import GenerationRun
 
-    key = api_key or os.environ.get("OPENAI_API_KEY") or os.environ.get("KNOWLM_API_KEY", "")
-    endpoint = EndpointOptions(
-        base_url(url), model, key, api, concurrency, attempts, timeout, extra=extra_fields(extra_body)
-    )  # fmt: skip
-    if temperature == -1:
+    if temperature is None:
         temperature = 0.0 if method == "translate" else TEMPERATURE
-    totals, journal_file, began = RequestTotals(input_price, output_price), f"{output}.journal", time.monotonic()
-    with (
-        resumable(f"the same command resumes from {journal_file}"),
-        RequestJournal(journal_file, retry_failed) as journal,
-        EndpointClient(endpoint, journal, totals) as client,
-    ):
+    began = time.monotonic()
+    with opened_client(output, url, model, endpoint) as client:
         run = GenerationRun(client, language, seed, temperature, max_tokens, round_size)
         rows, rejected = generated_rows(run, method, options)
-        if not rows:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.most_common(3)) or "no candidates"
-            raise ValueError(f"no row was generated ({reasons}); {totals.summary()}; give another model or other seeds")
-        with new_file(output, replace=True) as file, file.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_record(options, totals.record() | {"rows": len(rows), "rejected": dict(rejected.most_common())})
+        write_rows(output, rows, rejected, client.totals.summary())
+    results = client.totals.record() | {"rows": len(rows), "rejected": dict(rejected.most_common())}
+    write_record(recorded_options(options | endpoint), results)
     if method == "self_instruct" and len(rows) < count:
         print(f"notice: {len(rows)} rows instead of {count}; several rounds gave no new row", file=sys.stderr)
-    print(f"{output}: {len(rows)} row{'s' * (len(rows) != 1)}, {time.monotonic() - began:.1f} s, {totals.summary()}")
+    seconds = time.monotonic() - began
+    print(f"{output}: {len(rows)} row{'s' * (len(rows) != 1)}, {seconds:.1f} s, {client.totals.summary()}")
     if rejected:
         print("rejected: " + ", ".join(f"{number} {reason}" for reason, number in rejected.most_common()))
 
 
-def write_record(options: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Write OUTPUT.run.json: the options without the key, package versions and the results."""
-    told = {name: value for name, value in options.items() if name != "api_key"}
+def write_rows(output: str, rows: Sequence[InstructionRow], rejected: Counter[str], totals: str) -> None:
+    """Write the generated rows; raises ValueError if there are none."""
+    if not rows:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.most_common(3)) or "no candidates"
+        raise ValueError(f"no row was generated ({reasons}); {totals}; give another model or other seeds")
+    with new_file(output, replace=True) as file, file.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_record(told: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Write OUTPUT.run.json: the options, package versions and the results."""
     record = {"script": "instruct_generate.py", "options": told, "versions": {"aiohttp": version("aiohttp")}, **results}
-    with new_file(f"{options['output']}.run.json", replace=True) as file:
+    with new_file(f"{told['output']}.run.json", replace=True) as file:
         file.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, extra_option_types=ENDPOINT_OPTION_TYPES)

@@ -11,26 +11,24 @@ duplicates. The kept rows are in OUTPUT and the others in OUTPUT's .rejected.jso
 a score and a reason of each applied filter under "selection". OUTPUT.run.json has the options and counts.
 """
 
-from command_line.command_errors import resumable
 from command_line.fire_commands import run as run_main
 
 import json
-import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+from endpoint_requests.endpoint_option_types import ENDPOINT_OPTION_TYPES
 from instruction_generation.source_rows import RowFormat, read_source_rows
 from instruction_selection.score_ranking import RankBy, RankOrder
 from partial_folders.atomic_outputs import new_file
 from partial_folders.output_paths import check_output
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None:
     """Raise ValueError or FileNotFoundError for options that do not fit each other."""
     for name in ("minhash", "rouge"):
         if not 0 <= options[name] <= 1:
@@ -38,19 +36,19 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in ("min_length", "max_length", "min_mtld", "min_perplexity", "max_perplexity", "min_ifd", "max_ifd"):
         if options[name] < 0:
             raise ValueError(f"--{name} {options[name]:g} is negative; give 0 or more")
-    for name in ("batch_size", "cutoff_len", "concurrency", "attempts"):
+    for name in ("batch_size", "cutoff_len"):
         if options[name] < 1:
             raise ValueError(f"--{name} {options[name]} is too small; it must be at least 1")
     if bool(options["url"]) != bool(options["model"]):
         raise ValueError("a judge needs --url and --model; give both")
+    if not options["url"] and (options["min_judge"] or endpoint):
+        name = "min_judge" if options["min_judge"] else next(iter(endpoint))
+        raise ValueError(f"--{name} is for a judge; add --url and --model, or remove it")
     rank_by, keep = options["rank_by"], options["keep"]
     if bool(rank_by) != bool(keep) or keep < 0:
         raise ValueError("--rank_by needs --keep, a share (0.2) or a number of rows (500), and --keep needs --rank_by")
-    needed = {
-        "length": "min_length", "mtld": "min_mtld", "rouge": "rouge", "perplexity": "base_model", "ifd": "base_model",
-        "judge": "url",
-    }.get(rank_by, "")  # fmt: skip
-    if needed and not options[needed] and rank_by not in ("length", "mtld"):
+    needed = {"rouge": "rouge", "perplexity": "base_model", "ifd": "base_model", "judge": "url"}.get(rank_by, "")
+    if needed and not options[needed]:
         raise ValueError(f"--rank_by {rank_by} needs the scores of --{needed}; add this option")
     check_output(options["output"], [options["data_path"]])
     if options["base_model"]:
@@ -130,17 +128,11 @@ def main(
     url: str = "",
     model: str = "",
     min_judge: float = 0,
-    concurrency: int = 16,
-    attempts: int = 6,
-    timeout: float = 300,
-    retry_failed: bool = False,
-    api_key: str = "",
-    input_price: float = 0,
-    output_price: float = 0,
     rank_by: RankBy = "",
     keep: float = 0,
     rank_order: RankOrder = "highest",
     seed: int = 0,
+    **endpoint: Any,
 ) -> None:
     """Write the selected rows of data_path to output (JSONL), and the others to its .rejected.jsonl.
 
@@ -168,42 +160,44 @@ def main(
         url: OpenAI-compatible server of the judge.
         model: the judge's name in the requests.
         min_judge: lowest score of the judge, 1 to 10.
-        concurrency: maximum number of concurrent requests.
-        attempts: attempts per request if the server fails or answers without a completion.
-        timeout: seconds for one attempt.
-        retry_failed: ask failed requests of the journal OUTPUT.journal again.
-        api_key: API key; prefer the environment variable OPENAI_API_KEY, which `ps` does not show.
-        input_price: price of a million prompt tokens.
-        output_price: price of a million generated tokens.
         rank_by: keep the best rows by this score, or random rows: length, mtld, rouge, perplexity, ifd, judge, random.
         keep: share (up to 1) or number of rows that rank_by keeps.
         rank_order: keep the rows with the highest or the lowest scores.
         seed: seed of random rows.
+        endpoint: api, extra_body, concurrency, attempts, timeout, retry_failed, api_key, input_price, output_price (see
+            finetune/endpoint_requests/endpoint_option_types.py).
     """
-    options = dict(locals())
-    check_options(options)
+    options = {name: value for name, value in locals().items() if name != "endpoint"}
+    check_options(options, endpoint)
+    select_rows(options, endpoint)
+
+
+def select_rows(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None:
+    """Select rows, write the outputs and print a summary. options, endpoint: the options of `main` by name."""
+    from endpoint_requests.endpoint_options import recorded_options
     from instruction_selection.candidate_rows import Candidate, apply_filters
     from instruction_selection.score_ranking import rank_filter
 
-    began = time.monotonic()
-    pool = [Candidate(number, row) for number, (_, row) in enumerate(read_source_rows(data_path, format), 1)]
+    began, data_path, output = time.monotonic(), options["data_path"], options["output"]
+    rows = read_source_rows(data_path, options["format"])
+    pool = [Candidate(number, row) for number, (_, row) in enumerate(rows, 1)]
     if not pool:
         raise ValueError(f"{data_path} has no row with a question and an answer; give another --data_path")
     apply_filters(pool, text_filters(options))
-    if base_model:
+    if options["base_model"]:
         apply_filters(pool, loss_filters(options))
-    spent = apply_judge(pool, options) if url else {}
-    if rank_by:
-        apply_filters(pool, [rank_filter(rank_by, keep, rank_order, seed)])
+    spent = apply_judge(pool, options, endpoint) if options["url"] else {}
+    if by := options["rank_by"]:
+        apply_filters(pool, [rank_filter(by, options["keep"], options["rank_order"], options["seed"])])
     kept = [candidate for candidate in pool if not candidate.rejected_by]
     rejected = [candidate for candidate in pool if candidate.rejected_by]
     write_rows(rejected, str(Path(output).with_suffix(".rejected.jsonl")))
     write_rows(kept, output)
     counts = Counter(candidate.rejected_by for candidate in rejected)
     seconds = time.monotonic() - began
-    told = {name: value for name, value in options.items() if name != "api_key"}
     results = {"rows": len(pool), "kept": len(kept), "rejected": dict(counts), "seconds": round(seconds, 1), **spent}
     with new_file(f"{output}.run.json", replace=True) as file:
+        told = recorded_options({**options, **endpoint})
         record = {"script": "instruct_select.py", "options": told, **results}
         file.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     by_filter = ", ".join(f"{number} by {name}" for name, number in counts.items())
@@ -212,27 +206,16 @@ def main(
     )
 
 
-def apply_judge(pool: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def apply_judge(pool: list[Any], options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Apply the judge's filter and print its totals; return them for the run record."""
-    from endpoint_requests.endpoint_client import EndpointClient, EndpointOptions
-    from endpoint_requests.request_journal import RequestJournal
-    from endpoint_requests.request_totals import RequestTotals
+    from endpoint_requests.endpoint_options import opened_client
     from instruction_selection.answer_judge import judge_filter
     from instruction_selection.candidate_rows import apply_filters
 
-    key = options["api_key"] or os.environ.get("OPENAI_API_KEY") or os.environ.get("KNOWLM_API_KEY", "")
-    settings = {name: options[name] for name in ("url", "model", "concurrency", "attempts", "timeout")}
-    totals = RequestTotals(options["input_price"], options["output_price"])
-    journal_file = f"{options['output']}.journal"
-    with (
-        resumable(f"the same command resumes from {journal_file}"),
-        ExitStack() as stack,
-    ):
-        journal = stack.enter_context(RequestJournal(journal_file, options["retry_failed"]))
-        client = stack.enter_context(EndpointClient(EndpointOptions(key=key, **settings), journal, totals))
+    with opened_client(options["output"], options["url"], options["model"], endpoint) as client:
         apply_filters(pool, [judge_filter(client, options["min_judge"])])
-    print(f"judge: {totals.summary()}")
-    return {"judge": totals.record()}
+    print(f"judge: {client.totals.summary()}")
+    return {"judge": client.totals.record()}
 
 
 def write_rows(candidates: list[Any], path: str) -> None:
@@ -243,4 +226,4 @@ def write_rows(candidates: list[Any], path: str) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, extra_option_types=ENDPOINT_OPTION_TYPES)

@@ -212,6 +212,7 @@ def test_earlier_scores_are_kept_and_other_formats_are_converted(tmp_path: Path)
         (["--rank_by", "ifd", "--keep", 0.2], "needs the scores of --base_model"),
         (["--url", "http://127.0.0.1:9"], "needs --url and --model"),
         (["--base_model", "missing"], "missing does not exist"),
+        (["--concurrency", 4], "--concurrency is for a judge"),
     ],
 )
 def test_wrong_option_is_one_line(tmp_path: Path, options: list[object], message: str) -> None:
