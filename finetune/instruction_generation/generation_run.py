@@ -7,6 +7,7 @@ same options and answers therefore give the same rows, whatever the concurrency,
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,6 +15,11 @@ from typing import NamedTuple
 from endpoint_requests.endpoint_client import EndpointClient
 from endpoint_requests.request_journal import Completion
 from json_rows.instruction_rows import InstructionRow, messages_of
+
+HEADING = re.compile(
+    r"(?i)(?:[*#\s]{0,4}(?:\d{1,3}\s?[.)、．]|(?:new |rewritten )?(?:question|task|instruction|prompt)[*#\s]{0,4}:"
+    r"|新?(?:问题|任务|指令)[*\s]{0,4}[:：])[*\s]{0,4}(?!\d))+"
+)
 
 
 class GeneratedRows(NamedTuple):
@@ -65,6 +71,13 @@ class GenerationRun:
             for one in planned
         ]  # fmt: skip
         return self.client.complete(bodies, description)
+
+
+def without_heading(text: str) -> str:
+    """Return a generated text without numbers and headings before it ("8. Task: …"), which models repeat."""
+    text = text.strip()
+    heading = HEADING.match(text)
+    return text[heading.end() :] if heading else text
 
 
 def question_text(row: InstructionRow) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from text_language.language_detection import language_of
 
 from instruction_generation.generation_prompts import GRAPH_ANSWER, GRAPH_QUESTION, NOTHING_HIDDEN, fill
-from instruction_generation.generation_run import GeneratedRows, GenerationRun, PlannedRequest
+from instruction_generation.generation_run import GeneratedRows, GenerationRun, PlannedRequest, without_heading
 
 MAX_ANSWERS = 5  # of a question; paths with more are not used
 MAX_FACTS = 30  # triples of a path
@@ -139,7 +139,7 @@ def graph_questions(run: GenerationRun, graph: KnowledgeGraph, count: int, hops:
     prompts = [PlannedRequest(question_prompt(run.language, path), ("question", at)) for at, path in enumerate(paths)]
     asked: list[tuple[GraphPath, str]] = []
     for path, reply in zip(paths, run.ask(prompts, "questions"), strict=True):
-        question = reply.text.strip()
+        question = without_heading(reply.text)
         if fault := question_fault(question, path, run.language) or "question cut" * (reply.finish_reason == "length"):
             rejected[fault] += 1
         else:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from endpoint_requests.request_journal import Completion
 
 from instruction_generation.generation_prompts import BREADTH, IN_DEPTH, SAME_TASK, deeper_prompt, fill
-from instruction_generation.generation_run import GeneratedRows, GenerationRun, PlannedRequest
+from instruction_generation.generation_run import GeneratedRows, GenerationRun, PlannedRequest, without_heading
 from instruction_generation.rouge_pool import similarity_tokens
 
 IN_BREADTH = "breadth"
@@ -24,7 +24,6 @@ SHORT_ANSWER = {"en": 80, "zh": 120}  # tokens; a shorter answer with an apology
 PROMPT_WORDS = re.compile(
     r"new instruction|the instruction below|given prompt|rewritten prompt|新指令|下面的指令", re.I
 )
-PREFIX = re.compile(r"(?i)^\W*(?:new |rewritten )?(?:instruction|prompt)\W*:|^\W*新?指令[:：]")
 SAME = re.compile(r"\W*(same|相同)", re.I)
 STOP_WORDS = frozenset(
     similarity_tokens(
@@ -54,7 +53,7 @@ def evolve(run: GenerationRun, seeds: Sequence[str], generations: int) -> Genera
         faults = [
             evolution_fault(answer, parent.instruction) for answer, parent in zip(evolved, current, strict=True)
         ]  # fmt: skip
-        texts = [clean_instruction(answer.text) for answer in evolved]
+        texts = [without_heading(answer.text) for answer in evolved]
         mark_unchanged(run, current, texts, faults)
         usable = [at for at, fault in enumerate(faults) if not fault]
         planned = [PlannedRequest(texts[at], ("answer", generation, at)) for at in usable]
@@ -89,14 +88,9 @@ def evolved_instructions(run: GenerationRun, generation: int, current: Sequence[
     return run.ask(planned, f"evolution {generation + 1}")
 
 
-def clean_instruction(text: str) -> str:
-    """Return an evolved instruction without a heading that repeats the prompt."""
-    return PREFIX.sub("", text.strip(), count=1).strip()
-
-
 def evolution_fault(answer: Completion, parent: str) -> str:
     """Return why an evolved instruction is eliminated, or ""."""
-    instruction = clean_instruction(answer.text)
+    instruction = without_heading(answer.text)
     if answer.error or not instruction:
         return "no evolved instruction"
     if answer.finish_reason == "length":

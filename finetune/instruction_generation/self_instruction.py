@@ -16,7 +16,7 @@ from text_language.language_detection import language_of
 from tqdm import tqdm
 
 from instruction_generation.generation_prompts import INPUT_FIRST, IS_CLASSIFICATION, NEW_TASKS, OUTPUT_FIRST, fill
-from instruction_generation.generation_run import GeneratedRows, GenerationRun, PlannedRequest
+from instruction_generation.generation_run import GeneratedRows, GenerationRun, PlannedRequest, without_heading
 from instruction_generation.rouge_pool import RougePool, similarity_tokens
 
 DEMONSTRATIONS, GENERATED_DEMONSTRATIONS = 8, 2
@@ -129,7 +129,7 @@ def numbered_items(answer: Completion) -> Iterator[str]:
     if answer.finish_reason == "length":
         items = items[:-1]
     for item in items:
-        cleaned = " ".join(item.replace("**", "").split()).strip(' "“”')
+        cleaned = without_heading(" ".join(item.replace("**", "").split())).strip(' "“”')
         if cleaned:
             yield cleaned
 
