@@ -15,6 +15,7 @@ from text_language.language_detection import CJK_CHARACTERS
 
 # Of an English text, the tokens of the package rouge-score without stemming; it has none of a Chinese text.
 TOKEN = re.compile(f"[{CJK_CHARACTERS}]|[^\\W_{CJK_CHARACTERS}]+")
+MAX_TOKENS = 4096  # of a text that are compared; bounds the work on a very long text
 FIRST_CAPACITY = 8  # of the arrays of a token; doubled when full
 
 
@@ -57,8 +58,8 @@ class RougePool:
             self.add(similarity_tokens(text))
 
     def add(self, tokens: list[str]) -> None:
-        """Add a text as its `similarity_tokens`."""
-        number = len(self.tokens)
+        """Add a text as its `similarity_tokens`, of which the first MAX_TOKENS are compared."""
+        tokens, number = tokens[:MAX_TOKENS], len(self.tokens)
         if number == len(self.lengths):
             self.lengths = np.resize(self.lengths, 2 * number)
         self.tokens.append(tokens)
@@ -83,6 +84,7 @@ class RougePool:
 
         at_least: texts below this value may be ignored; the result is then (0, -1).
         """
+        tokens = tokens[:MAX_TOKENS]
         bounds = self.upper_bounds(tokens)
         candidates = np.flatnonzero((bounds >= at_least) & (bounds > 0))
         order = candidates[np.argsort(-bounds[candidates], kind="stable")]
@@ -121,7 +123,7 @@ def common_subsequence(masks: dict[str, int], length: int, other: list[str]) -> 
 
 def rouge_l(first: str, second: str) -> float:
     """Return ROUGE-L of two texts: 0 if one has no tokens."""
-    tokens, other = similarity_tokens(first), similarity_tokens(second)
+    tokens, other = similarity_tokens(first)[:MAX_TOKENS], similarity_tokens(second)[:MAX_TOKENS]
     if not tokens or not other:
         return 0.0
     return 2 * common_subsequence(position_masks(tokens), len(tokens), other) / (len(tokens) + len(other))

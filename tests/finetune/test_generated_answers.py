@@ -75,11 +75,9 @@ def test_instructions_that_can_be_used(text: str, language: str, usable: bool) -
 
 def test_headings_before_a_text_are_removed() -> None:
     assert without_heading("#New instruction#: Name it") == "Name it" == without_heading("Question: Name it")
-    assert (
-        without_heading("问题：河有多长？") == "河有多长？"
+    assert without_heading("问题：河有多长？") == "河有多长？"
     for kept in ("3.5 is a number", "Answer the question: why?"):
         assert without_heading(kept) == kept
-    )
 
 
 def test_faults_of_evolved_instructions_and_their_answers() -> None:

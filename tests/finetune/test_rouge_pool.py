@@ -49,6 +49,15 @@ def test_most_similar_text_equals_that_of_the_definition(at_least: float) -> Non
         texts.append(tokens)
 
 
+def test_very_long_texts_take_bounded_time() -> None:
+    tokens = [f"word{number % 5000}" for number in range(1_000_000)]
+    pool = RougePool()
+    pool.add(tokens)
+    began = time.process_time()
+    assert pool.most_similar(tokens) == (1.0, 0) and pool.most_similar(tokens[::-1]).score < 0.1
+    assert time.process_time() - began < 5
+
+
 def test_ten_thousand_rows_are_compared_with_at_least_fifty_candidates_a_second(shared_data: Path) -> None:
     """The processor time of one core; measured: more than 1,000 a second."""
     sentences = [
