@@ -27,6 +27,12 @@ from instruction_selection.score_ranking import RankBy, RankOrder
 from partial_folders.atomic_outputs import new_file
 from partial_folders.output_paths import check_output
 
+# Options that need --base_model, and their defaults.
+CHECKPOINT_OPTIONS = {
+    "lora_weights": "", "prompt_template_name": "", "min_perplexity": 0, "max_perplexity": 0, "min_ifd": 0,
+    "max_ifd": 1,
+}  # fmt: skip
+
 
 def check_options(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None:
     """Raise ValueError or FileNotFoundError for options that do not fit each other."""
@@ -44,6 +50,10 @@ def check_options(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> No
     if not options["url"] and (options["min_judge"] or endpoint):
         name = "min_judge" if options["min_judge"] else next(iter(endpoint))
         raise ValueError(f"--{name} is for a judge; add --url and --model, or remove it")
+    if not options["base_model"]:
+        for name, unused in CHECKPOINT_OPTIONS.items():
+            if options[name] != unused:
+                raise ValueError(f"--{name} is for perplexity and IFD; add --base_model, or remove it")
     rank_by, keep = options["rank_by"], options["keep"]
     if bool(rank_by) != bool(keep) or keep < 0:
         raise ValueError("--rank_by needs --keep, a share (0.2) or a number of rows (500), and --keep needs --rank_by")

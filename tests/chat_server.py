@@ -84,8 +84,8 @@ def answer_text(prompt: str, seed: object) -> str:
         head = found[1] or found[2]
         return f"{head}与什么有关系？" if chinese else f"What is related to {head}?"
     if found := re.search(r"names (.+), spelled|写出(.+)。\n", prompt):
-        names = re.findall(r'["“]([^"”]+)["”]', found[0])
-        return ("、".join(names) + "。") if chinese else f"The graph names {' and '.join(names)}."
+        answers = re.findall(r'["“]([^"”]+)["”]', found[0])
+        return ("、".join(answers) + "。") if chinese else f"The graph names {' and '.join(answers)}."
     if '"score"' in prompt:
         return json.dumps({"score": draw.randint(1, 10), "reason": "as drawn"})
     return sentence(draw, chinese) + ("。" if chinese else ".")

@@ -112,4 +112,7 @@ class RequestJournal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close the file, and remove it if it has no answers."""
+        if not self.file.seek(0, os.SEEK_END):
+            self.path.unlink(missing_ok=True)
         self.file.close()

@@ -74,6 +74,16 @@ def test_self_instruct_writes_rows_of_the_language_with_different_instructions(
     assert ("prompt" in server.bodies[0]) == (api == "completions")
 
 
+def test_other_seed_tasks_are_the_demonstrations(server: ChatServer, shared_data: Path, tmp_path: Path) -> None:
+    seeds = shared_data / "seed_tasks.jsonl"
+    run_in_process(SCRIPT, "--method", "self_instruct", "--seeds", seeds, "--url", server.url, "--model", "m",
+                   "--output", tmp_path / "o.jsonl", "--count", 3, "--round_size", 1)  # fmt: skip
+    known = {" ".join(json.loads(line)["instruction"].split()) for line in seeds.read_text("utf-8").splitlines()}
+    shown = server.bodies[0]["messages"][0]["content"].splitlines()
+    listed = [line.partition(". ")[2] for line in shown if line[:1].isdigit() and ". " in line]
+    assert len(listed) == 8 and set(listed) <= known
+
+
 def test_evolve_eliminates_failures_and_records_operations(server: ChatServer, tmp_path: Path) -> None:
     output = tmp_path / "evolved.jsonl"
 
@@ -125,7 +135,7 @@ def test_questions_about_a_graph_agree_with_its_paths(
 
 @pytest.mark.parametrize("way", ["pair", "question"])
 def test_translation_keeps_the_form_of_each_row(server: ChatServer, tmp_path: Path, way: str) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"instruction": "Add the numbers {x}.", "input": "1 2", "output": "3"},
         {"conversations": [{"from": "human", "value": "Hi there"}, {"from": "gpt", "value": "Hello you"},
                            {"from": "human", "value": "Go on now"}, {"from": "gpt", "value": "Once more"}]},
@@ -281,7 +291,7 @@ def test_refused_key_or_model_ends_the_run(
     done = run_in_process(SCRIPT, *command(server, tmp_path / "o.jsonl")[2:], status=2)
     assert done.stderr.count("\n") == 1 and "no such model" in done.stderr and "secret" not in done.stderr
     assert server.headers[0]["Authorization"] == "Bearer secret"
-    assert not (tmp_path / "o.jsonl").exists()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("o.jsonl")]
 
 
 def test_server_that_always_fails_ends_the_run_and_can_be_retried(server: ChatServer, tmp_path: Path) -> None:
@@ -350,7 +360,7 @@ def test_wrong_option_is_one_line(
     url = [] if "--url" in options else ["--url", "http://127.0.0.1:9"]
     done = run_in_process(SCRIPT, *options, *url, "--model", "m", "--output", tmp_path / "o.jsonl", status=2)
     assert done.stderr.count("\n") == 1 and message in done.stderr
-    assert not (tmp_path / "o.jsonl").exists()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("o.jsonl")]
 
 
 def test_addresses_of_servers() -> None:
@@ -362,5 +372,6 @@ def test_answers_of_the_journal_are_never_in_the_wrong_place(server: ChatServer,
     """Another model, seed or prompt is another request; the order of keys is not."""
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 1}
     assert request_key("/c", body) == request_key("/c", dict(reversed(body.items())))
-    keys = {request_key("/c", body | change) for change in ({}, {"model": "n"}, {"seed": 2}, {"messages": []})}
+    changes: list[dict[str, Any]] = [{}, {"model": "n"}, {"seed": 2}, {"messages": []}]
+    keys = {request_key("/c", body | change) for change in changes}
     assert len(keys) == 4 and request_key("/d", body) not in keys
