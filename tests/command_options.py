@@ -88,7 +88,15 @@ def parameter_options() -> dict[str, Any]:
     return dict.fromkeys(Parameters.model_fields, str)
 
 
-EXTRA_OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {"examples": decoding_options, "inference": parameter_options}
+def endpoint_options() -> dict[str, Any]:
+    from endpoint_requests.endpoint_option_types import ENDPOINT_OPTION_TYPES
+
+    return dict(ENDPOINT_OPTION_TYPES)
+
+
+EXTRA_OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "examples": decoding_options, "finetune": endpoint_options, "inference": parameter_options,
+}  # fmt: skip
 SHORT = {"max_new_tokens": "2"}
 TRAINING = {
     "output_dir": "out", "max_steps": "1", "report_to": "none", "learning_rate": "1e-3", "logging_steps": "1",
@@ -142,6 +150,10 @@ COMMANDS = [
            "errors", "confusion_picture"),
     called("finetune/ie_run.py", "", "ie_run:main",
            {"base_model": "chat", "data_path": ROWS, "output": "out", "max_new_tokens": "2"}, "output"),
+    called("finetune/instruct_generate.py", "", "instruct_generate:main",
+           {"method": "self_instruct", "url": "http://127.0.0.1:9", "model": "m", "output": "out", "attempts": "1"},
+           "output"),
+    called("finetune/instruct_select.py", "", "instruct_select:main", {"data_path": ROWS, "output": "out"}, "output"),
     parsed("finetune/finetune.py", "option_parsers:finetune",
            TRAINING | {"base_model": "base", "data_path": ROWS, "batch_size": "2", "micro_batch_size": "1"},
            "output_dir"),

@@ -1,0 +1,287 @@
+"""Client of an OpenAI-compatible server: rounds of requests with bounded concurrency and one retry policy.
+
+| response | what happens |
+| --- | --- |
+| no connection, timeout, status 408 or 500 and above | repeated, up to `attempts` times in all, with doubled pauses |
+| status 200 without a completion (HTML, not JSON) | the same |
+| status 429 or 503 | all requests wait, for Retry-After seconds if the server names them |
+| status 401, 403 or 404 | the run ends: key, address or model are wrong |
+| another status of 400 and above, or more than MAX_BODY bytes | the request has failed |
+
+After the last attempt, the run ends if the server cannot be reached; otherwise the request has failed. Failed requests
+are recorded too, so that a resumed run has the same result; after FAILURES_IN_A_ROW of them, the run ends.
+"""
+
+from command_line import interrupts
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from endpoint_requests.request_journal import Completion, RequestJournal, request_key
+from endpoint_requests.request_totals import RequestTotals
+
+CONNECT_SECONDS = 10
+LONGEST_PAUSE = 600  # seconds; maximum Retry-After, and maximum time without an answer while the server is busy
+MAX_BODY = 16 * 2**20  # bytes of a response; longer than any completion
+FAILURES_IN_A_ROW = 20
+BUSY_STATUSES, REFUSALS, TEMPORARY = (429, 503), (401, 403, 404), 408
+SHOWN_CHARACTERS = 200  # of a response in an error message
+
+
+class EndpointOptions(NamedTuple):
+    """How requests are sent.
+
+    Attributes:
+        url: the server's address, with or without /v1.
+        model: the model's name in each request.
+        key: API key, "" for none.
+        api: "chat" (/v1/chat/completions) or "completions" (/v1/completions, for models without a chat template).
+        extra: further fields of each request; a field with None is removed from the request.
+        pause: seconds before the second attempt, doubled before each further one.
+    """
+
+    url: str
+    model: str
+    key: str = ""
+    api: str = "chat"
+    concurrency: int = 16
+    attempts: int = 6
+    timeout: float = 300.0
+    pause: float = 0.5
+    extra: Mapping[str, Any] = {}
+
+    @property
+    def route(self) -> str:
+        return "/chat/completions" if self.api == "chat" else "/completions"
+
+
+def base_url(url: str) -> str:
+    """Return a server's address that ends in its version (/v1, unless the address has another path).
+
+    Raises ValueError if it is not a URL.
+    """
+    parts = urlsplit(url.rstrip("/"))
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"--url {url!r} is not the URL of a server; give one such as http://127.0.0.1:8090")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("--url takes no user name, password or query; put a key into OPENAI_API_KEY")
+    path = parts.path
+    for route in ("/chat/completions", "/completions"):
+        path = path.removesuffix(route)
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+class EndpointClient:
+    """Answers rounds of requests. A context manager; the connections stay open between rounds."""
+
+    def __init__(self, options: EndpointOptions, journal: RequestJournal, totals: RequestTotals) -> None:
+        self.options, self.journal, self.totals = options, journal, totals
+        self.base_url = base_url(options.url)
+        self.counted: set[str] = set()  # keys of the requests in `totals`
+        self.failures = 0  # failed requests since the last answer
+        self.resume_at = 0.0  # monotonic seconds; a busy server gets no request before this time
+        self.last_answer = time.monotonic()
+        self.runner = asyncio.Runner()
+        self.session: aiohttp.ClientSession
+
+    def __enter__(self) -> "EndpointClient":
+        # asyncio cancels all requests on Ctrl-C only with Python's default handler.
+        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, interrupt_on_sigterm)
+        self.runner.run(self._open())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(Exception):
+            self.runner.run(self.session.close())
+        self.runner.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    async def _open(self) -> None:
+        headers = {"Authorization": f"Bearer {self.options.key}"} if self.options.key else {}
+        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers)
+
+    def request(
+        self, messages: Sequence[Mapping[str, str]] | str, seed: int, temperature: float, max_tokens: int
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return the body of a request; a text is one user message. /completions gets the contents, in paragraphs."""
+        body: dict[str, Any] = {"model": self.options.model}
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*map(dict, messages)]
+        if self.options.api == "chat":
+            body["messages"] = turns
+        else:
+            body["prompt"] = "\n\n".join(turn["content"] for turn in turns) + "\n"
+        body |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **self.options.extra}
+        return {name: value for name, value in body.items() if value is not None}
+
+    def complete(self, requests: Sequence[Mapping[str, Any]], description: str = "requests") -> list[Completion]:
+        """Return the answer to each request, in the order of the requests; equal requests are sent once.
+
+        Raises ValueError if the server refuses key, address or model, ConnectionError if it does not answer.
+        """
+        keys = [request_key(self.options.route, body) for body in requests]
+        missing = {
+            key: body for key, body in zip(keys, requests, strict=True) if key not in self.journal.completions
+        }  # fmt: skip
+        if missing:
+            self.runner.run(self._answer(missing, description))
+        answers = [self.journal.completions[key] for key in keys]
+        for key, answer in zip(keys, answers, strict=True):
+            if key not in self.counted:
+                self.counted.add(key)
+                self.totals.add(answer)
+        return answers
+
+    async def _answer(self, missing: Mapping[str, Mapping[str, Any]], description: str) -> None:
+        from tqdm import tqdm
+
+        pending = iter(missing.items())
+        bar = tqdm(total=len(missing), desc=description, unit="request", disable=None, leave=False)
+        self.last_answer = time.monotonic()
+
+        async def work() -> None:
+            for key, body in pending:
+                completion = await self._request(body)
+                self.journal.record(key, completion)
+                self.totals.asked += 1
+                bar.update()
+                self._check_failures(completion)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.options.concurrency, len(missing))):
+                    group.create_task(work())
+        except BaseExceptionGroup as errors:  # the first error cancels the other workers; only this error is raised
+            raise errors.exceptions[0] from None
+        finally:
+            bar.close()
+
+    def _check_failures(self, completion: Completion) -> None:
+        self.failures = self.failures + 1 if completion.error else 0
+        if self.failures >= FAILURES_IN_A_ROW:
+            self.failures = 0
+            raise ConnectionError(
+                f"{self.base_url}: {FAILURES_IN_A_ROW} requests in a row failed ({completion.error}); correct the "
+                "cause and run the same command with --retry_failed"
+            )
+
+    async def _request(self, body: Mapping[str, Any]) -> Completion:
+        """Send a request until it is answered or has failed (see the table at the top of this file)."""
+        data, failures = json.dumps(body).encode(), 0
+        while True:
+            await asyncio.sleep(self.resume_at - time.monotonic())
+            status, content, retry_after = await self._send(data)
+            if status in REFUSALS:
+                raise ValueError(
+                    f"{self.base_url}{self.options.route} answers with status {status} ({error_text(content)}); "
+                    "correct --url or --model, or give a valid key in OPENAI_API_KEY"
+                )
+            if status in BUSY_STATUSES:
+                self.totals.retries += 1
+                self._wait_for_busy_server(retry_after)
+                continue
+            if status == 200:
+                self.last_answer = time.monotonic()
+                if (completion := parsed_completion(content)) is not None:
+                    return completion
+            reason = content.decode() if status <= 0 else f"status {status}: {error_text(content)}"
+            if len(content) > MAX_BODY:
+                return failed(f"the response has more than {MAX_BODY} bytes")
+            if 400 <= status < 500 and status != TEMPORARY:
+                return failed(reason)
+            failures += 1
+            if failures >= self.options.attempts:
+                if status == 0:
+                    raise ConnectionError(
+                        f"{self.base_url} does not answer ({reason}); start the server or correct --url"
+                    )
+                return failed(reason)
+            self.totals.retries += 1
+            await asyncio.sleep(self.options.pause * 2 ** (failures - 1))
+
+    async def _send(self, data: bytes) -> tuple[int, bytes, str]:
+        """Send a request body once; return (status, response body, Retry-After).
+
+        Without a response, the status is 0 (no connection) or -1 (timeout, or the connection broke within a response),
+        and the body is the reason. At most MAX_BODY + 1 bytes are read.
+        """
+        timeout = aiohttp.ClientTimeout(total=self.options.timeout, sock_connect=CONNECT_SECONDS)
+        headers, status = {"Content-Type": "application/json"}, 0
+        try:
+            async with self.session.post(
+                self.base_url + self.options.route, data=data, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                status = -1
+                content = bytearray()
+                async for part in response.content.iter_any():
+                    content += part
+                    if len(content) > MAX_BODY:
+                        response.close()
+                        break
+                return response.status, bytes(content[: MAX_BODY + 1]), response.headers.get("Retry-After", "")
+        except aiohttp.ConnectionTimeoutError:
+            return 0, f"no connection within {CONNECT_SECONDS} s".encode(), ""
+        except TimeoutError:
+            return -1, f"no response within {self.options.timeout:g} s".encode(), ""
+        except (aiohttp.ClientError, OSError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return status, reason[:SHOWN_CHARACTERS].encode(errors="replace"), ""
+
+    def _wait_for_busy_server(self, retry_after: str) -> None:
+        """Delay all requests; raises ConnectionError if the server was busy for LONGEST_PAUSE seconds."""
+        seconds = max(1, int(retry_after[:9])) if retry_after.isdecimal() else 1
+        now = time.monotonic()
+        if seconds > LONGEST_PAUSE or now - self.last_answer > LONGEST_PAUSE + self.options.timeout:
+            raise ConnectionError(f"{self.base_url} is busy; wait, and run the same command again to resume")
+        self.resume_at = max(self.resume_at, now + seconds)
+
+
+def interrupt_on_sigterm(number: int, *_: object) -> None:
+    """Interrupt the run as Ctrl-C does, but with SIGTERM's exit status; a signal handler."""
+    signal.signal(number, signal.SIG_IGN)
+    interrupts.exit_status = interrupts.TERMINATED
+    signal.raise_signal(signal.SIGINT)
+
+
+def failed(reason: str) -> Completion:
+    """Return the completion of a request that has failed."""
+    return Completion("", "", None, None, reason[: 2 * SHOWN_CHARACTERS])
+
+
+def parsed_completion(content: bytes) -> Completion | None:
+    """Return the first choice of a response of /chat/completions or /completions, or None if it has none.
+
+    A choice without text, such as {"content": null}, is an empty answer.
+    """
+    try:
+        response = json.loads(content)
+        choice = response["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        usage = response.get("usage") or {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None
+    if not isinstance(text, str | None):
+        return None
+    prompt_tokens, completion_tokens = (count if type(count) is int and count >= 0 else None for count in counts)
+    valid = (text or "").encode("utf-8", "replace").decode()  # half a surrogate pair is not a character
+    return Completion(valid, str(choice.get("finish_reason") or "stop"), prompt_tokens, completion_tokens)
+
+
+def error_text(content: bytes) -> str:
+    """Return the message of an error response, or the beginning of the response, on one line."""
+    text = content[: 64 * SHOWN_CHARACTERS].decode("utf-8", "replace")
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        error = json.loads(text)["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    return " ".join(text.split())[:SHOWN_CHARACTERS] or "empty response"
