@@ -115,7 +115,7 @@ def test_rows_have_entities_relations_and_literals_with_spans(files: Path) -> No
 
 def test_ie_build_makes_instructions_of_the_rows(files: Path) -> None:
     run()
-    ie_build.main(annotations="rows.jsonl", output="examples.jsonl", task="re")
+    ie_build.main(input="rows.jsonl", output="examples.jsonl", task="re")
     answer = json.loads(rows_of("examples.jsonl")[0]["output"])
     assert answer["born in"] == [{"subject": "Ann Lee", "object": "Oslo"}]
 
