@@ -59,10 +59,12 @@ def test_bare_year_is_a_year_and_a_number_and_a_date_includes_its_year() -> None
 )
 def test_time_is_linear_in_the_length(part: str) -> None:
     def seconds(length: int) -> float:
-        text = part * (length // len(part))
-        start = time.process_time()
-        find_literals(text)
-        return time.process_time() - start
+        """Return the shortest time of three runs, since garbage collection can take longer than a run."""
+        text, times = part * (length // len(part)), []
+        for _ in range(3):
+            start = time.process_time()
+            find_literals(text)
+            times.append(time.process_time() - start)
+        return min(times)
 
-    seconds(1000)
     assert seconds(40_000) < 0.05 + 8 * seconds(10_000)
