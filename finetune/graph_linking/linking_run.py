@@ -27,7 +27,7 @@ from graph_linking.text_shards import TextShard, read_shard
 GARBAGE_THRESHOLD = 100_000  # new objects between garbage collections
 BATCH = 1 << 18  # characters of documents that are searched for names together
 Check = Callable[[Iterator[Row]], Iterator[Row]]
-PART = "{:05}.jsonl"
+PART, COUNTS = "{:05}.jsonl", "counts.json"
 
 
 def annotate(index: GraphIndex, settings: AnnotationSettings, documents: Iterator[str]) -> Iterator[Row]:
@@ -107,7 +107,7 @@ class JoinParts:
         self.folder, self.tasks, self.output = folder, tasks, output
 
     def __call__(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """Write the output file and <folder>/counts.json."""
+        """Write the output file, and its counts to <folder>/counts.json."""
         counts = Counter[str]()
         joined = self.folder / "joined.jsonl"
         with joined.open("wb") as target:
@@ -117,7 +117,7 @@ class JoinParts:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, target, 1 << 20)
         fsync_path(joined)
-        (self.folder / "counts.json").write_text(json.dumps(counts))
+        (self.folder / COUNTS).write_text(json.dumps(counts))
         joined.replace(self.output)
         shutil.rmtree(self.folder / "parts")
         return data
@@ -141,6 +141,8 @@ def run_linking(
     with resume_journal.locked_folder(folder, identity):
         try:
             check_no_jobs(folder / "logs", target)
+            if (folder / COUNTS).exists():  # Slurm jobs of an earlier run have written the output
+                resume_journal.empty_folder(folder)
             work = step(folder)
             logs, tasks = folder / "logs", len(work.tasks)
             link = make_executor(execution, [work], tasks, workers, logs / "link", job_name="kg-link")
@@ -153,7 +155,7 @@ def run_linking(
             run_tasks(join)
             if is_slurm:
                 return {}
-            counts: dict[str, int] = json.loads((folder / "counts.json").read_text())
+            counts: dict[str, int] = json.loads((folder / COUNTS).read_text())
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; finished tasks are kept, and the same command resumes") from None
         except ValueError:  # its remedy is usually another input

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import ie_build
 import kg2instruct
 import pytest
+from conftest import RunScript
 from demo_world.world_builder import make_world
 from graph_linking.graph_index import GraphIndex
 from graph_linking.index_build import build_index
@@ -279,3 +281,44 @@ def test_killed_run_keeps_finished_tasks_and_the_same_command_resumes(files: Pat
     rows = rows_of("rows.jsonl")
     assert rows[0]["sentence"] == "of the first run" and len(rows) > 5 * 17 * 8
     assert not list(Path().glob("*.partial"))
+
+
+SBATCH = r"""#!/bin/bash
+# Replaces Slurm's sbatch: runs the script at once, one index of the array after another.
+set -e
+script=${!#}
+[[ "$*" =~ RUN_OFFSET=([0-9]+) ]] && export RUN_OFFSET=${BASH_REMATCH[1]}
+for index in $(seq 0 "$(grep -oP '(?<=--array=0-)\d+' "$script")"); do
+    SLURM_ARRAY_TASK_ID=$index SLURM_JOB_ID=1 SLURM_NODELIST=node1 bash "$script" >> jobs.log 2>&1
+done
+echo "Submitted batch job 1"
+"""
+
+
+@pytest.mark.integration
+def test_slurm_jobs_give_the_local_result(files: Path, run_script: RunScript) -> None:
+    write_long_texts(1)
+    local = run("--task_megabytes", "1")
+    Path("bin").mkdir()
+    for name, text in {"sbatch": SBATCH, "scontrol": "#!/bin/bash\necho node1\n", "squeue": "#!/bin/bash\n"}.items():
+        Path("bin", name).write_text(text)
+        Path("bin", name).chmod(stat.S_IRWXU)
+    options = (
+        "--index",
+        "rows.jsonl.index",
+        "--text",
+        "texts.jsonl",
+        "--output",
+        "slurm.jsonl",
+        "--task_megabytes",
+        "1",
+    )
+    slurm = ("--executor", "slurm", "--slurm_partition", "cpu")
+    for _ in range(2):  # a repeated command begins anew once the jobs have ended
+        Path("slurm.jsonl").unlink(missing_ok=True)
+        done = run_script(
+            "finetune/kg2instruct.py", "link", *options, *slurm, cwd=files,
+            env={"PATH": f"{files / 'bin'}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert "submitted; slurm.jsonl is complete when the last job, kg-join, has ended" in str(done)
+        assert rows_of("slurm.jsonl") == local
