@@ -33,7 +33,7 @@ def test_rows_are_generated_and_judged_by_our_server(
         journal = Path(f"{output}.journal")
         answers = journal.read_bytes()
         for answer in map(json.loads, answers.splitlines()):
-            assert not answer["error"] and answer["prompt_tokens"] > 20
+            assert not answer["error"] and answer["prompt_tokens"] > 0
         first = output.read_bytes() if output.exists() else b""
         again = run_script(*command, status=done.returncode)
         assert journal.read_bytes() == answers
