@@ -162,7 +162,8 @@ def write_rows(output: str, rows: Sequence[InstructionRow], rejected: Counter[st
     """Write the generated rows; raises ValueError if there are none."""
     if not rows:
         reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.most_common(3)) or "no candidates"
-        raise ValueError(f"no row was generated ({reasons}); {totals}; give another model or other seeds")
+        remedy = "give another model or other seeds; --retry_failed asks failed requests again"
+        raise ValueError(f"no row was generated ({reasons}); {totals}; {remedy}")
     with new_file(output, replace=True) as file, file.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

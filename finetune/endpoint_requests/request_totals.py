@@ -62,7 +62,9 @@ class RequestTotals:
         """Return one line for the terminal."""
         parts = [f"{self.requests} requests ({self.requests - self.asked} from the journal)"]
         parts += [f"{self.retries} retries"] * bool(self.retries)
-        parts += [f"{self.failed} failed"] * bool(self.failed) + [f"{self.empty} empty"] * bool(self.empty)
+        if self.errors:
+            parts.append(f"{self.failed} failed ({max(self.errors, key=lambda error: self.errors[error])})")
+        parts += [f"{self.empty} empty"] * bool(self.empty)
         parts += [f"{self.cut} cut at the token limit"] * bool(self.cut)
         parts.append(f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens")
         parts += [f"{self.uncounted} answers without a token count"] * bool(self.uncounted)

@@ -306,6 +306,13 @@ def test_server_that_always_fails_ends_the_run_and_can_be_retried(server: ChatSe
     assert len(read(output)) == 40 and not record(output)["failed"]
 
 
+def test_run_without_rows_names_the_most_frequent_failure(server: ChatServer, tmp_path: Path) -> None:
+    server.respond = lambda body, number: (400, b'{"error": "too long"}', {})
+    done = run_in_process(SCRIPT, "--method", "evolve", "--limit", 3, "--generations", 1, "--url", server.url,
+                          "--model", "m", "--output", tmp_path / "o.jsonl", status=2)  # fmt: skip
+    assert done.stderr.count("\n") == 1 and "3 failed (status 400: too long)" in done.stderr
+
+
 def test_server_without_connection_is_one_line(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     done = run_in_process(SCRIPT, "--method", "self_instruct", "--url", url, "--model", "m", "--output",
