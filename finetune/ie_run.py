@@ -1,22 +1,22 @@
-"""Answer the instructions of a file with a checkpoint or an OpenAI-compatible endpoint, with greedy decoding.
+"""Answer the instructions of a file with a checkpoint or an OpenAI-compatible server, with greedy decoding.
 
     python finetune/ie_run.py --base_model checkpoints/ie --data_path heldout.jsonl --output predictions.jsonl
     python finetune/ie_run.py --base_model B --lora_weights adapters/ie --data_path D --output P --batch_size 64 --fp16
-    python finetune/ie_run.py --endpoint http://127.0.0.1:8090/v1 --data_path D --output P --grammar --orders 3
+    python finetune/ie_run.py --url http://127.0.0.1:8090/v1 --data_path D --output P --grammar --orders 3
 
 The output has the rows in the order of the file, each with the answer under "prediction" and a "finish_reason": "stop"
 if the model ended the answer, "length" if the answer reached the token limit or the end of the context.
 finetune/ie_eval.py scores the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in
-tuning; without a template, a prompt is the instruction and the input, separated by a blank line. An endpoint renders
+tuning; without a template, a prompt is the instruction and the input, separated by a blank line. A server renders
 the messages with its own template; the input follows the instruction after a blank line.
 
 Rows whose instruction is JSON, {"instruction", "schema", "input"}, can be asked with their types in several random
 orders (--orders, written under "order"), and in parts of a long schema (--schema_batch), whose answers are merged in
-the order of the schema. With --grammar, an endpoint gets the JSON schema of the answer as vLLM's `structured_outputs`.
+the order of the schema. With --grammar, a server gets the JSON schema of the answer as vLLM's `structured_outputs`.
 
-A run on an endpoint that was killed resumes with the same command: answered rows are not asked again. The key of the
-endpoint is in the environment variable KNOWLM_API_KEY. If vLLM is installed, inference/batch.py answers a long file
-faster; this command does not need vLLM.
+The answers of a server are kept in OUTPUT.journal: a killed run resumes with the same command and asks nothing twice.
+The server's key is in the environment variable OPENAI_API_KEY. If vLLM is installed, inference/batch.py answers a long
+file faster; this command does not need vLLM.
 """
 
 from command_line.fire_commands import run
@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
@@ -33,18 +32,12 @@ from answer_generation.batched_generation import GeneratedAnswer, generate_answe
 from answer_generation.schema_parts import answered_lines, merged_answer, parts_of, rows_in_orders
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template, missing_template
-from endpoint_answers.chat_endpoint import completions_url
-from endpoint_answers.endpoint_rows import answer_with_endpoint
-from endpoint_answers.endpoint_run import MAX_CONCURRENCY
+from endpoint_requests.endpoint_option_types import ENDPOINT_OPTION_TYPES
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import checked_rows, prompt_messages
 from json_rows.row_files import Row
 from partial_folders.atomic_outputs import new_file
 from partial_folders.output_paths import check_output
-from partial_folders.resume_journal import run_identity
-
-# Options of an endpoint run that do not change its answers: a killed run also resumes with other values of them.
-FREE_OPTIONS = ("concurrency", "timeout", "on_error")
 
 
 def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -141,27 +134,23 @@ def answer_with_checkpoint(
     return kept, grouped, time.perf_counter() - started
 
 
-def check_options(given: dict[str, Any]) -> None:
+def check_options(given: dict[str, Any], endpoint: dict[str, Any]) -> None:
     """Raise ValueError if options are out of range or exclude each other."""
-    for name in ("batch_size", "max_new_tokens", "concurrency"):
+    for name in ("batch_size", "max_new_tokens"):
         if given[name] < 1:
             raise ValueError(f"--{name} {given[name]} is too small; it must be at least 1")
     for name in ("limit", "schema_batch", "orders"):
         if given[name] < 0:
             raise ValueError(f"--{name} {given[name]} is too small; it must be at least 0")
-    if given["concurrency"] > MAX_CONCURRENCY:
-        raise ValueError(f"--concurrency {given['concurrency']} is too large; it must be at most {MAX_CONCURRENCY}")
-    if not 0 < given["timeout"] <= 86_400:
-        raise ValueError(f"--timeout {given['timeout']} is out of range; give seconds, at most 86400")
     for name in ("data_path", "output"):
         if not given[name]:
             raise ValueError(f"--{name} is missing; see --help")
-    if bool(given["base_model"]) == bool(given["endpoint"]):
-        raise ValueError("give either --base_model, the folder of a checkpoint, or --endpoint, the URL of a server")
-    wrong = ("lora_weights", "prompt_template_name", "fp16", "bf16") if given["endpoint"] else ("model", "grammar")
-    for name in wrong:
-        if given[name]:
-            side = "a checkpoint (--base_model)" if given["endpoint"] else "an endpoint (--endpoint)"
+    if bool(given["base_model"]) == bool(given["url"]):
+        raise ValueError("give either --base_model, the folder of a checkpoint, or --url, the address of a server")
+    for_checkpoints = ("lora_weights", "prompt_template_name", "fp16", "bf16")
+    for name in for_checkpoints if given["url"] else ("model", "grammar", *endpoint):
+        if name in endpoint or given[name]:
+            side = "a checkpoint (--base_model)" if given["url"] else "a server (--url)"
             more = "; a checkpoint answers without a grammar here, and with one in inference/batch.py"
             raise ValueError(f"--{name} is an option for {side}; remove it{more if name == 'grammar' else ''}")
 
@@ -179,13 +168,12 @@ def main(
     fp16: bool = False,
     bf16: bool = False,
     trust_remote_code: bool = False,
-    endpoint: str = "",
+    url: str = "",
     model: str = "",
     grammar: bool = False,
     orders: int = 0,
     schema_batch: int = 0,
-    concurrency: int = 16,
-    timeout: float = 600,
+    **endpoint: Any,
 ) -> None:
     """Write the rows of data_path with "prediction" and "finish_reason" to output (JSONL).
 
@@ -202,32 +190,34 @@ def main(
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
         trust_remote_code: execute the Python code in the folders of base_model and lora_weights.
-        endpoint: the URL of an OpenAI-compatible server, instead of base_model.
-        model: the name of the model at the endpoint; default: the first one that it lists.
-        grammar: ask the endpoint for answers that follow the JSON schema of the row (vLLM); rows need "task".
+        url: the address of an OpenAI-compatible server, with or without /v1, instead of base_model.
+        model: the name of the model in the requests; default: the first one that the server lists.
+        grammar: ask the server for answers that follow the JSON schema of the row (vLLM); rows need "task".
         orders: ask each row with its types in this number of random orders; 0: only as the row is.
         schema_batch: maximum number of types in a question; the answers to the parts of a row are merged; 0: no limit.
-        concurrency: concurrent requests to the endpoint.
-        timeout: seconds without a byte from the endpoint after which a request is repeated.
+        endpoint: api, extra_body, concurrency, attempts, timeout, retry_failed, api_key, input_price, output_price (see
+            finetune/endpoint_requests/endpoint_option_types.py).
     """
-    given = dict(locals())
-    check_options(given)
+    given = {name: value for name, value in locals().items() if name != "endpoint"}
+    check_options(given, endpoint)
     check_output(output, [data_path])
     skip = on_error == "skip"
-    if endpoint:
-        completions_url(endpoint)
-        rows = asked_rows(data_path, limit, skip, orders)
-        sources = [Path(data_path)]
-        identity = run_identity("ie_run.py", {k: v for k, v in given.items() if k not in FREE_OPTIONS}, sources)
-        kept, answers, seconds = answer_with_endpoint(endpoint, model, rows, output, identity, given | {"skip": skip})
-        return report(output, kept, seconds, answers)
-    check_folders(base_model, lora_weights)
-    template = (
-        load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights, base_model)
-    )
+    template = None
+    if base_model:
+        check_folders(base_model, lora_weights)
+        template = (
+            load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights, base_model)
+        )
     rows = asked_rows(data_path, limit, skip, orders)
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
     options = given | {"skip": skip, "dtype": dtype}
+    if url:
+        from answer_generation.endpoint_rows import answer_with_endpoint
+
+        kept, answers, seconds = answer_with_endpoint(rows, options, endpoint)
+        with new_file(output, replace=True) as file:
+            file.write_text(answered_lines(kept, answers), encoding="utf-8")
+        return report(output, kept, seconds, answers)
     with new_file(output, replace=True) as file:
         kept, answers, seconds = answer_with_checkpoint(base_model, lora_weights, template, rows, options)
         file.write_text(answered_lines(kept, answers), encoding="utf-8")
@@ -235,4 +225,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, extra_option_types=ENDPOINT_OPTION_TYPES)

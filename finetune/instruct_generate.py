@@ -1,7 +1,7 @@
 """Generate instruction rows with a model behind an OpenAI-compatible server, for example inference/launch_vllm.py.
 
     python finetune/instruct_generate.py --method self_instruct --url http://127.0.0.1:8090 --model M --output new.jsonl
-    python finetune/instruct_generate.py --method evolve --seeds alpaca.json --limit 500 --url U --model M --output O
+    python finetune/instruct_generate.py --method evolve --seeds alpaca.json --limit 500 --url U --output O
     python finetune/instruct_generate.py --method kg --kg triples.tsv --language zh --url U --model M --output O
     python finetune/instruct_generate.py --method translate --translate question --language zh --seeds alpaca.json \\
         --url https://api.openai.com/v1 --model gpt-4o-mini --input_price 0.15 --output_price 0.6 --output O
@@ -96,8 +96,8 @@ def check_options(options: Mapping[str, Any]) -> None:
 def main(
     method: Literal["self_instruct", "evolve", "kg", "translate"],
     url: str,
-    model: str,
     output: str,
+    model: str = "",
     seeds: str = "",
     format: RowFormat = "auto",
     limit: int = 0,
@@ -118,8 +118,8 @@ def main(
     Args:
         method: new tasks (self_instruct), harder tasks (evolve), questions about a graph (kg), or translation.
         url: address of the server, with or without /v1.
-        model: name of the model in the requests.
         output: the file to write; OUTPUT.journal keeps the answers, OUTPUT.run.json the totals.
+        model: name of the model in the requests; default: the first one that the server lists.
         seeds: rows to start from or to translate; default: the seed tasks of this repository in the language.
         format: format of seeds: alpaca (also Mol-Instructions), messages, seed_tasks, cot, code or sharegpt.
         limit: use only the first `limit` rows of seeds; 0: all.

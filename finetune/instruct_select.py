@@ -45,11 +45,9 @@ def check_options(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> No
     for name in ("batch_size", "cutoff_len"):
         if options[name] < 1:
             raise ValueError(f"--{name} {options[name]} is too small; it must be at least 1")
-    if bool(options["url"]) != bool(options["model"]):
-        raise ValueError("a judge needs --url and --model; give both")
-    if not options["url"] and (options["min_judge"] or endpoint):
-        name = "min_judge" if options["min_judge"] else next(iter(endpoint))
-        raise ValueError(f"--{name} is for a judge; add --url and --model, or remove it")
+    given = [name for name in ("min_judge", "model") if options[name]] + list(endpoint)
+    if given and not options["url"]:
+        raise ValueError(f"--{given[0]} is for a judge; add --url, or remove it")
     if not options["base_model"]:
         for name, unused in CHECKPOINT_OPTIONS.items():
             if options[name] != unused:
@@ -168,7 +166,7 @@ def main(
         batch_size: sequences per forward pass.
         dtype: precision of the checkpoint: float32, bfloat16 or float16.
         url: OpenAI-compatible server of the judge.
-        model: the judge's name in the requests.
+        model: the judge's name in the requests; default: the first model that the server lists.
         min_judge: lowest score of the judge, 1 to 10.
         rank_by: keep the best rows by this score, or random rows: length, mtld, rouge, perplexity, ifd, judge, random.
         keep: share (up to 1) or number of rows that rank_by keeps.

@@ -26,6 +26,7 @@ from typing import Any
 from cluster_jobs.job_commands import add_executor_options, executor_options
 
 TASK_MEGABYTES = 32  # MB of text per task, about half a minute of work
+FREE_OPTIONS = ("num_workers", "executor", "concurrency", "timeout")  # a run resumes with other values of them
 
 
 def add_graph_options(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +53,10 @@ def add_link_options(parser: argparse.ArgumentParser) -> None:
         help="largest distance of subject and object in characters (default: 0, no limit)")  # fmt: skip
     add("--nli", default="", metavar="FOLDER", help="reject triples that this NLI model does not find entailed")
     add("--templates", default="", metavar="TSV", help="sentences for --nli: relation, text with {subject}, {object}")
-    add(
-        "--llm", default="", metavar="URL", help="OpenAI-compatible endpoint that rejects and adds triples: http://…/v1"
-    )
-    add("--llm_model", default="", metavar="NAME", help="model of --llm")
-    add("--llm_requests", type=at_least(1), default=8, metavar="N", help="requests at a time in each task (default: 8)")
+    add("--url", "--llm", default="", metavar="URL", help="OpenAI-compatible server that rejects and adds triples")
+    add("--model", default="", metavar="NAME", help="model of --url (default: the first one that the server lists)")
+    add("--concurrency", type=at_least(1), metavar="N", help="concurrent requests in each task (default: 16)")
+    add("--timeout", type=float, metavar="SECONDS", help="seconds for one attempt of a request (default: 600)")
     add("--num_workers", type=at_least(1), default=1, metavar="N", help="processes (default: 1)")
     add("--task_megabytes", type=at_least(1), default=TASK_MEGABYTES, metavar="N",
         help=f"MB of text per task; a resumed run skips finished tasks (default: {TASK_MEGABYTES})")  # fmt: skip
@@ -136,7 +136,6 @@ def linking_step(options: argparse.Namespace) -> tuple[Callable[[Path], Any], st
     from graph_linking.text_shards import plan_tasks, text_files
     from partial_folders.resume_journal import run_identity
     from triple_checks.check_plan import CheckPlan, read_evidence_words, read_templates
-    from triple_checks.language_model_check import Endpoint
 
     check_option_pairs(options)
     relations = GraphIndex(options.index).relation_names
@@ -146,13 +145,13 @@ def linking_step(options: argparse.Namespace) -> tuple[Callable[[Path], Any], st
     words = read_evidence_words(options.evidence_words) if options.evidence_words else {}
     evidence = RelationEvidence(words, options.evidence == "words", options.largest_gap)
     settings = AnnotationSettings(schema, evidence, options.sentences, options.sentences_per_row)
-    endpoint = Endpoint(options.llm, options.llm_model, options.llm_requests) if options.llm else None
+    server = model_server(options)
     templates = read_templates(options.templates) if options.templates else {}
-    checks = CheckPlan(str(Path(options.nli).resolve()) if options.nli else "", templates, endpoint, relations, schema)
+    checks = CheckPlan(str(Path(options.nli).resolve()) if options.nli else "", templates, server, relations, schema)
     files = [path.resolve() for path in text_files(options.text)]
     tasks = plan_tasks(files, options.task_megabytes * 1_000_000)
     index = str(Path(options.index).resolve())
-    given = {name: value for name, value in vars(options).items() if name not in ("num_workers", "executor")}
+    given = {name: value for name, value in vars(options).items() if name not in FREE_OPTIONS}
     sources = [*files, Path(index) / SEAL, *(Path(path) for path in (options.schema, options.evidence_words) if path)]
     identity = run_identity("kg2instruct.py", given, sources)
     return partial(AnnotateShards, tasks=tasks, text_key=options.text_key, index=index, settings=settings,
@@ -161,16 +160,26 @@ def linking_step(options: argparse.Namespace) -> tuple[Callable[[Path], Any], st
 
 def check_option_pairs(options: argparse.Namespace) -> None:
     """Raise ValueError if an option has no effect without another one, or a folder does not exist."""
-    pairs = (("templates", "nli"), ("llm_model", "llm"))
+    pairs = (("templates", "nli"), ("model", "url"), ("concurrency", "url"), ("timeout", "url"))
     for option, other in pairs:
-        if getattr(options, option) and not getattr(options, other):
+        if getattr(options, option) not in ("", None) and not getattr(options, other):
             raise ValueError(f"--{option} has no effect without --{other}; give --{other} or remove it")
     if options.evidence_words and options.evidence != "words":
         raise ValueError("--evidence_words has no effect without --evidence words; add it")
-    if options.llm and not options.llm_model:
-        raise ValueError(f"--llm {options.llm} needs --llm_model, the name of the model for the server")
     if options.nli and not (Path(options.nli) / "config.json").is_file():
         raise FileNotFoundError(f"{options.nli} has no config.json; --nli takes the folder of an NLI model")
+
+
+def model_server(options: argparse.Namespace) -> Any:
+    """Return the ModelServer of --url, None without it; raises ValueError if an option is invalid."""
+    from endpoint_requests.endpoint_options import endpoint_options
+    from triple_checks.language_model_check import ModelServer
+
+    if not options.url:
+        return None
+    given = {name: value for name in ("concurrency", "timeout") if (value := getattr(options, name)) is not None}
+    endpoint_options(options.url, options.model, given)
+    return ModelServer(options.url, options.model, given)
 
 
 def index_and_link(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """A stand-in for a remote model: a server of OpenAI's completions and chat protocol with deterministic answers.
 
-An answer depends only on the request. It fits the prompts of finetune/instruct_generate.py and of the judge of
-finetune/instruct_select.py, so that runs have accepted and rejected candidates.
+It lists the model "first". An answer depends only on the request. It fits the prompts of finetune/instruct_generate.py
+and of the judge of finetune/instruct_select.py, so that runs have accepted and rejected candidates.
 """
 
 import hashlib
@@ -122,6 +122,10 @@ def handler_class(server: ChatServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # headers and body in one packet; else each answer waits for a delayed acknowledgement
 
+        def do_GET(self) -> None:
+            is_list = self.path == "/v1/models"
+            self.send_answer(200 if is_list else 404, b'{"data": [{"id": "first"}]}' if is_list else b"{}", {})
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with server.lock:
@@ -161,10 +165,10 @@ def handler_class(server: ChatServer) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def chat_server() -> Iterator[ChatServer]:
+def chat_server(respond: Respond | None = None) -> Iterator[ChatServer]:
     """Run a server in threads of this process."""
     port = free_port()
-    server = ChatServer(f"http://127.0.0.1:{port}")
+    server = ChatServer(f"http://127.0.0.1:{port}", respond)
     http = ThreadingHTTPServer(("127.0.0.1", port), handler_class(server))
     http.daemon_threads = True
     http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a killed client breaks its connections

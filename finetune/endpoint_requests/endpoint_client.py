@@ -2,14 +2,15 @@
 
 | response | what happens |
 | --- | --- |
-| no connection, timeout, status 408 or 500 and above | repeated, up to `attempts` times in all, with doubled pauses |
+| no connection, timeout, status 408, 409, 425, 500 and above | repeated, `attempts` times in all, with doubled pauses |
 | status 200 without a completion (HTML, not JSON) | the same |
 | status 429 or 503 | all requests wait, for Retry-After seconds if the server names them |
-| status 401, 403 or 404 | the run ends: key, address or model are wrong |
+| status 401, 403, 404, or a redirect | the run ends: key, address or model are wrong; the key stays with its host |
 | another status of 400 and above, or more than MAX_BODY bytes | the request has failed |
 
 After the last attempt, the run ends if the server cannot be reached; otherwise the request has failed. Failed requests
-are recorded too, so that a resumed run has the same result; after FAILURES_IN_A_ROW of them, the run ends.
+are recorded too, so that a resumed run has the same result; after FAILURES_IN_A_ROW of them, the run ends. A caller may
+end the run at the first one (`on_failure`); such a failure is not recorded.
 """
 
 from command_line import interrupts
@@ -18,7 +19,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -29,10 +30,12 @@ from endpoint_requests.request_journal import Completion, RequestJournal, reques
 from endpoint_requests.request_totals import RequestTotals
 
 CONNECT_SECONDS = 10
+FIRST_PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
 LONGEST_PAUSE = 600  # seconds; maximum Retry-After, and maximum time without an answer while the server is busy
 MAX_BODY = 16 * 2**20  # bytes of a response; longer than any completion
 FAILURES_IN_A_ROW = 20
-BUSY_STATUSES, REFUSALS, TEMPORARY = (429, 503), (401, 403, 404), 408
+BUSY_STATUSES, TEMPORARY = (429, 503), (408, 409, 425)
+REFUSALS = (*range(300, 400), 401, 403, 404)
 SHOWN_CHARACTERS = 200  # of a response in an error message
 
 
@@ -41,11 +44,11 @@ class EndpointOptions(NamedTuple):
 
     Attributes:
         url: the server's address, with or without /v1.
-        model: the model's name in each request.
+        model: the model's name in each request, "" for the first model that the server lists.
         key: API key, "" for none.
         api: "chat" (/v1/chat/completions) or "completions" (/v1/completions, for models without a chat template).
+        timeout: seconds for one attempt.
         extra: further fields of each request; a field with None is removed from the request.
-        pause: seconds before the second attempt, doubled before each further one.
     """
 
     url: str
@@ -54,8 +57,7 @@ class EndpointOptions(NamedTuple):
     api: str = "chat"
     concurrency: int = 16
     attempts: int = 6
-    timeout: float = 300.0
-    pause: float = 0.5
+    timeout: float = 600.0
     extra: Mapping[str, Any] = {}
 
     @property
@@ -68,10 +70,14 @@ def base_url(url: str) -> str:
 
     Raises ValueError if it is not a URL.
     """
-    parts = urlsplit(url.rstrip("/"))
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url.rstrip("/"))
+        is_server = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_server = False
+    if not is_server or not url.isascii() or any(map(str.isspace, url)):
         raise ValueError(f"--url {url!r} is not the URL of a server; give one such as http://127.0.0.1:8090")
-    if parts.username or parts.password or parts.query:
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("--url takes no user name, password or query; put a key into OPENAI_API_KEY")
     path = parts.path
     for route in ("/chat/completions", "/completions"):
@@ -94,10 +100,19 @@ class EndpointClient:
 
     def __enter__(self) -> "EndpointClient":
         # asyncio cancels all requests on Ctrl-C only with Python's default handler.
-        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, interrupt_on_sigterm)
-        self.runner.run(self._open())
+        # A process that ignores signals, such as the worker of an executor, continues to ignore them.
+        own: dict[signal.Signals, Any] = {
+            signal.SIGINT: signal.default_int_handler, signal.SIGTERM: interrupt_on_sigterm,
+        }  # fmt: skip
+        found = {number: signal.getsignal(number) for number in own}
+        self.handlers = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+        for number in self.handlers:
+            signal.signal(number, own[number])
+        try:
+            self.runner.run(self._open())
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,9 +125,18 @@ class EndpointClient:
     async def _open(self) -> None:
         headers = {"Authorization": f"Bearer {self.options.key}"} if self.options.key else {}
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers)
+        if not self.options.model:
+            self.options = self.options._replace(model=await self._first_model())
+
+    async def _first_model(self) -> str:
+        """Return the name of the first model that the server lists; raises ConnectionError if it lists none."""
+        found = await self._request("/models", None, first_model)
+        if found.error:
+            raise ConnectionError(f"{self.base_url}/models has no list of models ({found.error}); give --model")
+        return found.text
 
     def request(
-        self, messages: Sequence[Mapping[str, str]] | str, seed: int, temperature: float, max_tokens: int
+        self, messages: Sequence[Mapping[str, str]] | str, seed: int | None, temperature: float, max_tokens: int
     ) -> dict[str, Any]:  # fmt: skip
         """Return the body of a request; a text is one user message. /completions gets the contents, in paragraphs."""
         body: dict[str, Any] = {"model": self.options.model}
@@ -124,17 +148,22 @@ class EndpointClient:
         body |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **self.options.extra}
         return {name: value for name, value in body.items() if value is not None}
 
-    def complete(self, requests: Sequence[Mapping[str, Any]], description: str = "requests") -> list[Completion]:
+    def complete(
+        self, requests: Sequence[Mapping[str, Any]], description: str = "requests",
+        on_failure: Callable[[str, str], None] | None = None,
+    ) -> list[Completion]:  # fmt: skip
         """Return the answer to each request, in the order of the requests; equal requests are sent once.
 
-        Raises ValueError if the server refuses key, address or model, ConnectionError if it does not answer.
+        on_failure: called with the key of a request that has failed (request_journal.request_key) and with the reason,
+        before the failure is recorded; its exceptions end the run. Raises ConnectionError if the server refuses key,
+        address or model, or does not answer.
         """
         keys = [request_key(self.options.route, body) for body in requests]
         missing = {
             key: body for key, body in zip(keys, requests, strict=True) if key not in self.journal.completions
         }  # fmt: skip
         if missing:
-            self.runner.run(self._answer(missing, description))
+            self.runner.run(self._answer(missing, description, on_failure))
         answers = [self.journal.completions[key] for key in keys]
         for key, answer in zip(keys, answers, strict=True):
             if key not in self.counted:
@@ -142,7 +171,10 @@ class EndpointClient:
                 self.totals.add(answer)
         return answers
 
-    async def _answer(self, missing: Mapping[str, Mapping[str, Any]], description: str) -> None:
+    async def _answer(
+        self, missing: Mapping[str, Mapping[str, Any]], description: str,
+        on_failure: Callable[[str, str], None] | None,
+    ) -> None:  # fmt: skip
         from tqdm import tqdm
 
         pending = iter(missing.items())
@@ -151,7 +183,9 @@ class EndpointClient:
 
         async def work() -> None:
             for key, body in pending:
-                completion = await self._request(body)
+                completion = await self._request(self.options.route, json.dumps(body).encode(), parsed_completion)
+                if completion.error and on_failure:
+                    on_failure(key, completion.error)
                 self.journal.record(key, completion)
                 self.totals.asked += 1
                 bar.update()
@@ -175,15 +209,20 @@ class EndpointClient:
                 "cause and run the same command with --retry_failed"
             )
 
-    async def _request(self, body: Mapping[str, Any]) -> Completion:
-        """Send a request until it is answered or has failed (see the table at the top of this file)."""
-        data, failures = json.dumps(body).encode(), 0
+    async def _request(
+        self, route: str, data: bytes | None, parse: Callable[[bytes], Completion | None]
+    ) -> Completion:  # fmt: skip
+        """Send a request until it is answered or has failed (see the table at the top of this file).
+
+        data: the body, None for GET. parse: returns the answer in a response, or None if it has none.
+        """
+        failures = 0
         while True:
             await asyncio.sleep(self.resume_at - time.monotonic())
-            status, content, retry_after = await self._send(data)
+            status, content, retry_after = await self._send(route, data)
             if status in REFUSALS:
-                raise ValueError(
-                    f"{self.base_url}{self.options.route} answers with status {status} ({error_text(content)}); "
+                raise ConnectionError(
+                    f"{self.base_url}{route} answers with status {status} ({error_text(content)}); "
                     "correct --url or --model, or give a valid key in OPENAI_API_KEY"
                 )
             if status in BUSY_STATUSES:
@@ -192,12 +231,12 @@ class EndpointClient:
                 continue
             if status == 200:
                 self.last_answer = time.monotonic()
-                if (completion := parsed_completion(content)) is not None:
+                if (completion := parse(content)) is not None:
                     return completion
             reason = content.decode() if status <= 0 else f"status {status}: {error_text(content)}"
             if len(content) > MAX_BODY:
                 return failed(f"the response has more than {MAX_BODY} bytes")
-            if 400 <= status < 500 and status != TEMPORARY:
+            if 400 <= status < 500 and status not in TEMPORARY:
                 return failed(reason)
             failures += 1
             if failures >= self.options.attempts:
@@ -207,10 +246,10 @@ class EndpointClient:
                     )
                 return failed(reason)
             self.totals.retries += 1
-            await asyncio.sleep(self.options.pause * 2 ** (failures - 1))
+            await asyncio.sleep(FIRST_PAUSE * 2 ** (failures - 1))
 
-    async def _send(self, data: bytes) -> tuple[int, bytes, str]:
-        """Send a request body once; return (status, response body, Retry-After).
+    async def _send(self, route: str, data: bytes | None) -> tuple[int, bytes, str]:
+        """Send a request once; return (status, response body, Retry-After).
 
         Without a response, the status is 0 (no connection) or -1 (timeout, or the connection broke within a response),
         and the body is the reason. At most MAX_BODY + 1 bytes are read.
@@ -218,9 +257,10 @@ class EndpointClient:
         timeout = aiohttp.ClientTimeout(total=self.options.timeout, sock_connect=CONNECT_SECONDS)
         headers, status = {"Content-Type": "application/json"}, 0
         try:
-            async with self.session.post(
-                self.base_url + self.options.route, data=data, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
+            async with self.session.request(
+                "GET" if data is None else "POST", self.base_url + route, data=data, headers=headers, timeout=timeout,
+                allow_redirects=False,  # the key must not reach another host
+            ) as response:  # fmt: skip
                 status = -1
                 content = bytearray()
                 async for part in response.content.iter_any():
@@ -278,10 +318,21 @@ def parsed_completion(content: bytes) -> Completion | None:
     return Completion(valid, str(choice.get("finish_reason") or "stop"), prompt_tokens, completion_tokens)
 
 
+def first_model(content: bytes) -> Completion | None:
+    """Return the name of the first model in a response of /models, as a completion, or None if it lists none."""
+    with suppress(ValueError, KeyError, IndexError, TypeError, RecursionError):
+        name = json.loads(content)["data"][0]["id"]
+        return Completion(name, "stop", None, None) if isinstance(name, str) and name else None
+    return None
+
+
 def error_text(content: bytes) -> str:
     """Return the message of an error response, or the beginning of the response, on one line."""
     text = content[: 64 * SHOWN_CHARACTERS].decode("utf-8", "replace")
-    with suppress(ValueError, KeyError, TypeError, RecursionError):
-        error = json.loads(text)["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        for name in ("error", "message", "detail"):
+            if isinstance(found, dict) and name in found:
+                found = found[name]
+                text = str(found)
     return " ".join(text.split())[:SHOWN_CHARACTERS] or "empty response"

@@ -13,9 +13,12 @@ from endpoint_requests.endpoint_option_types import DEFAULTS
 from endpoint_requests.request_journal import RequestJournal
 from endpoint_requests.request_totals import RequestTotals
 
+MAX_CONCURRENCY = 1024  # each request has an open connection
+MAX_TIMEOUT = 86_400  # seconds
+
 
 def endpoint_options(url: str, model: str, given: Mapping[str, Any]) -> EndpointOptions:
-    """Return how requests are sent; the key may come from OPENAI_API_KEY or KNOWLM_API_KEY.
+    """Return how requests are sent; the key may come from OPENAI_API_KEY.
 
     given: the options of the command line, by name. Raises ValueError for an invalid value.
     """
@@ -23,9 +26,11 @@ def endpoint_options(url: str, model: str, given: Mapping[str, Any]) -> Endpoint
     for name in ("concurrency", "attempts"):
         if values[name] < 1:
             raise ValueError(f"--{name} {values[name]} is too small; it must be at least 1")
-    if values["timeout"] <= 0:
-        raise ValueError(f"--timeout {values['timeout']:g} is not a number of seconds above 0")
-    key = values["api_key"] or os.environ.get("OPENAI_API_KEY") or os.environ.get("KNOWLM_API_KEY", "")
+    if values["concurrency"] > MAX_CONCURRENCY:
+        raise ValueError(f"--concurrency {values['concurrency']} is too large; it must be at most {MAX_CONCURRENCY}")
+    if not 0 < values["timeout"] <= MAX_TIMEOUT:
+        raise ValueError(f"--timeout {values['timeout']:g} is out of range; give seconds, at most {MAX_TIMEOUT}")
+    key = values["api_key"] or os.environ.get("OPENAI_API_KEY", "")
     return EndpointOptions(
         base_url(url), model, key, values["api"], values["concurrency"], values["attempts"], values["timeout"],
         extra=extra_fields(values["extra_body"]),
@@ -50,7 +55,7 @@ def recorded_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def opened_client(output: str, url: str, model: str, given: Mapping[str, Any]) -> Iterator[EndpointClient]:
-    """Yield a client whose answers are kept in `<output>.journal`; Ctrl-C prints how to resume.
+    """Yield a client whose answers are kept in `<output>.journal`; Ctrl-C and ConnectionError say how to resume.
 
     Raises the errors of `endpoint_options`, RequestTotals and RequestJournal.
     """
@@ -61,4 +66,9 @@ def opened_client(output: str, url: str, model: str, given: Mapping[str, Any]) -
         RequestJournal(journal_file, values["retry_failed"]) as journal,
         EndpointClient(options, journal, totals) as client,
     ):
-        yield client
+        try:
+            yield client
+        except ConnectionError as error:
+            if not journal.completions:
+                raise
+            raise ConnectionError(f"{error}; the answers so far are in {journal_file}") from None

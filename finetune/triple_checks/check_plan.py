@@ -8,18 +8,18 @@ from graph_linking.graph_files import Schema, read_columns
 from graph_linking.sentence_annotations import Row
 
 from triple_checks.entailment_check import EntailmentCheck
-from triple_checks.language_model_check import Endpoint, LanguageModelCheck
+from triple_checks.language_model_check import LanguageModelCheck, ModelServer
 
 Check = Callable[[Iterator[Row]], Iterator[Row]]
 
 
 @dataclass(frozen=True)
 class CheckPlan:
-    """nli: folder of an NLI model, "": none. endpoint: None: no language model. relations: names in the graph."""
+    """nli: folder of an NLI model, "": none. server: None: no language model. relations: names in the graph."""
 
     nli: str
     templates: dict[str, str]
-    endpoint: Endpoint | None
+    server: ModelServer | None
     relations: list[str]
     schema: Schema | None
 
@@ -28,9 +28,8 @@ class CheckPlan:
         checks: list[Check] = []
         if self.nli:
             checks.append(EntailmentCheck(self.nli, self.templates))
-        if self.endpoint:
-            journal = folder / f"answers-{task:05}.jsonl"
-            checks.append(LanguageModelCheck(self.endpoint, self.relations, self.schema, journal))
+        if self.server:
+            checks.append(LanguageModelCheck(self.server, self.relations, self.schema, folder / f"answers-{task:05}"))
         return checks
 
 

@@ -1,31 +1,23 @@
 """Let a language model reject triples that a sentence does not state, and add triples that it states.
 
 The model is asked through an OpenAI-compatible API, once for each row with two entities or a triple. Entities and
-triples are numbered in the question, so that the answer refers to places in the text. Answers are kept in a journal;
-a repeated run asks only the questions without an answer. An answer that cannot be read leaves the row unchanged.
+triples are numbered in the question, so that the answer refers to places in the text. An answer that cannot be read
+leaves the row unchanged.
 """
 
-import hashlib
 import json
-import os
-import re
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from endpoint_requests.endpoint_options import opened_client
 from graph_linking.graph_files import Schema
 from graph_linking.sentence_annotations import Row, allowed_rule
 
-ATTEMPTS = 5
-TIMEOUT_SECONDS = 120
 MAX_TOKENS = 512
 MOST_ITEMS = 64  # entities and triples in a question
-LONGEST_ANSWER = 1 << 20  # bytes
-MOST_REQUESTS = 256  # at a time
+ROUND_REQUESTS = 32  # rows that are checked together, per concurrent request
 MOST_RELATIONS = 100  # a graph with more relations needs a schema for additions
 QUESTION = """Sentence: {sentence}
 
@@ -42,66 +34,35 @@ one of these relations? Reply with a JSON object only: {{"reject": [numbers of c
 "add": [{{"subject": number of an entity, "relation": "name", "object": number of an entity}}]}}"""
 
 
-class Endpoint(NamedTuple):
-    """url: up to /v1; model: name for the server; requests: number of requests at a time."""
+class ModelServer(NamedTuple):
+    """url and model: see EndpointOptions. options: concurrency and timeout. The key is read from OPENAI_API_KEY."""
 
     url: str
     model: str
-    requests: int = 8
+    options: Mapping[str, Any] = {}
 
 
 class LanguageModelCheck:
     """Rejects and adds relations of rows.
 
-    relations: names that may be added. schema: the allowed triples, None: all. journal: file of the answers. The API
-    key is read from OPENAI_API_KEY. Raises ValueError if the server refuses a request, ConnectionError if it does not
-    answer after all attempts.
+    relations: names that may be added. schema: the allowed triples, None: all. output: the journal of the answers is
+    `<output>.journal`. Raises ConnectionError if the server does not answer a request.
     """
 
-    def __init__(self, endpoint: Endpoint, relations: Sequence[str], schema: Schema | None, journal: Path) -> None:
-        if not re.match(r"https?://[^\s/]", endpoint.url):
-            raise ValueError(f"--llm {endpoint.url} is not a URL; give one such as http://localhost:8000/v1")
+    def __init__(self, server: ModelServer, relations: Sequence[str], schema: Schema | None, output: Path) -> None:
         labels = [rule.label for rules in schema.values() for rule in rules] if schema else list(relations)
         self.relations = list(dict.fromkeys(labels)) if schema or len(labels) <= MOST_RELATIONS else []
-        self.endpoint, self.schema, self.journal = endpoint, schema, journal
-        self.requests = min(endpoint.requests, MOST_REQUESTS)
+        self.server, self.schema, self.output = server, schema, output
 
     def __call__(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yield the corrected rows, in order."""
-        answers = self._journaled()
-        with (
-            ThreadPoolExecutor(self.requests) as pool,
-            self.journal.open("a", encoding="utf-8") as journal,
-        ):
-            window: list[tuple[Row, str, Any]] = []
-            for row in rows:
-                question = self.question(row)
-                key = hashlib.sha256(f"{self.endpoint.model}\n{question}".encode()).hexdigest()[:32]
-                answer = answers.get(key) if question else {}
-                window.append((row, key, pool.submit(self.ask, question) if answer is None else answer))
-                if len(window) >= 4 * self.requests:
-                    yield self._finished(*window.pop(0), journal)
-            while window:
-                yield self._finished(*window.pop(0), journal)
-
-    def _finished(self, row: Row, key: str, answer: Any, journal: Any) -> Row:
-        if not isinstance(answer, dict):
-            answer = answer.result()
-            journal.write(json.dumps([key, answer], ensure_ascii=False) + "\n")
-            journal.flush()
-        return self.corrected(row, answer)
-
-    def _journaled(self) -> dict[str, dict[str, Any]]:
-        """Return key -> answer of the journal; a line that was cut off is ignored."""
-        found = {}
-        if self.journal.is_file():
-            for line in self.journal.read_text(encoding="utf-8").splitlines():
-                try:
-                    key, answer = json.loads(line)
-                except ValueError:
-                    continue
-                found[key] = answer
-        return found
+        with opened_client(str(self.output), *self.server) as client:
+            while some := list(islice(rows, ROUND_REQUESTS * client.options.concurrency)):
+                questions = [self.question(row) for row in some]
+                bodies = [client.request(question, None, 0, MAX_TOKENS) for question in questions if question]
+                answers = iter(client.complete(bodies, "checks", stop))
+                for row, question in zip(some, questions, strict=True):
+                    yield self.corrected(row, parsed_answer(next(answers).text)) if question else row
 
     def question(self, row: Row) -> str:
         """Return the question about a row, or "" if there is nothing to ask."""
@@ -116,44 +77,6 @@ class LanguageModelCheck:
             )
             or "none",
             relations=", ".join(self.relations) or "none; add nothing",
-        )
-
-    def ask(self, question: str) -> dict[str, Any]:
-        """Return the JSON object in the model's answer, {} if there is none."""
-        body = {
-            "model": self.endpoint.model, "messages": [{"role": "user", "content": question}], "temperature": 0,
-            "max_tokens": MAX_TOKENS,
-        }  # fmt: skip
-        content = self._post(json.dumps(body).encode())
-        try:
-            text = json.loads(content)["choices"][0]["message"]["content"]
-            answer = json.loads(text[text.index("{") : text.rindex("}") + 1])
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return {}
-        return answer if isinstance(answer, dict) else {}
-
-    def _post(self, body: bytes) -> bytes:
-        url = self.endpoint.url.rstrip("/") + "/chat/completions"
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        reason = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(2 ** (attempt - 1))
-            try:
-                request = urllib.request.Request(url, body, headers)
-                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-                    return bytes(response.read(LONGEST_ANSWER))
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}"
-                if error.code < 500 and error.code not in (408, 409, 429):
-                    message = error.read(300).decode(errors="replace")
-                    raise ValueError(f"{url} refuses the request ({reason}: {message}); check --llm_model") from None
-            except (OSError, ValueError) as error:
-                reason = str(error)
-        raise ConnectionError(
-            f"{url} does not answer after {ATTEMPTS} attempts ({reason}); the same command resumes when it does"
         )
 
     def corrected(self, row: Row, answer: dict[str, Any]) -> Row:
@@ -191,3 +114,17 @@ class LanguageModelCheck:
             "subject_spans": subject["spans"], "object_spans": object["spans"],
             "subject_id": subject.get("id", ""), "object_id": object.get("id", ""),
         }  # fmt: skip
+
+
+def parsed_answer(text: str) -> dict[str, Any]:
+    """Return the JSON object in the model's answer, {} if there is none."""
+    try:
+        answer = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def stop(key: str, reason: str) -> None:
+    """End the run when a request fails."""
+    raise ConnectionError(f"the server does not answer a request ({reason}); the same command resumes")

@@ -1,4 +1,4 @@
-"""finetune/ie_run.py with an endpoint: retries, resuming, errors, orders and parts of schemas, and grammars."""
+"""finetune/ie_run.py with a server: retries, resuming, errors, orders and parts of schemas, and grammars."""
 
 import json
 import signal
@@ -7,9 +7,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -19,78 +16,21 @@ import pytest
 from answer_generation.answer_schemas import answer_schema, follows
 from answer_generation.batched_generation import GeneratedAnswer
 from answer_generation.schema_parts import merged_answer, question_parts, rows_in_orders
+from chat_server import ChatServer, chat_server, completion
 from conftest import REPOSITORY, RunScript
-from endpoint_answers import chat_endpoint
-from endpoint_answers.chat_endpoint import completions_url, error_text
+from endpoint_requests import endpoint_client
+from endpoint_requests.endpoint_client import error_text
 from extraction_metrics.scored_files import json_question
 from json_rows.row_files import Row
 
 Body = dict[str, Any]
-Respond = Callable[[Body, int], tuple[int, Any]]  # (request body, number of the request) -> (status, response)
-
-
-def completion(text: str | None, reason: str = "stop") -> Body:
-    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]}
-
-
-class Endpoint:
-    """An HTTP server with the routes of an OpenAI-compatible endpoint, and the requests that it has received."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.bodies: list[Body] = []
-        self.keys: list[str | None] = []
-        self.open = self.most_open = 0
-
-
-@contextmanager
-def serving(respond: Respond) -> Iterator[Endpoint]:
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send(200 if self.path == "/v1/models" else 404, {"data": [{"id": "first"}]})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                endpoint.bodies.append(body)
-                endpoint.keys.append(self.headers["Authorization"])
-                number = len(endpoint.bodies) - 1
-                endpoint.open += 1
-                endpoint.most_open = max(endpoint.most_open, endpoint.open)
-            status, answer = respond(body, number) if self.path == "/v1/chat/completions" else (404, {})
-            with lock:
-                endpoint.open -= 1
-            self.send(status, answer)
-
-        def send(self, status: int, answer: Any) -> None:
-            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            if status == 302:
-                self.send_header("Location", "http://127.0.0.1:9/")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    endpoint = Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1")
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield endpoint
-    finally:
-        server.shutdown()
-        server.server_close()
+Response = tuple[int, bytes, dict[str, str]]  # status, body, headers
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_endpoint, "FIRST_PAUSE", 0.002)
-    monkeypatch.delenv("KNOWLM_API_KEY", raising=False)
+    monkeypatch.setattr(endpoint_client, "FIRST_PAUSE", 0.002)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 def question(schema: Any, text: str = "Ann went to Oslo.", **more: Any) -> Body:
@@ -107,56 +47,56 @@ def read(path: Path) -> list[Body]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def run(endpoint: Endpoint, folder: Path, rows: list[Body], **options: Any) -> list[Body]:
+def run(server: ChatServer, folder: Path, rows: list[Body], **options: Any) -> list[Body]:
     data = folder / "d.jsonl"
     if not data.exists() or read(data) != rows:  # a run resumes if its input has not been written again
         write(data, rows)
-    ie_run.main(data_path=str(data), output=str(folder / "p.jsonl"), endpoint=endpoint.url, **options)
+    ie_run.main(data_path=str(data), output=str(folder / "p.jsonl"), url=server.url, **options)
     return read(folder / "p.jsonl")
 
 
-def echo(body: Body, _: int) -> tuple[int, Body]:
-    return 200, completion(body["messages"][-1]["content"])
+def echo(body: Body, _: int) -> Response:
+    return 200, completion(body, body["messages"][-1]["content"]), {}
 
 
 def test_rows_are_answered_in_the_order_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KNOWLM_API_KEY", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     rows: list[Body] = [{"instruction": f"q{number}", "input": "text", "output": "{}"} for number in range(30)]
     rows.append({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "m \ud83d\ude00"}]})
 
-    def respond(body: Body, number: int) -> tuple[int, Body]:
+    def respond(body: Body, number: int) -> Response:
         time.sleep(0.03 if number % 7 == 0 else 0.002)
         return echo(body, number)
 
-    with serving(respond) as endpoint:
+    with chat_server(respond) as endpoint:
         written = run(endpoint, tmp_path, rows, concurrency=4, max_new_tokens=9)
     assert [row["prediction"] for row in written] == [*(f"q{number}\n\ntext" for number in range(30)), "m 😀"]
     assert {row["finish_reason"] for row in written} == {"stop"}
     assert [list(row)[:3] for row in written[:1]] == [["instruction", "input", "output"]]
-    assert set(endpoint.keys) == {"Bearer secret"} and 2 <= endpoint.most_open <= 4
+    assert {sent["Authorization"] for sent in endpoint.headers} == {"Bearer secret"} and 2 <= endpoint.most_open <= 4
     first = endpoint.bodies[0]
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("first", 0, 9)
-    assert len(endpoint.bodies[-1]["messages"]) in (1, 2) and "structured_outputs" not in first
-    assert not (tmp_path / "p.jsonl.partial").exists()
+    assert len(endpoint.bodies[-1]["messages"]) in (1, 2) and not {"structured_outputs", "seed"} & first.keys()
+    assert {path.name for path in tmp_path.iterdir()} == {"d.jsonl", "p.jsonl", "p.jsonl.journal"}
 
 
-@pytest.mark.parametrize("status", [429, 500, 503, 408])
+@pytest.mark.parametrize("status", [429, 500, 408, 409])
 def test_busy_endpoint_is_asked_again(tmp_path: Path, status: int) -> None:
-    def respond(body: Body, number: int) -> tuple[int, Any]:
-        return (status, {"error": {"message": "busy"}}) if number % 3 < 2 else echo(body, number)
+    def respond(body: Body, number: int) -> Response:
+        return (status, b'{"error": {"message": "busy"}}', {}) if number % 3 < 2 else echo(body, number)
 
-    with serving(respond) as endpoint:
+    with chat_server(respond) as endpoint:
         written = run(endpoint, tmp_path, [{"instruction": "q"}], concurrency=1, model="m")
         assert [row["prediction"] for row in written] == ["q"] and len(endpoint.bodies) == 3
 
 
 def test_slow_endpoint_is_asked_again(tmp_path: Path) -> None:
-    def respond(body: Body, number: int) -> tuple[int, Any]:
+    def respond(body: Body, number: int) -> Response:
         if number == 0:
             time.sleep(1)
         return echo(body, number)
 
-    with serving(respond) as endpoint:
+    with chat_server(respond) as endpoint:
         written = run(endpoint, tmp_path, [{"instruction": "q"}], model="m", timeout=0.2)
         assert [row["prediction"] for row in written] == ["q"] and len(endpoint.bodies) == 2
 
@@ -164,68 +104,68 @@ def test_slow_endpoint_is_asked_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "response", "message"),
     [
-        (500, {"error": "broken"}, r"does not answer \(status 500: broken\); start it"),
-        (401, {}, r"does not accept the key \(status 401\); set KNOWLM_API_KEY"),
-        (404, {"error": {"message": "no model x"}}, "status 404: no model x; check --endpoint"),
-        (302, {}, "status 302; check --endpoint"),
-        (200, b"<html>", "does not answer like an OpenAI-compatible endpoint"),
-        (200, {"choices": []}, "does not answer like an OpenAI-compatible endpoint"),
+        (500, b'{"error": "broken"}', r"d.jsonl:1: the request has failed \(status 500: broken\)"),
+        (401, b"no", r"status 401 \(no\); correct --url or --model, or give a valid key in OPENAI_API_KEY"),
+        (404, b'{"error": {"message": "no model x"}}', r"status 404 \(no model x\); correct --url"),
+        (302, b"moved", r"status 302 \(moved\); correct --url"),
+        (200, b"<html>", r"d.jsonl:1: the request has failed \(status 200: <html>\)"),
+        (200, b'{"choices": []}', r"d.jsonl:1: the request has failed \(status 200"),
     ],
 )
-def test_endpoint_that_does_not_answer_is_an_error(tmp_path: Path, status: int, response: Any, message: str) -> None:
-    with serving(lambda body, number: (status, response)) as endpoint:
-        with pytest.raises(ConnectionError, match=message) as caught:
+def test_server_that_does_not_answer_is_an_error(tmp_path: Path, status: int, response: bytes, message: str) -> None:
+    with chat_server() as other, chat_server(lambda *_: (status, response, {"Location": other.url})) as endpoint:
+        with pytest.raises((ConnectionError, ValueError), match=message) as caught:
             run(endpoint, tmp_path, [{"instruction": "q"}])
-        assert "\n" not in str(caught.value) and str(caught.value).endswith("nothing was answered")
+        assert "\n" not in str(caught.value) and not other.bodies
     assert not list(tmp_path.glob("p.jsonl*"))
 
 
 def test_refused_row_stops_the_run_or_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def respond(body: Body, number: int) -> tuple[int, Any]:
+    def respond(body: Body, number: int) -> Response:
         if "long" in body["messages"][0]["content"]:
-            return 400, {"object": "error", "message": "the prompt is\ntoo long"}
+            return 400, b'{"object": "error", "message": "the prompt is\\ntoo long"}', {}
         return echo(body, number)
 
     rows: list[Body] = [{"instruction": each} for each in ("a", "long", "b")]
-    with serving(respond) as endpoint:
+    with chat_server(respond) as endpoint:
         expected = (
-            r"d\.jsonl:2: the endpoint answered with status 400: the prompt is too long; correct it.*1 answer is in"
+            r"d\.jsonl:2: the request has failed \(status 400: the prompt is too long\); correct it, or give --on"
         )
         with pytest.raises(ValueError, match=expected):
             run(endpoint, tmp_path, rows, concurrency=1)
         assert [row["prediction"] for row in run(endpoint, tmp_path, rows, on_error="skip")] == ["a", "b"]
         assert [body["messages"][0]["content"] for body in endpoint.bodies].count("a") == 1  # not asked again
-    assert f"notice: skipped {tmp_path / 'd.jsonl'}:2: the endpoint answered with status 400" in capsys.readouterr().err
+    fact = "the request has failed (status 400: the prompt is too long); --retry_failed asks it again"
+    assert f"notice: skipped {tmp_path / 'd.jsonl'}:2: {fact}\n" in capsys.readouterr().err
 
 
 def test_answered_rows_are_not_asked_again_after_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = threading.Event()
     broken.set()
 
-    def respond(body: Body, number: int) -> tuple[int, Any]:
-        return (503, {}) if number >= 5 and broken.is_set() else echo(body, number)
+    def respond(body: Body, number: int) -> Response:
+        return (404, b"", {}) if number >= 5 and broken.is_set() else echo(body, number)
 
     rows: list[Body] = [{"instruction": f"q{number}"} for number in range(12)]
-    with serving(respond) as endpoint:
-        with pytest.raises(ConnectionError, match=r"5 answers are in .*; the same command resumes"):
+    with chat_server(respond) as endpoint:
+        with pytest.raises(ConnectionError, match=r"; the answers so far are in .*p\.jsonl\.journal"):
             run(endpoint, tmp_path, rows, concurrency=1)
-        journal = tmp_path / "p.jsonl.partial/answers.jsonl"
-        with journal.open("a") as file:
-            file.write('[7, "cut of')  # a line that a killed run has not finished
+        with (tmp_path / "p.jsonl.journal").open("a") as file:
+            file.write('{"key": "cut of')  # a line that a killed run has not finished
         broken.clear()
         endpoint.bodies.clear()
         written = run(endpoint, tmp_path, rows, concurrency=3)
     assert [row["prediction"] for row in written] == [row["instruction"] for row in rows]
     asked = Counter(body["messages"][0]["content"] for body in endpoint.bodies)
     assert asked == Counter(f"q{number}" for number in range(5, 12))
-    assert "notice: resuming after 5 of 12 answers" in capsys.readouterr().err
+    assert "12 requests (5 from the journal)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_killed_run_resumes(tmp_path: Path, run_script: RunScript, kill: signal.Signals) -> None:
     reached = threading.Event()
 
-    def respond(body: Body, number: int) -> tuple[int, Any]:
+    def respond(body: Body, number: int) -> Response:
         if number == 6:
             reached.set()
         if number >= 6 and not stopped.is_set():
@@ -234,17 +174,8 @@ def test_killed_run_resumes(tmp_path: Path, run_script: RunScript, kill: signal.
 
     stopped = threading.Event()
     data = write(tmp_path / "d.jsonl", [{"instruction": f"q{number}"} for number in range(9)])
-    with serving(respond) as endpoint:
-        options = [
-            "--endpoint",
-            endpoint.url,
-            "--data_path",
-            data,
-            "--output",
-            tmp_path / "p.jsonl",
-            "--concurrency",
-            "1",
-        ]
+    with chat_server(respond) as endpoint:
+        options = ["--url", endpoint.url, "--data_path", data, "--output", tmp_path / "p.jsonl", "--concurrency", "1"]
         command = [sys.executable, str(REPOSITORY / "finetune/ie_run.py"), *map(str, options)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert reached.wait(60)
@@ -253,7 +184,7 @@ def test_killed_run_resumes(tmp_path: Path, run_script: RunScript, kill: signal.
         assert process.returncode == (130 if kill == signal.SIGINT else -9)
         if kill == signal.SIGINT:
             last = errors.splitlines()[-1]
-            assert last == f"interrupted; 6 answers are in {tmp_path / 'p.jsonl.partial'}; the same command resumes"
+            assert last == f"interrupted; the same command resumes from {tmp_path / 'p.jsonl'}.journal"
         stopped.set()
         endpoint.bodies.clear()
         run_script("finetune/ie_run.py", *options)
@@ -261,15 +192,15 @@ def test_killed_run_resumes(tmp_path: Path, run_script: RunScript, kill: signal.
     assert [row["prediction"] for row in read(tmp_path / "p.jsonl")] == [f"q{number}" for number in range(9)]
 
 
-def fake_answer(body: Body, _: int) -> tuple[int, Body]:
+def fake_answer(body: Body, _: int) -> Response:
     """Answer each type of a schema with its own name."""
     schema = json.loads(body["messages"][0]["content"])["schema"]
-    return 200, completion(json.dumps({name: [name.upper()] for name in schema}))
+    return 200, completion(body, json.dumps({name: [name.upper()] for name in schema})), {}
 
 
 def test_rows_are_asked_in_several_orders(tmp_path: Path) -> None:
     rows = [question(["a", "b", "c"], f"text {number}", output="{}") for number in range(2)]
-    with serving(fake_answer) as endpoint:
+    with chat_server(fake_answer) as endpoint:
         written = run(endpoint, tmp_path, rows, orders=3)
         again = run(endpoint, tmp_path, rows, orders=3)
     assert written == again
@@ -300,7 +231,7 @@ def test_orders_of_objects_and_of_rows_that_have_none() -> None:
 
 def test_long_schema_is_asked_in_parts_and_merged_in_its_order(tmp_path: Path) -> None:
     row = question(["a", "b", "c", "d", "e"], output="{}")
-    with serving(fake_answer) as endpoint:
+    with chat_server(fake_answer) as endpoint:
         [whole, short] = run(endpoint, tmp_path, [row, question(["z"])], schema_batch=2)
         schemas = sorted(json.loads(body["messages"][0]["content"])["schema"] for body in endpoint.bodies)
     assert schemas == [["a", "b"], ["c", "d"], ["e"], ["z"]]
@@ -364,16 +295,16 @@ def test_json_schema_accepts_right_answers_only(task: str, schema: Any, right: A
     assert not any(accepts(compiled, json.dumps(each)) for each in wrong)
 
 
-def test_grammar_is_sent_and_an_endpoint_that_ignores_it_is_reported(
+def test_grammar_is_sent_and_a_server_that_ignores_it_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [question(["a", "b"], task="NER"), question(EVENTS, task="ee")]
-    with serving(fake_answer) as endpoint:
+    with chat_server(fake_answer) as endpoint:
         run(endpoint, tmp_path, rows, grammar=True, schema_batch=1, model="m", concurrency=1)
     sent = [body["structured_outputs"] for body in endpoint.bodies]
     assert sent == [{"json": answer_schema("ner", ["a"])}, {"json": answer_schema("ner", ["b"])},
                     {"json": answer_schema("ee", EVENTS)}]  # fmt: skip
-    fact = "1 of 3 complete answers do not follow the grammar, so the endpoint ignores structured_outputs"
+    fact = "1 of 3 complete answers do not follow the grammar, so the server ignores structured_outputs"
     assert f"notice: {fact}" in capsys.readouterr().err
     for row, message in (
         (question(["a"]), 'd.jsonl:1 has no "task", which --grammar needs'),
@@ -381,7 +312,7 @@ def test_grammar_is_sent_and_an_endpoint_that_ignores_it_is_reported(
         (question([3], task="ner"), "d.jsonl:1 has a schema with '3', which is no type of the task ner"),
         (question(["a"], task="ee"), "has a schema with 'a', which is no type of the task ee"),
     ):
-        with serving(fake_answer) as endpoint, pytest.raises(ValueError, match=r"\d") as caught:
+        with chat_server(fake_answer) as endpoint, pytest.raises(ValueError, match=r"\d") as caught:
             run(endpoint, tmp_path, [row], grammar=True)
         assert message in str(caught.value)
 
@@ -389,33 +320,30 @@ def test_grammar_is_sent_and_an_endpoint_that_ignores_it_is_reported(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"endpoint": ""}, "give either --base_model, the folder of a checkpoint, or --endpoint"),
+        ({"url": ""}, "give either --base_model, the folder of a checkpoint, or --url"),
         ({"base_model": "x"}, "give either --base_model"),
-        ({"endpoint": "127.0.0.1:8000"}, "is not the URL of a server"),
-        ({"endpoint": "http://a b/"}, "is not the URL of a server"),
-        ({"endpoint": "http://host:99999999"}, "is not the URL of a server"),
-        ({"endpoint": "http://user:key@host"}, "put a key into KNOWLM_API_KEY"),
+        ({"url": "127.0.0.1:8000"}, "is not the URL of a server"),
+        ({"url": "http://a b/"}, "is not the URL of a server"),
+        ({"url": "http://host:99999999"}, "is not the URL of a server"),
+        ({"url": "http://user:key@host"}, "put a key into OPENAI_API_KEY"),
         ({"lora_weights": "x"}, "--lora_weights is an option for a checkpoint"),
         ({"concurrency": 0}, "--concurrency 0 is too small"),
         ({"concurrency": 9999}, "--concurrency 9999 is too large"),
         ({"schema_batch": -1}, "--schema_batch -1 is too small"),
-        ({"timeout": 0.0}, "--timeout 0.0 is out of range"),
+        ({"timeout": 0.0}, "--timeout 0 is out of range"),
         ({"output": ""}, "--output is missing"),
-        ({"endpoint": "", "base_model": "x", "grammar": True}, "--grammar is an option for an endpoint.*batch.py"),
+        ({"url": "", "base_model": "x", "grammar": True}, "--grammar is an option for a server.*batch.py"),
+        ({"url": "", "base_model": "x", "timeout": 9.0}, "--timeout is an option for a server"),
     ],
 )
 def test_error_for_invalid_options(tmp_path: Path, changed: Body, message: str) -> None:
     data = write(tmp_path / "d.jsonl", [{"instruction": "q"}])
-    given: Body = {"data_path": str(data), "output": str(tmp_path / "p"), "endpoint": "http://127.0.0.1:9"} | changed
+    given: Body = {"data_path": str(data), "output": str(tmp_path / "p"), "url": "http://127.0.0.1:9"} | changed
     with pytest.raises(ValueError, match=message):
         ie_run.main(**given)
 
 
-def test_urls_and_messages_of_endpoints() -> None:
-    expected = "http://h:1/v1/chat/completions"
-    for endpoint in ("http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", expected):
-        assert completions_url(endpoint) == expected
-    assert completions_url("https://h/api/v3") == "https://h/api/v3/chat/completions"
-    assert error_text('{"error": {"message": "a\\nb"}}') == ": a b"
-    assert error_text('{"detail": [{"x": 1}]}') == ': [{"x": 1}]'
-    assert error_text("") == "" and error_text("[" * 10_000).startswith(": [[") and len(error_text("x" * 9999)) == 202
+def test_messages_of_servers() -> None:
+    assert error_text(b'{"error": {"message": "a\\nb"}}') == "a b"
+    assert error_text(b'{"detail": [{"x": 1}]}') == "[{'x': 1}]"
+    assert error_text(b"") == "empty response" and error_text(b"[" * 10_000).startswith("[[")

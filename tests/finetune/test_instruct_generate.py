@@ -29,7 +29,8 @@ TRIPLES = "".join(
 
 
 @pytest.fixture
-def server() -> Iterator[ChatServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setattr(endpoint_client, "FIRST_PAUSE", 0.01)
     with chat_server() as running:
         yield running
 
@@ -44,7 +45,7 @@ def record(output: Path) -> dict[str, Any]:
 
 
 def make_client(server: ChatServer, folder: Path, **options: Any) -> EndpointClient:
-    settings = {"pause": 0.01, "attempts": 3, "timeout": 5.0, "concurrency": 4} | options
+    settings = {"attempts": 3, "timeout": 5.0, "concurrency": 4} | options
     return EndpointClient(EndpointOptions(server.url, "m", **settings), RequestJournal(folder / "j"), RequestTotals())
 
 
@@ -372,6 +373,9 @@ def test_wrong_option_is_one_line(
 
 def test_addresses_of_servers() -> None:
     assert base_url("http://h:1") == base_url("http://h:1/v1/") == base_url("http://h:1/v1/chat/completions")
+    for address in ("h:1", "http://", "http://h:99999", "http://a b", "http://u:p@h", "http://h/?q", "http://h#f"):
+        with pytest.raises(ValueError, match="--url"):
+            base_url(address)
     assert base_url("https://x.org/api/v3") == "https://x.org/api/v3"
 
 

@@ -210,7 +210,7 @@ def test_earlier_scores_are_kept_and_other_formats_are_converted(tmp_path: Path)
         (["--rouge", 7], "--rouge 7 is not a similarity"),
         (["--keep", 0.2], "--rank_by needs --keep"),
         (["--rank_by", "ifd", "--keep", 0.2], "needs the scores of --base_model"),
-        (["--url", "http://127.0.0.1:9"], "needs --url and --model"),
+        (["--model", "m"], "--model is for a judge; add --url"),
         (["--base_model", "missing"], "missing does not exist"),
         (["--concurrency", 4], "--concurrency is for a judge"),
     ],

@@ -241,7 +241,9 @@ def test_invalid_file_is_named_with_its_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--llm", "http://localhost:1/v1"], "needs --llm_model"),
+        (["--url", "localhost:1"], "is not the URL of a server"),
+        (["--llm", "http://h", "--timeout", "0"], "--timeout 0 is out of range"),
+        (["--model", "m"], "--model has no effect without --url"),
         (["--templates", "t.tsv"], "--templates has no effect without --nli"),
         (["--nli", "none"], "none has no config.json"),
         (["--evidence_words", "w.tsv"], "has no effect without --evidence words"),

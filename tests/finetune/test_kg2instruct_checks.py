@@ -1,16 +1,16 @@
 """triple_checks: an NLI model that rejects triples, and a language model behind an API that rejects and adds some."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import kg2instruct
 import pytest
-from triple_checks import language_model_check
+from chat_server import ChatServer, Respond, chat_server, completion
+from endpoint_requests import endpoint_client
 from triple_checks.entailment_check import EntailmentCheck, triple_as_sentence
+from triple_checks.language_model_check import LanguageModelCheck, ModelServer
 
 Row = dict[str, Any]
 
@@ -104,45 +104,26 @@ def test_triple_is_written_as_a_sentence(label: str, language: str, sentence: st
     assert triple_as_sentence(one, language, {"P19": "{subject} came from {object}!"}) == sentence
 
 
-class Api:
-    """A server with the interface of OpenAI; `replies`: status and text of its answers, the last one repeatedly."""
-
-    def __init__(self) -> None:
-        self.replies: list[tuple[int, str]] = []
-        self.requests: list[dict[str, Any]] = []
-        api = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                api.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                status, text = api.replies.pop(0) if len(api.replies) > 1 else api.replies[0]
-                body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    monkeypatch.setattr(language_model_check.time, "sleep", lambda _: None)
-    one = Api()
-    threading.Thread(target=one.server.serve_forever, daemon=True).start()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setattr(endpoint_client, "FIRST_PAUSE", 0.002)
+    with chat_server() as server:
+        yield server
 
 
-def checked(api: Api, journal: Path, rows: list[Row]) -> list[Row]:
-    endpoint = language_model_check.Endpoint(api.url, "model", 2)
-    check = language_model_check.LanguageModelCheck(endpoint, ["born in", "died in", "left"], None, journal)
-    return list(check(iter(rows)))
+def replying(*replies: tuple[int, str]) -> Respond:
+    """Return a `respond` with these statuses and texts, the last one repeatedly."""
+
+    def respond(body: Row, number: int) -> tuple[int, bytes, dict[str, str]]:
+        status, text = replies[min(number, len(replies) - 1)]
+        return status, completion(body, text), {}
+
+    return respond
+
+
+def checked(api: ChatServer, output: Path, rows: list[Row]) -> list[Row]:
+    server = ModelServer(api.url, "model", {"concurrency": 2})
+    return list(LanguageModelCheck(server, ["born in", "died in", "left"], None, output)(iter(rows)))
 
 
 ANSWER = 'Of course: {"reject": [1, 9], "add": [{"subject": 1, "relation": "left", "object": 2}, %s]}'
@@ -153,23 +134,22 @@ INVALID = (
 )
 
 
-def test_language_model_rejects_and_adds_triples_between_entities(api: Api, tmp_path: Path) -> None:
-    api.replies = [(503, ""), (200, ANSWER % INVALID)]
-    row = checked(api, tmp_path / "journal", [ROW])[0]
+def test_language_model_rejects_and_adds_triples_between_entities(api: ChatServer, tmp_path: Path) -> None:
+    api.respond = replying((500, ""), (200, ANSWER % INVALID))
+    row = checked(api, tmp_path / "answers", [ROW])[0]
     assert [(one["subject"], one["relation"], one["object"]) for one in row["relation_list"]] == [
         ("Ann Lee", "died in", "Rome"), ("Ann Lee", "left", "Oslo"),
     ]  # fmt: skip
     assert row["relation_list"][1]["object_spans"] == [[13, 17]]
-    assert len(api.requests) == 2 and "1. Ann Lee | born in | Oslo" in api.requests[1]["messages"][0]["content"]
+    assert len(api.bodies) == 2 and "1. Ann Lee | born in | Oslo" in api.bodies[1]["messages"][0]["content"]
 
 
-def test_journaled_answers_are_not_asked_again(api: Api, tmp_path: Path) -> None:
-    api.replies = [(200, '{"reject": [1]}')]
-    journal = tmp_path / "journal"
-    first = checked(api, journal, [ROW] * 3)
-    asked = len(api.requests)
-    journal.write_text(journal.read_text() + '["cut off')
-    assert checked(api, journal, [ROW] * 3) == first and len(api.requests) == asked
+def test_journaled_answers_are_not_asked_again(api: ChatServer, tmp_path: Path) -> None:
+    api.respond = replying((200, '{"reject": [1]}'))
+    first = checked(api, tmp_path / "answers", [ROW] * 3)
+    with (tmp_path / "answers.journal").open("a") as file:
+        file.write('{"key": "cut off')
+    assert checked(api, tmp_path / "answers", [ROW] * 3) == first and len(api.bodies) == 1
     assert [len(row["relation_list"]) for row in first] == [1, 1, 1]
 
 
@@ -177,20 +157,37 @@ def test_journaled_answers_are_not_asked_again(api: Api, tmp_path: Path) -> None
     "text",
     ["", "nothing", "[1]", '{"reject": 1, "add": {}}', '{"reject": ["1"]}', pytest.param("{" * 100_000, id="nested")],
 )
-def test_answer_that_cannot_be_read_leaves_the_row_unchanged(api: Api, tmp_path: Path, text: str) -> None:
-    api.replies = [(200, text)]
-    assert checked(api, tmp_path / "journal", [ROW]) == [ROW]
+def test_answer_that_cannot_be_read_leaves_the_row_unchanged(api: ChatServer, tmp_path: Path, text: str) -> None:
+    api.respond = replying((200, text))
+    assert checked(api, tmp_path / "answers", [ROW]) == [ROW]
 
 
-def test_refused_request_and_silent_server_end_the_run(api: Api, tmp_path: Path) -> None:
-    api.replies = [(404, "no such model")]
-    with pytest.raises(ValueError, match=r"refuses the request \(HTTP 404"):
-        checked(api, tmp_path / "journal", [ROW])
-    api.replies = [(500, "")]
-    with pytest.raises(ConnectionError, match="does not answer after 5 attempts"):
-        checked(api, tmp_path / "journal", [ROW])
+@pytest.mark.parametrize("status", [404, 400, 500, 302])
+def test_request_without_an_answer_ends_the_run(api: ChatServer, tmp_path: Path, status: int) -> None:
+    api.respond = replying((status, "no such model"))
+    with pytest.raises(ConnectionError, match=f"status {status}.*no such model"):
+        checked(api, tmp_path / "answers", [ROW])
+    assert not list(tmp_path.iterdir())
 
 
-def test_row_with_one_entity_is_not_asked(api: Api, tmp_path: Path) -> None:
+def test_row_with_one_entity_is_not_asked(api: ChatServer, tmp_path: Path) -> None:
     row = ROW | {"entity_list": ROW["entity_list"][:1], "relation_list": []}
-    assert checked(api, tmp_path / "journal", [row]) == [row] and not api.requests
+    assert checked(api, tmp_path / "answers", [row]) == [row] and not api.bodies
+
+
+def test_command_asks_the_first_model_with_the_key(
+    api: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    Path("kg.tsv").write_text("Ann Lee\tborn in\tOslo\n")
+    Path("texts.txt").write_text("Ann Lee was born in Oslo.\n")
+    api.respond = replying((200, '{"reject": [1]}'))
+    options = ["--text", "texts.txt", "--kg", "kg.tsv", "--output", "rows.jsonl"]
+    for url in (api.url, f"{api.url}/v1/"):
+        kg2instruct.main([*options, "--url", url])
+        assert json.loads(Path("rows.jsonl").read_text())["relation_list"] == []
+    assert {(body["model"], sent["Authorization"]) for body, sent in zip(api.bodies, api.headers, strict=True)} == {
+        ("first", "Bearer secret")
+    }
+    assert len(api.bodies) == 2 and not list(tmp_path.glob("rows.jsonl.partial"))
