@@ -1,13 +1,19 @@
 """triple_checks: an NLI model that rejects triples, and a language model behind an API that rejects and adds some."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import kg2instruct
+import psutil
 import pytest
 from triple_checks import language_model_check
 from triple_checks.entailment_check import EntailmentCheck, triple_as_sentence
@@ -110,11 +116,15 @@ class Api:
     def __init__(self) -> None:
         self.replies: list[tuple[int, str]] = []
         self.requests: list[dict[str, Any]] = []
+        self.may_answer = threading.Event()  # requests after the first wait for it
+        self.may_answer.set()
         api = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 api.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                if len(api.requests) > 1:
+                    api.may_answer.wait()
                 status, text = api.replies.pop(0) if len(api.replies) > 1 else api.replies[0]
                 body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
                 self.send_response(status)
@@ -194,3 +204,35 @@ def test_refused_request_and_silent_server_end_the_run(api: Api, tmp_path: Path)
 def test_row_with_one_entity_is_not_asked(api: Api, tmp_path: Path) -> None:
     row = ROW | {"entity_list": ROW["entity_list"][:1], "relation_list": []}
     assert checked(api, tmp_path / "journal", [row]) == [row] and not api.requests
+
+
+def test_killed_run_keeps_finished_tasks_and_the_same_command_resumes(
+    api: Api, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("kg.tsv").write_text("Ann Lee\tborn in\tOslo\n")
+    texts = [f"{'It rained all day. ' * 60_000} Ann Lee was born in Oslo in {year}." for year in (1879, 1880)]
+    Path("texts.txt").write_text("\n".join(texts) + "\n")
+    options = ["--text", "texts.txt", "--kg", "kg.tsv", "--output", "rows.jsonl", "--task_megabytes", "1"]
+    options += ["--llm", api.url, "--llm_model", "model"]
+    api.replies = [(200, "{}")]
+    api.may_answer.clear()
+    process = subprocess.Popen(
+        [sys.executable, str(repository / "finetune/kg2instruct.py"), *options], start_new_session=True
+    )
+    while process.poll() is None and not (
+        Path("rows.jsonl.partial/logs/link/completions/00000").exists() and len(api.requests) == 2
+    ):
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(workers)  # they hold the lock, too
+    assert not Path("rows.jsonl").exists()
+    api.may_answer.set()
+    kg2instruct.main(options)
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    assert [row["sentence"][-5:] for row in rows] == ["1879.", "1880."]
+    asked = [request["messages"][0]["content"].partition("in 18")[2][:2] for request in api.requests]
+    assert asked == ["79", "80", "80"]
+    assert not list(Path().glob("*.partial"))
