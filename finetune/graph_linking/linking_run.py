@@ -10,6 +10,7 @@ import shutil
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from partial_folders.atomic_outputs import fsync_path
 from partial_folders.output_paths import check_output
 
 from graph_linking.entity_linking import link_names
-from graph_linking.graph_index import GraphIndex
+from graph_linking.graph_index import SEAL, GraphIndex
 from graph_linking.name_matching import NameMatches
 from graph_linking.sentence_annotations import AnnotationSettings, Row, SentenceAnnotator
 from graph_linking.text_shards import TextShard, read_shard
@@ -61,6 +62,12 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
+@lru_cache(1)
+def _open_index(folder: str, modified: int) -> GraphIndex:
+    """Open an index once for all tasks of a process. modified: time of its last change, in nanoseconds."""
+    return GraphIndex(folder)
+
+
 class AnnotateShards:
     """A step of a pipeline: task r annotates the shards tasks[r] and writes them to <folder>/parts/<r>.jsonl.
 
@@ -80,7 +87,7 @@ class AnnotateShards:
         part = self.folder / "parts" / PART.format(rank)
         part.parent.mkdir(exist_ok=True)
         unfinished = part.with_suffix(".unfinished")
-        rows = annotate(GraphIndex(self.index), self.settings, documents)
+        rows = annotate(_open_index(self.index, (Path(self.index) / SEAL).stat().st_mtime_ns), self.settings, documents)
         for check in self.checks(self.folder, rank):
             rows = check(rows)
         if self.settings.sentences == "related":  # a check may have rejected all relations of a row

@@ -59,6 +59,13 @@ def word_characters() -> Array:
     return table
 
 
+@lru_cache(1)
+def _hash_tables() -> tuple[Array, Array]:
+    """Return the hash of each code point, and the odd factor of each position in a token."""
+    characters = _mix(np.arange(1, CODE_POINTS + 1, dtype=np.uint64) * _SEED)
+    return characters, _mix(np.arange(1, _LONGEST_TOKEN + 1, dtype=np.uint64)) | np.uint64(1)
+
+
 class Tokenizer:
     """Divides text into tokens and hashes them.
 
@@ -67,8 +74,7 @@ class Tokenizer:
 
     def __init__(self, is_word: Array) -> None:
         self.is_word = is_word
-        self.characters = _mix(np.arange(1, CODE_POINTS + 1, dtype=np.uint64) * _SEED)
-        self.positions = _mix(np.arange(1, _LONGEST_TOKEN + 1, dtype=np.uint64)) | np.uint64(1)
+        self.characters, self.positions = _hash_tables()
 
     def tokens(self, text: str) -> tuple[Array, Array]:
         """Return the first character of each token and, last, the length of the text; and the hash of each token."""

@@ -2,11 +2,7 @@
 
 import json
 import os
-import signal
 import stat
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -262,27 +258,6 @@ def test_folder_with_other_files_is_not_replaced_by_an_index(files: Path) -> Non
     with pytest.raises(ValueError, match="folder exists and is not an index"):
         kg2instruct.main(["index", *GRAPH, "--out", "folder"])
     assert Path("folder/precious").read_text() == "data"
-
-
-def test_killed_run_keeps_finished_tasks_and_the_same_command_resumes(files: Path, repository: Path) -> None:
-    write_long_texts(10)
-    script = str(repository / "finetune/kg2instruct.py")
-    kg2instruct.main(["index", *GRAPH, "--out", "index"])
-    options = ["--index", "index", "--text", "texts.jsonl", "--output", "rows.jsonl", "--task_megabytes", "1"]
-    process = subprocess.Popen([sys.executable, script, "link", *options], start_new_session=True)
-    parts = Path("rows.jsonl.partial/parts")
-    while process.poll() is None and len(list(parts.glob("*.jsonl"))) < 2:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    finished = list(Path("rows.jsonl.partial/logs/link/completions").iterdir())
-    assert finished and not Path("rows.jsonl").exists()
-    oldest = min(parts.glob("*.jsonl"))
-    oldest.write_text('{"sentence": "of the first run", "entity_list": [], "relation_list": []}\n')
-    kg2instruct.main(["link", *options])
-    rows = rows_of("rows.jsonl")
-    assert rows[0]["sentence"] == "of the first run" and len(rows) > 5 * 17 * 8
-    assert not list(Path().glob("*.partial"))
 
 
 SBATCH = r"""#!/bin/bash
