@@ -131,9 +131,12 @@ head -n $rehearsals "$DATA_DIR/seed_tasks.jsonl" > "$OUT/rows/instructions.jsonl
 answer "$OUT/rows/instructions.jsonl" "$BASE" answers-instructions 192
 step "$OUT/rows/rehearsal.jsonl" python examples/make_demo.py rehearsal --answers "$OUT/answers-instructions.jsonl" \
     --output "$OUT/rows/rehearsal.jsonl" --copies $copies
+# A base that is not instruction-tuned ends none of its answers, and the file is empty.
+rehearsal=,$OUT/rows/rehearsal.jsonl
+[ -s "$OUT/rows/rehearsal.jsonl" ] || rehearsal=
 # tune FOLDER STEPS OPTION…: tunes a LoRA adapter for STEPS steps.
 tune() {
-    step "$OUT/$1/adapter_model.safetensors" env BASE_MODEL="$OUT/recovered" DATA_PATH="$OUT/rows/train-ner.jsonl,$OUT/rows/train-re.jsonl,$OUT/rows/rehearsal.jsonl" \
+    step "$OUT/$1/adapter_model.safetensors" env BASE_MODEL="$OUT/recovered" DATA_PATH="$OUT/rows/train-ner.jsonl,$OUT/rows/train-re.jsonl$rehearsal" \
         OUTPUT_DIR="$OUT/$1" PRECISION="$precision" bash finetune/scripts/lora.sh --max_steps "$2" --batch_size $tune_batch \
         --micro_batch_size "${MICRO_BATCH:-16}" --learning_rate "$tune_rate" --lora_r $lora_rank --lora_alpha $((2 * lora_rank)) \
         --logging_steps $log_every --report_to none --show_rows False --seed "$SEED" "${@:3}"
