@@ -68,7 +68,7 @@ def label_error(label: str, kind: str = "type") -> str:
 def mention_error(sentence: AnnotatedSentence, mention: Mention, part: str = "") -> str:
     """Return why a mention does not fit its sentence, or "".
 
-    part: part of the item that the mention is, such as "subject"; "" if it is the whole item.
+    part: role of the mention in its item, such as "subject"; "" for an entity.
     """
     text = sentence.text
     which = f"has the {part} {shown(mention.text)}, which " if part else ""
@@ -96,5 +96,5 @@ def shown(text: str) -> str:
 
 
 def shown_span(start: int, end: int) -> str:
-    """Return a span for a message; a number of more than 15 digits is shortened."""
+    """Return a span for a message; "huge" stands for a number of more than 15 digits."""
     return f"[{', '.join(str(n) if abs(n) < 10**15 else 'huge' for n in (start, end))}]"

@@ -58,7 +58,7 @@ def row_format(read: RowReader, form: str, recognises: Callable[[dict[str, Any]]
 
 
 def has(row: dict[str, Any], key: str, item: type = object) -> bool:
-    """Return whether a row has a list under a key whose first item, if any, is of this type."""
+    """Return whether row[key] is a list whose first item, if any, has the type `item`."""
     return isinstance(row.get(key), list) and all(isinstance(value, item) for value in row[key][:1])
 
 

@@ -9,7 +9,7 @@ document. A text-bound annotation is an entity unless it is the trigger of an ev
 read as this event's trigger. brat numbers repeated roles: Place2 is the role Place if the event also has a Place.
 Attributes (A, M), normalisations (N), notes (#) and equivalences (*) are not read.
 
-A document of several lines becomes a sentence per line that is not blank. Annotations that cross lines are problems.
+Each line of a document that is not blank becomes a sentence. An annotation that crosses a line end is a problem.
 """
 
 import re
@@ -143,7 +143,7 @@ class DocumentReader:
         self.problems: defaultdict[int, list[str]] = defaultdict(list)
 
     def sentences(self, language: str) -> Iterator[AnnotatedSentence]:
-        """Yield the lines that are not blank; raises ValueError if there is none, but annotations."""
+        """Yield the lines that are not blank; raises ValueError if annotations have no text."""
         self.divide()
         texts = [index for index, line in enumerate(self.lines) if line.strip()]
         if not texts and (self.problems or self.entities):
@@ -162,7 +162,7 @@ class DocumentReader:
             )
 
     def divide(self) -> None:
-        """Add each annotation to its line, or a problem."""
+        """Add each annotation, or the problem with it, to its line."""
         text_bounds, _, events = self.standoff[1:]
         triggers = {event.ends[0] for event in events.values()}
         for identifier, item in text_bounds.items():

@@ -34,7 +34,7 @@ from annotation_reading.annotated_sentences import AnnotatedSentence, Entity, Me
 from annotation_reading.tag_schemes import Tag, TagCounts, entity_spans, parse_tag
 
 DOCUMENT = re.compile(r"#doc\b")
-# Python lists as printed. Each alternative begins with another character, so matching is linear.
+# Python lists as printed. Each alternative begins with a different character, so matching is linear.
 NAME_LIST = re.compile(r"""\[\s*(?:'[^'\\]+'|"[^"\\]+")(?:\s*,\s*(?:'[^'\\]+'|"[^"\\]+"))*\s*\]""")
 NAME = re.compile(r"""'([^'\\]+)'|"([^"\\]+)\"""")
 INDEX_LIST = re.compile(r"\[\s*[0-9]{1,9}(?:\s*,\s*[0-9]{1,9})*\s*\]")
@@ -67,7 +67,7 @@ def join_tokens(tokens: Sequence[str], language: str) -> tuple[str, list[tuple[i
 
     Tokens are joined with a space. In a Chinese sentence (`language` zh), there is a space only between two tokens that
     each have a word of two or more Latin letters: "他在", "New", "York" gives "他在New York", and the single letters of
-    files with one character per line are joined to words.
+    files with one character per line are joined into words.
     """
     parts: list[str] = []
     offsets = []
@@ -132,7 +132,7 @@ def conll_sentences(path: Path) -> Iterator[TaggedSentence]:
 
 
 def checked_tag(path: Path, number: int, text: str) -> Tag:
-    """Return the tag of a line; raises ValueError if it is not one."""
+    """Return the tag of a line; raises ValueError if `text` is not a tag."""
     tag = parse_tag(text)
     if tag is None:
         raise ValueError(
@@ -186,7 +186,7 @@ def parse_relations(path: Path, number: int, subject: int, relations: str, targe
 
 
 def read_conll(path: Path, language: str) -> Iterator[AnnotatedSentence]:
-    """Yield the sentences of a file with CoNLL columns with their entities; raises ValueError with file and line.
+    """Yield the sentences of a file with CoNLL columns, and their entities; raises ValueError with file and line.
 
     language: language of the sentences, which decides how tokens are joined; "auto" detects it for each sentence.
     """

@@ -1,6 +1,6 @@
 """Read rows of data sets for information extraction: IEPile, InstructIE, DuIE, NYT, DuEE and FewFC.
 
-Offsets are in characters (Unicode code points). Names without offsets have no place.
+Offsets are in characters (Unicode code points). Mentions without offsets have no spans.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ TRIGGER = "trigger"  # role of the trigger in FewFC
 
 
 def read_iepile_row(row: JsonObject) -> AnnotatedSentence:
-    """Return the sentence of an IEPile sample. A trigger or argument "" or "NAN" is not annotated."""
+    """Return the sentence of an IEPile sample. A trigger or argument that is "" or "NAN" is dropped."""
     text = text_at(row, "text")
     if not any(isinstance(row.get(key), list) for key in ("entity", "relation", "event")):
         raise RowError(f"has no list under 'entity', 'relation' or 'event' (keys: {key_names(row)})")
@@ -138,7 +138,7 @@ def read_nyt_row(row: JsonObject) -> AnnotatedSentence:
 
 
 def placed_mention(name: str, start: Any) -> Mention:
-    """Return a mention that begins at a character; without a place if `start` is None or -1."""
+    """Return a mention that begins at the character `start`; it has no span if `start` is None or -1."""
     if start in (None, -1):
         return Mention(name)
     start, _ = span_of(start, start)

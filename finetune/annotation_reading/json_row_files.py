@@ -24,7 +24,7 @@ RowReader = Callable[[JsonObject], AnnotatedSentence]
 
 
 class RowError(ValueError):
-    """A row does not have the form of its format; the message has no place, which `read_rows` adds."""
+    """A row does not have the expected form; `read_rows` adds file and line to the message."""
 
 
 def read_rows(path: Path, language: str, read: RowReader, form: str) -> Iterator[AnnotatedSentence]:
@@ -64,7 +64,7 @@ def sentence_of(
 
 
 def text_at(row: JsonObject, *keys: str) -> str:
-    """Return the text, not blank, under the first of the keys that the row has; raises RowError."""
+    """Return the text under the first of the keys that the row has; raises RowError if it is blank or not text."""
     key = next((key for key in keys if key in row), keys[0])
     value = string_at(row, key)
     if not value.strip():
@@ -73,7 +73,7 @@ def text_at(row: JsonObject, *keys: str) -> str:
 
 
 def string_at(item: JsonObject, key: str, default: str | None = None) -> str:
-    """Return the string under a key; `default` if the value is absent or null. Raises RowError without a default."""
+    """Return the string under a key; a default replaces an absent or null value. Raises RowError for other values."""
     value = item.get(key)
     if value is None and default is not None:
         return default
@@ -161,7 +161,7 @@ def own_relation(item: JsonObject) -> Relation:
 
 
 def own_event(item: JsonObject) -> Event:
-    """Return an event of an event_list; an empty trigger is a trigger that is not annotated."""
+    """Return an event of an event_list; an empty trigger is read as not annotated."""
     trigger = string_at(item, "trigger", "")
     arguments = objects_at(item, "arguments") if item.get("arguments") is not None else []
     return Event(

@@ -5,13 +5,13 @@ Doccano (1.8, JSONL export): {"text", "label": [[start, end, type]]} of sequence
 relations. Versions before 1.0 write "labels" for "label". Offsets are in characters (Unicode code points).
 
 Label Studio (1.x, JSON export): {"data": {"text"}, "annotations": [{"result": [...]}]}; versions before 1.0 write
-"completions" for "annotations". An export does not state the unit of its offsets: present versions count code points,
-versions of 2021 and before UTF-16 code units, in which an emoji counts as two (see
-https://github.com/HumanSignal/label-studio/pull/1559). An export repeats the text of each region, which decides: a
+"completions" for "annotations". An export does not state the unit of its offsets: current versions count code points,
+versions up to 2021 UTF-16 code units, in which an emoji counts as two (see
+https://github.com/HumanSignal/label-studio/pull/1559). An export repeats the text of each region: a
 region is read in UTF-16 units if these spell its text and code points do not. Results other than labelled regions of
 text and relations (choices, ratings) are not read.
 
-White space at the ends of a region is removed, since it comes from the selection with the mouse.
+White space at the ends of a region is removed, since selecting with the mouse often includes it.
 """
 
 import re
@@ -103,8 +103,8 @@ def relation_of(label: str, subject: Entity, target: Entity) -> Relation:
 def read_label_studio_row(row: JsonObject) -> AnnotatedSentence:
     """Return the sentence of a Label Studio task.
 
-    Of several annotations of a task, the one marked as ground truth is read, else the first; the others are a problem.
-    A task without a completed annotation has no lists and is a problem.
+    Of several annotations of a task, the one marked as ground truth is read, else the first; the others are reported
+    as a problem. A task without a completed annotation is reported as a problem and has no annotations.
     """
     text = task_text(row)
     done = [one for one in objects_at(row, "annotations" if "annotations" in row else "completions")
@@ -137,7 +137,7 @@ def task_text(row: JsonObject) -> str:
 
 
 def task_relations(item: JsonObject, by_id: dict[str, Entity]) -> tuple[list[Relation], list[str]]:
-    """Return the triples of a relation of Label Studio, and problems. direction: right, left or bi (both)."""
+    """Return the triples of a relation of Label Studio (its direction is right, left or bi: both), and problems."""
     ends = [identifier(item, "from_id"), identifier(item, "to_id")]
     labels = item.get("labels")
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):

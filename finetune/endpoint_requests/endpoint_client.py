@@ -2,11 +2,11 @@
 
 | response | what happens |
 | --- | --- |
-| no connection, timeout, status 408, 409, 425, 500 and above | repeated, `attempts` times in all, with doubled pauses |
+| no connection, timeout, status 408, 409, 425, 5xx except 503 | up to `attempts` attempts, with doubled pauses |
 | status 200 without a completion (HTML, not JSON) | the same |
 | status 429 or 503 | all requests wait, for Retry-After seconds if the server names them |
-| status 401, 403, 404, or a redirect | the run ends: key, address or model are wrong; the key stays with its host |
-| another status of 400 and above, or more than MAX_BODY bytes | the request has failed |
+| status 401, 403, 404, or a redirect | the run ends: key, address or model is wrong; redirects are not followed |
+| another 4xx status, or more than MAX_BODY bytes | the request has failed |
 
 After the last attempt, the run ends if the server cannot be reached; otherwise the request has failed. Failed requests
 are recorded too, so that a resumed run has the same result; after FAILURES_IN_A_ROW of them, the run ends. A caller may
@@ -31,7 +31,7 @@ from endpoint_requests.request_totals import RequestTotals
 
 CONNECT_SECONDS = 10
 FIRST_PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
-LONGEST_PAUSE = 600  # seconds; maximum Retry-After, and maximum time without an answer while the server is busy
+LONGEST_PAUSE = 600  # seconds; maximum Retry-After; with `timeout`, maximum time without an answer of a busy server
 MAX_BODY = 16 * 2**20  # bytes of a response; longer than any completion
 FAILURES_IN_A_ROW = 20
 BUSY_STATUSES, TEMPORARY = (429, 503), (408, 409, 425)
@@ -40,7 +40,7 @@ SHOWN_CHARACTERS = 200  # of a response in an error message
 
 
 class EndpointOptions(NamedTuple):
-    """How requests are sent.
+    """The server and the settings of requests.
 
     Attributes:
         url: the server's address, with or without /v1.
@@ -66,7 +66,7 @@ class EndpointOptions(NamedTuple):
 
 
 def base_url(url: str) -> str:
-    """Return a server's address that ends in its version (/v1, unless the address has another path).
+    """Return the base URL of a server's API: its address with /v1, unless the address has another path.
 
     Raises ValueError if it is not a URL.
     """
@@ -86,7 +86,7 @@ def base_url(url: str) -> str:
 
 
 class EndpointClient:
-    """Answers rounds of requests. A context manager; the connections stay open between rounds."""
+    """Sends rounds of requests. A context manager; the connections stay open between rounds."""
 
     def __init__(self, options: EndpointOptions, journal: RequestJournal, totals: RequestTotals) -> None:
         self.options, self.journal, self.totals = options, journal, totals
@@ -138,7 +138,7 @@ class EndpointClient:
     def request(
         self, messages: Sequence[Mapping[str, str]] | str, seed: int | None, temperature: float, max_tokens: int
     ) -> dict[str, Any]:  # fmt: skip
-        """Return the body of a request; a text is one user message. /completions gets the contents, in paragraphs."""
+        """Return the body of a request. A text is one user message; for /completions, blank lines join the contents."""
         body: dict[str, Any] = {"model": self.options.model}
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*map(dict, messages)]
         if self.options.api == "chat":
@@ -278,7 +278,7 @@ class EndpointClient:
             return status, reason[:SHOWN_CHARACTERS].encode(errors="replace"), ""
 
     def _wait_for_busy_server(self, retry_after: str) -> None:
-        """Delay all requests; raises ConnectionError if the server was busy for LONGEST_PAUSE seconds."""
+        """Delay all requests; raises ConnectionError if this takes too long (LONGEST_PAUSE)."""
         seconds = max(1, int(retry_after[:9])) if retry_after.isdecimal() else 1
         now = time.monotonic()
         if seconds > LONGEST_PAUSE or now - self.last_answer > LONGEST_PAUSE + self.options.timeout:

@@ -18,7 +18,7 @@ MAX_TIMEOUT = 86_400  # seconds
 
 
 def endpoint_options(url: str, model: str, given: Mapping[str, Any]) -> EndpointOptions:
-    """Return how requests are sent; the key may come from OPENAI_API_KEY.
+    """Return the settings of requests; the key may come from OPENAI_API_KEY.
 
     given: the options of the command line, by name. Raises ValueError for an invalid value.
     """

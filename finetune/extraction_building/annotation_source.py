@@ -1,4 +1,4 @@
-"""Read the files of annotated sentences, and collect what cannot be used."""
+"""Read the files of annotated sentences, and collect the items that cannot be used."""
 
 import tempfile
 from collections import Counter

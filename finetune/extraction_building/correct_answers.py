@@ -1,6 +1,6 @@
 """Write the correct answer of a row, and its annotated items with their places.
 
-Answers are objects keyed by the row's schema entries, in their order; kg has only what the text states:
+Answers are objects keyed by the row's schema entries, in their order; kg has only entries with values:
     ner, eet  {type: [text]}
     re, spo   {relation: [{"subject", "object"}]}      the keys are those of the answer's shape, e.g. head and tail
     ee        {type: [{"trigger", "arguments": {role: text | [text, …]}}]}
@@ -28,7 +28,7 @@ class TaskAnswerForm(NamedTuple):
     """The form of a task's answers.
 
     shape: as in extraction.json. lists_all: the answer has every entry that was asked for; False: only those with
-    items. missing_roles: a role without argument is NO_VALUE; False: it is left out.
+    items. missing_roles: a role without argument is NO_VALUE; False: it is omitted.
     """
 
     shape: Mapping[str, Any]
@@ -50,7 +50,7 @@ class TaskAnswerForm(NamedTuple):
 
 
 def distinct(items: Sequence[Item]) -> list[Item]:
-    """Return the items without entities and triples that repeat the names of an earlier one; events may repeat."""
+    """Return all events, or the entities or triples without those that repeat the names of an earlier one."""
     if not items or isinstance(items[0], Event):
         return list(items)
     first: dict[tuple[str, ...], Item] = {}
@@ -71,7 +71,7 @@ def correct_answer(
 ) -> Answer:
     """Return the answer of a row that asks for the entries of `batch`; items: entry -> its items in the text.
 
-    If the answer has only entries with items, these are in the order of the text's annotations.
+    Unless form.lists_all, the entries are in the order of the text's annotations.
     """
     answer: Answer = {}
     for number in batch if form.lists_all else [entry for entry in items if entry in batch]:

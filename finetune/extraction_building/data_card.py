@@ -54,7 +54,7 @@ class BuildCounts:
 
 
 def percentile(lengths: Counter[int], percent: float) -> int:
-    """Return the smallest length that at least `percent` of the texts or rows do not exceed; 50: the low median."""
+    """Return the smallest length that at least `percent` % of the texts or rows do not exceed; 50: the low median."""
     needed, seen = max(1, -(-lengths.total() * percent // 100)), 0
     for length in sorted(lengths):
         seen += lengths[length]
@@ -64,7 +64,7 @@ def percentile(lengths: Counter[int], percent: float) -> int:
 
 
 def histogram(lengths: Counter[int]) -> list[str]:
-    """Return a text histogram whose bins are doubled lengths: 16-31, 32-63, …"""
+    """Return a text histogram whose bins double in width: 16-31, 32-63, …"""
     bins = Counter[int]()
     for length, number in lengths.items():
         bins[length.bit_length()] += number

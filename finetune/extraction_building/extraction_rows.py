@@ -23,7 +23,7 @@ REQUEST_TASKS = ("ner", "re", "spo", "ee")  # tasks of the server's /extract
 
 
 class LanguageQuestion(NamedTuple):
-    """What the rows of one language ask for."""
+    """The schema, wording, batches and orders of the rows in one language."""
 
     schema: Schema
     wording: TaskWording

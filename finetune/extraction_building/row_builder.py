@@ -156,14 +156,14 @@ class RowBuilder:
                 return read_hard_negatives(file, schema)
 
     def extraction_entries(self) -> dict[str, dict[str, Any]]:
-        """Return language -> entry of extraction.json, after all rows."""
+        """Return language -> entry of extraction.json; to be called after all rows are built."""
         return {
             language: {"text_characters": percentile(self.counts.text_lengths[language], 50)} | self._entry(writer)
             for language, writer in sorted(self.writers.items())
         }
 
     def _entry(self, writer: RowWriter) -> dict[str, Any]:
-        """Return the entry of extraction.json for a language without the length of its texts."""
+        """Return the entry of extraction.json for a language, without the key text_characters."""
         settings, question = self.settings, writer.question
         entry: dict[str, Any] = {
             "instruction": question.wording.instruction,

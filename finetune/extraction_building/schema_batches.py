@@ -1,4 +1,4 @@
-"""Divide a schema into batches, each of which one row asks for, and choose the negatives of each text.
+"""Divide a schema into batches, one for each row, and choose the negatives of each text.
 
 Batches as in IEPile (Gui et al. 2024, https://arxiv.org/abs/2402.14710): few types per row instead of the whole schema.
 In training, a batch with hard negatives has types that are easily confused with a type of the text.
@@ -33,7 +33,7 @@ class BatchSettings(NamedTuple):
 
 
 def split_batches(entries: Sequence[int], size: int) -> list[Batch]:
-    """Return consecutive batches of `size` entries; a rest of fewer than max(1, size // 2) joins the last batch."""
+    """Return consecutive batches of `size` entries; a remainder below max(1, size // 2) joins the last batch."""
     batches = [tuple(entries[start : start + size]) for start in range(0, len(entries), size)]
     if len(batches) > 1 and len(batches[-1]) < max(1, size // 2):
         batches[-2:] = [batches[-2] + batches[-1]]
@@ -44,7 +44,7 @@ def text_batches(text: str, order: Sequence[int], positives: set[int], settings:
     """Return the batches of a text; each has its entries in the order `order`.
 
     order: the entries to ask for. positives: the entries of which the text has items. A training text gets all entries
-    or, with `negative_batches`, those of its positive batches and of some negative batches, drawn by the text.
+    or, with `negative_batches`, those of its positive batches and of some negative batches; the text is their seed.
     """
     if settings.positives_only:
         return split_batches([entry for entry in order if entry in positives], settings.size)
@@ -67,7 +67,7 @@ def hard_batches(
 ) -> list[Batch]:
     """Return batches that each join a positive with its hard negatives, then batches of the other entries.
 
-    The other hard negatives come before the other entries. draw: shuffles the other entries; None: they are in `order`.
+    The other hard negatives come before the other entries. draw: shuffles the other entries; None: keeps them in order.
     """
     rank = {entry: place for place, entry in enumerate(order)}
     unused = dict.fromkeys(order)

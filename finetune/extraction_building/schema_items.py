@@ -112,7 +112,7 @@ def is_name(name: Any) -> bool:
 
 
 def parse_schema(task: str, content: Any, place: str) -> Schema:
-    """Return a schema from its JSON value; raises ValueError, which begins with `place`, if it is not valid."""
+    """Return a schema from its JSON value; raises ValueError, whose message begins with `place`, if it is not valid."""
     expected = f"--schema takes a file such as {EXAMPLES[task]} for --task {task}"
     if task == "eet" and isinstance(content, dict):
         content = list(content)  # a schema of ee
@@ -159,7 +159,7 @@ def read_schema(path: str, task: str) -> dict[str, Schema]:
 
 
 def json_values(path: Path, remedy: str) -> list[Any]:
-    """Return the JSON values of a file, which stand one after another; raises FileNotFoundError or ValueError."""
+    """Return the concatenated JSON values of a file; raises FileNotFoundError or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {remedy}")
     values = []

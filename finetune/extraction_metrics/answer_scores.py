@@ -3,10 +3,10 @@
 Counts are summed over all examples (micro average). Items are matched as multisets: a repeated item must also be
 repeated in the correct answer.
 
-Every predicted item is counted for one kind of items: if the task of the row, or else the correct answer, has items of
-one kind only, for this kind, else for the kind that the item's own form indicates. (Arguments of the task ee are
-counted twice: alone, and with their trigger.) If a prediction is JSON but has not the outer form of an answer, its
-items count as wrong. A prediction that is not JSON has no items; it lowers `parsed` and recall.
+Every predicted item counts for one kind of items: the kind of the row's task (without a task, of the correct answer) if
+there is only one, else the kind that the form of the item indicates. (Arguments of the task ee count twice: alone, and
+with their trigger.) If a prediction is JSON but does not have the outer form of an answer, its items count as wrong. A
+prediction that is not JSON has no items; it lowers `parsed` and recall.
 """
 
 from collections import Counter

@@ -45,7 +45,7 @@ class AnswerItem(NamedTuple):
 
 
 def as_json(value: Any) -> str:
-    """Return a value of an answer as JSON in a form that equal values share."""
+    """Return a value of an answer as JSON; equal values give equal texts."""
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
     except RecursionError:  # lists in lists, nearly as deep as json.loads accepts

@@ -5,8 +5,8 @@
     eea  {event type: [{role: text | [text, …] | "NAN"}]}
     kg   {entity type: {head: {attribute: value | [value, …]}}}
 
-"NAN", "", null, [] and {} are absent values. A value that has another form than its place requires is an item that
-matches no correct item, so that it counts as predicted.
+"NAN", "", null, [] and {} are absent values. A value of an unexpected form is an item that matches no
+correct item, so it counts as a wrong prediction.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ ABSENT: tuple[Any, ...] = ("NAN", "", None, [], {})
 
 
 def is_absent(value: Any) -> bool:
-    """Return whether a value of an answer says that there is no trigger, argument or attribute."""
+    """Return whether a value of an answer means that there is no trigger, argument or attribute."""
     return any(type(value) is type(absent) and value == absent for absent in ABSENT)
 
 

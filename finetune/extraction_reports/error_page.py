@@ -48,7 +48,7 @@ def class_of(status: str) -> str:
 
 
 def error_rows(rows: Sequence[ScoredRow], parsed: Sequence[bool], limit: int) -> tuple[list[ErrorRow], int]:
-    """Return the first `limit` rows with errors, and the number of all rows with errors; parsed: of each row."""
+    """Return the first `limit` rows with errors, and the number of all; parsed: whether each answer parses."""
     found: list[ErrorRow] = []
     number_of_rows = 0
     for number, (row, is_parsed) in enumerate(zip(tqdm(rows, desc="errors", disable=None), parsed, strict=True), 1):
@@ -79,7 +79,7 @@ def page_html(rows: Sequence[ScoredRow], parsed: Sequence[bool], limit: int, nam
     }  # fmt: skip
     page = (Path(__file__).parent / "error_page.html").read_text(encoding="utf-8")
     parts = []
-    for key, value in values.items():  # values are inserted once, so that their text is never taken for a place
+    for key, value in values.items():  # values are inserted once, so that their text is never taken for a placeholder
         before, _, page = page.partition(key)
         parts += [before, value]
     return "".join([*parts, page])
@@ -117,13 +117,13 @@ def article(each: ErrorRow, numbers: dict[str, int]) -> str:
         more = len(each.outcomes) - MAX_ITEMS
         parts.append(f'<p class="note">{both(f"{more} more items", f"还有{more}项")}</p>')
     if not each.parsed:
-        note = both("The answer does not have the form of an answer:", "回答不符合格式：")
+        note = both("The answer does not have the required form:", "回答不符合格式：")
         parts.append(f'<p class="note">{note}</p><pre>{printable_xml(each.row.prediction, MAX_RAW)}</pre>')
     return "".join([*parts, "</article>"])
 
 
 def order_note(row: ScoredRow) -> str:
-    """Return the order of the types that a row asks with, for its heading."""
+    """Return the order of the types in a row, for its heading."""
     order = printable_xml(row.order, 20)
     return f" · {both(f'order {order}', f'顺序 {order}')}" if row.order else ""
 
@@ -152,7 +152,7 @@ def list_item(outcome: Outcome, numbers: dict[str, int]) -> str:
 
 
 def outcome_marks(row: ScoredRow, outcomes: Sequence[Outcome], text: str) -> Iterator[Mark]:
-    """Yield the marks of the outcomes whose names are in the text; annotated places of correct entities are used."""
+    """Yield the marks of outcomes with names in the text; correct entities are marked at their annotated places."""
     annotated: dict[tuple[str, str], list[tuple[Span, ...]]] = {}
     for item in row.gold_spans.elements() if row.gold_spans else ():
         spans = tuple(

@@ -1,8 +1,8 @@
 """Pair the predicted with the correct items of a row: correct, wrong type, missed or spurious.
 
-Items are paired if they name the same parts of the text: entities and triggers of equal text, triples of equal ends,
-arguments of equal text. First the items of equal type are paired, then the others, in alphabetical order of their
-types.
+Items are paired if they name the same parts of the text: entities and triggers of equal text, triples of equal subject
+and object, arguments of equal text. First the items of equal type are paired, then the others, in alphabetical order of
+their types.
 """
 
 from collections import Counter, defaultdict
@@ -20,7 +20,7 @@ PAIRED_KINDS = tuple(kind for kind in KINDS if kind not in ("entity_span", "argu
 
 
 class Outcome(NamedTuple):
-    """What became of an item."""
+    """An item of a row with its status."""
 
     status: str  # one of STATUSES
     kind: str  # one of PAIRED_KINDS
@@ -53,7 +53,7 @@ def shown_names(item: AnswerItem) -> tuple[str, ...]:
 
 
 def unpaired_items(kind: str, gold: Counter[AnswerItem], predicted: Counter[AnswerItem]) -> list[Outcome]:
-    """Return the outcomes of an answer that has not the outer form of an answer: nothing is correct."""
+    """Return the outcomes of an answer that does not have the outer form of an answer: nothing is correct."""
     missed = [Outcome(MISSED, kind, item.names, item.label) for item in gold.elements()]
     return missed + [Outcome(SPURIOUS, kind, shown_names(item), "", item.label) for item in predicted.elements()]
 
@@ -87,7 +87,7 @@ def confusions(rows: Sequence[ScoredRow]) -> dict[str, dict[str, dict[str, int]]
     """Return kind -> {correct type: {predicted type: number}} of all rows.
 
     The types of missed items have the entry "missed", and "spurious" has the types of predicted items without a correct
-    one. (A type that is itself called so becomes "missed (type)".) Types are sorted by frequency.
+    one. (A type with such a name gets the suffix "(type)".) Types are sorted by frequency.
     """
     counts = defaultdict[str, Counter[tuple[str, str]]](Counter)
     for row in rows:

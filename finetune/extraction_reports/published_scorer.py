@@ -159,7 +159,7 @@ def published_scores(rows: Iterable[tuple[str, dict[str, Any]]], mode: str, task
     """Return {"total": figures} as the published scorer writes them.
 
     rows: (location, row); a row whose prediction is under "prediction" is also accepted. mode: normal or set. task:
-    that of all rows, default: the "task" of the first row. Raises ValueError if there are no rows, or if a row does not
+    of all rows; "": the "task" of the first row. Raises ValueError if there are no rows, or if a row does not
     have the published form.
     """
     texts: dict[str, tuple[Items, list[str]]] = {}  # text -> (correct items, predictions)

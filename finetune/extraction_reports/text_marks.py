@@ -1,4 +1,4 @@
-"""Find the places of items in a text, and divide the text into pieces, each under the same marks.
+"""Find the places of items in a text, and divide the text into pieces that the same marks cover.
 
 Marks may be nested, overlap each other, or have several fragments. Each mark has a lane, and marks that share
 characters have different lanes, so that a page can draw them beside each other.
@@ -22,7 +22,7 @@ class Mark(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A piece of a text under the same marks."""
+    """A piece of a text that the same marks cover."""
 
     start: int
     end: int
@@ -33,8 +33,8 @@ class Piece(NamedTuple):
 def find_mention(text: str, name: str, taken: set[Span]) -> Span | None:
     """Return the first occurrence of a name that is not in `taken`, if possible as a whole word, else None.
 
-    Without a free occurrence, return the first one. White space may differ. A name that is longer than the text is not
-    searched for.
+    If all occurrences are taken, return the first one. White space may differ. A name that is longer than the text is
+    not searched for.
     """
     words = name.split() if len(name) <= len(text) else []
     if not words:

@@ -1,7 +1,7 @@
-"""Collect the different entities and triples of annotated sentences in an SQLite database, so that memory is bounded.
+"""Collect the distinct entities and triples of annotated sentences in an SQLite database, so that memory is bounded.
 
 An entity is identified by its id in the graph, or by type and name if the annotations have no ids. The object of a
-triple is a literal if its mention is not among the entities of its sentence.
+triple is a literal if its id is not the id of an entity of its sentence.
 """
 
 import sqlite3
@@ -28,7 +28,7 @@ class GraphEdge(NamedTuple):
     subject: str
     relation: str
     object: str
-    is_literal: bool  # the object
+    is_literal: bool  # whether the object is a literal
     object_type: str
     sentences: int
 
@@ -47,14 +47,14 @@ class TripleStore:
         )
 
     def add_node(self, node: GraphNode) -> None:
-        """Add a node; of several names and types, the first one that is not empty is kept."""
+        """Add a node; of nodes with equal id, the first name and the first type that is not empty are kept."""
         self.connection.execute(
             "INSERT INTO node VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET type = excluded.type WHERE type = ''",
             (node.id, node.is_literal, node.name, node.type),
         )
 
     def add_edge(self, edge: GraphEdge) -> None:
-        """Add the sentences of a triple to those that it has."""
+        """Add a triple, or the number of its sentences if the triple is stored."""
         self.connection.execute(
             "INSERT INTO edge VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
             "SET sentences = sentences + excluded.sentences",

@@ -10,7 +10,7 @@ from graph_exports.graph_triples import TripleStore
 
 
 def write_neo4j(store: TripleStore, folder: Path) -> None:
-    """Write the tables; a literal is a node, whose id is its value after "literal:"."""
+    """Write the tables; a literal is a node whose id is "literal:" and its value."""
     with (folder / "nodes.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id:ID", "name", ":LABEL"])

@@ -1,6 +1,6 @@
 """Write triples as N-Triples (https://www.w3.org/TR/n-triples/).
 
-An id that is an IRI is kept; another id, and each type and relation, is a path below the base IRI.
+An id, type or relation that is an IRI is kept; any other becomes a path below the base IRI.
 """
 
 import re
@@ -21,7 +21,7 @@ _DATES = {1: "gYear", 2: "gYearMonth", 3: "date"}  # number of parts -> datatype
 
 
 def check_base(base: str) -> None:
-    """Raise ValueError if the prefix of IRIs is not one."""
+    """Raise ValueError if `base` is not a prefix of IRIs."""
     if not _IRI.fullmatch(base) or base[-1] not in "/#:":
         raise ValueError(f"--base {base} is not the beginning of IRIs; give one such as http://example.org/")
 

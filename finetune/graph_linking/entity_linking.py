@@ -5,7 +5,7 @@ linked by the first of these rules that prefers one of them:
     1. the entity with most neighbours in the graph among the entities that are already linked in the document;
     2. the entity with most neighbours that have a name in the document, also an ambiguous one;
     3. the entity with most neighbours in the graph.
-Rule 1 is repeated, since every link may decide further names. A name that is still undecided is linked to none.
+Rule 1 is repeated, since every link may decide further names. A name that is still undecided is not linked.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from graph_linking.graph_index import GraphIndex
 from graph_linking.name_matching import NameMatches
 
 ROUNDS = 4  # repetitions of rule 1
-MOST_CANDIDATES = 1000  # a name of more entities is linked to none
+MOST_CANDIDATES = 1000  # a name of more entities is not linked
 
 
 EntityMention = tuple[int, int, int]  # a linked name: [start, end) in characters, and the number of the entity

@@ -1,8 +1,9 @@
-"""An index of a graph: a folder of arrays and strings that are mapped from disk, so that memory does not limit it.
+"""An index of a graph: a folder of arrays and strings that are mapped from disk, so it may exceed memory.
 
 index.json                     version, hashes of the input files, counts, names of relations and types
 automaton_*.npy                the automaton of names (name_matching.py)
-names, keys, values            strings: names, ids of entities, literals (…_text.bin, …_offsets.npy)
+keys, values                   strings: ids of entities, literals (…_text.npy, …_offsets.npy)
+literal_kinds.npy              uint8: entity -> DATE, NUMBER, their sum, or 0
 NAME_offsets.npy, NAME.npy     lists of int32, one after another:
     candidates                 name -> entities with this name
     neighbours                 entity -> entities that share a triple with it, ascending
@@ -72,7 +73,7 @@ class NumberLists:
 
     @staticmethod
     def write(folder: Path, name: str, owners: Array, values: Array, count: int, width: int = 1) -> None:
-        """Write the values of each owner, which must be ascending. width: values of each entry of `owners`."""
+        """Write the values of each owner; `owners` is ascending. width: number of values per entry of `owners`."""
         offsets = np.searchsorted(owners, np.arange(count + 1)) * width
         np.save(folder / f"{name}_offsets.npy", offsets.astype(np.int64))
         np.save(folder / f"{name}.npy", values.astype(np.int32))
@@ -129,7 +130,7 @@ class GraphIndex:
         return at < end and self._neighbours.values[at] == second
 
     def neighbours_among(self, entity: int, others: set[int]) -> int:
-        """Return how many of `others` are neighbours of an entity; the time is limited by their number."""
+        """Return how many of `others` are neighbours of an entity; the time is bounded by their number."""
         if self.degree(entity) <= 8 * len(others):
             return len(others.intersection(self._neighbours[entity]))
         return sum(self.are_neighbours(entity, other) for other in others)
@@ -137,7 +138,7 @@ class GraphIndex:
     def triples_among(self, head: int, others: set[int]) -> list[tuple[int, int]]:
         """Return (relation, tail) of the triples of `head` whose tail is one of `others`.
 
-        The time is limited by the number of `others`, also for a head with millions of triples.
+        The time is bounded by the number of `others`, also for a head with millions of triples.
         """
         tails, start, end = self._tails.values, self._tails.offsets[head], self._tails.offsets[head + 1]
         if start == end:

@@ -176,7 +176,7 @@ def _strings(connection: sqlite3.Connection, table: str) -> Iterator[list[str]]:
 
 
 def _unique_rows(rows: Array, order: tuple[int, ...]) -> Array:
-    """Return different rows, sorted by the columns in `order`, the most important last."""
+    """Return the distinct rows, sorted by the columns in `order`, the most significant last."""
     rows = rows[np.lexsort([rows[:, column] for column in order])]
     return rows[np.append(True, (rows[1:] != rows[:-1]).any(1))] if len(rows) else rows
 

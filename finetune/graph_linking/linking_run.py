@@ -71,7 +71,7 @@ def _open_index(folder: str, modified: int) -> GraphIndex:
 class AnnotateShards:
     """A step of a pipeline: task r annotates the shards tasks[r] and writes them to <folder>/parts/<r>.jsonl.
 
-    checks: called with the folder and the number of the task, returns the functions that the rows pass, in order.
+    checks: function of the folder and the task number that returns the checks of the rows, in order.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class JoinParts:
 def run_linking(
     step: Callable[[Path], AnnotateShards], identity: str, output: str, execution: ExecutorOptions, workers: int
 ) -> dict[str, int]:
-    """Run the tasks, join their parts to the file `output`, and return its counts; {} if Slurm jobs will do it.
+    """Run the tasks, join their parts to the file `output`, and return its counts; {} if Slurm jobs will write it.
 
     step: returns the step for the folder of intermediate files, `<output>.partial`. identity: a line that identifies
     options and inputs (`resume_journal.run_identity`); a run with the same line continues an interrupted one.

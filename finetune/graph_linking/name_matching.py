@@ -5,9 +5,9 @@ other character (Han, kana, Hangul, Thai, punctuation, a space) is one. A name b
 "Ann" is not found in "Annex", but 北京 is found in 在北京工作.
 
 The automaton is a trie over tokens whose edges are a hash table: it maps the hash of each prefix of a name (1, 2, …
-tokens) to the number of the name that the prefix spells, or -1. NumPy takes all positions of a text one token further
-at a time, which drops nearly all of them after the first. The arrays are mapped from disk and shared by processes.
-A text that is not a name has the hash of one with a probability of 10^-13 for each position, at a million names.
+tokens) to the number of the name that the prefix spells, or -1. NumPy extends the prefixes at all positions of a text
+by one token at a time; nearly all positions are dropped after the first. The arrays are mapped from disk and shared by
+processes. With a million names, the probability that a hash matches a wrong name is 10^-13 for each position.
 """
 
 from collections.abc import Iterable, Sequence
@@ -77,7 +77,7 @@ class Tokenizer:
         self.characters, self.positions = _hash_tables()
 
     def tokens(self, text: str) -> tuple[Array, Array]:
-        """Return the first character of each token and, last, the length of the text; and the hash of each token."""
+        """Return the start of each token, then the length of the text: (tokens + 1,); and the hash of each token."""
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         is_word = self.is_word[codes]
         starts = np.flatnonzero(~(is_word[1:] & is_word[:-1])) + 1
@@ -101,7 +101,7 @@ class NameAutomaton:
     def __init__(self, keys: Array, names: Array, first: Array, is_word: Array) -> None:
         self.keys, self.names, self.first = keys, names, first
         self.tokenizer = Tokenizer(is_word)
-        # Slots are ordered by hash; a prefix is at, or shortly after, the slot that its upper bits number.
+        # Slots are ordered by hash; a prefix is at, or shortly after, the slot that its upper bits give.
         self.shift = np.uint64(64 - (max(len(keys), 2) // 2).bit_length())
 
     @classmethod

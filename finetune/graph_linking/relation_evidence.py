@@ -28,8 +28,8 @@ _IGNORED = frozenset(
 _LATIN = re.compile(r"[A-Za-z]+")
 _HAN = re.compile(r"[\u3400-\u9fff]{2,}")
 NEAR = 40  # characters before the first and after the second mention in which a word of the relation counts
-MOST_BETWEEN = 120  # characters between the mentions of which a word of the relation counts
-# Relations of a place (in names with one of _OF_PLACES) to the larger place that it is in, and the reverse.
+MOST_BETWEEN = 120  # characters; between more distant mentions, no word of the relation counts
+# Relations of a place to the larger place that it is in, and the reverse; their names must match _OF_PLACES.
 _OF_PLACES = re.compile("locat|aareas|administrative|continent")
 _IN_OBJECT = frozenset(["country", "state", "administrative_parent", "citytown", "state_province_region", "located_in"])
 _IN_SUBJECT = frozenset(["contains", "partially_contains", "countries_within"])

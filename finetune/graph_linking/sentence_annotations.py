@@ -36,8 +36,11 @@ MOST_LITERAL_CHARACTERS = 20_000  # of a sentence that is searched for dates and
 
 
 class AnnotationSettings(NamedTuple):
-    """What is written. schema: allowed triples, None: all; sentences: rows to keep: with a linked entity, with a
-    relation, or all; sentences_per_row: consecutive sentences of a document that form a row."""
+    """The content of the output.
+
+    schema: allowed triples; None: all. sentences: the rows to write: those with a linked entity, those with a relation,
+    or all. sentences_per_row: consecutive sentences of a document that form a row.
+    """
 
     schema: Schema | None
     evidence: RelationEvidence
@@ -46,7 +49,7 @@ class AnnotationSettings(NamedTuple):
 
 
 class EntityDescription(NamedTuple):
-    """What rows say about an entity. type: "" for a text literal, which is not listed among the entities."""
+    """An entity as rows describe it. type: "" for a text literal, which is not listed among the entities."""
 
     id: str
     type: str
@@ -139,7 +142,7 @@ class SentenceAnnotator:
         for relation, head, start, end, object_id, kinds in self._candidates(text, mentions, sentence):
             gap = max(head.start - end, start - head.end)
             key = (head.entity, relation, object_id)
-            if gap < 0 or (key in found and found[key][0] <= gap):  # of several mentions, the nearest count
+            if gap < 0 or (key in found and found[key][0] <= gap):  # of several pairs, the nearest counts
                 continue
             name = self.index.relation_names[relation]
             rule = allowed_rule(self.settings.schema, name, head.description.types, kinds)
@@ -178,7 +181,7 @@ class SentenceAnnotator:
     def _literals(
         self, text: str, mentions: list[SentenceMention], subjects: list[SentenceMention], sentence: tuple[int, int]
     ) -> Iterator[ObjectCandidate]:
-        """Yield the same for literals of the graph; a date or number within the name of an entity does not count."""
+        """Yield the same of triples with a literal; a date or number within the name of an entity does not count."""
         begin, with_numbers = sentence[0], any(subject.description.literal_kinds & NUMBER for subject in subjects)
         found = find_literals(text[begin : min(sentence[1], begin + MOST_LITERAL_CHARACTERS)], with_numbers)
         if not found:

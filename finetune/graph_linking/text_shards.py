@@ -1,8 +1,8 @@
 """Divide text files into tasks, and read the documents of a task.
 
 Files: JSONL with a text field (.jsonl, .json), text with one document per line (any other name), both also as .gz or
-.zst, and .parquet. Uncompressed .jsonl and text files are divided at line ends; of another file, all rows are read by
-the task in whose share of all bytes the file begins.
+.zst, and .parquet. Uncompressed .jsonl and text files are divided at line ends; any other file is read as a whole by
+the task in whose share of all bytes it begins.
 """
 
 import json
@@ -114,5 +114,5 @@ def _text_of_row(row: Any, text_key: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("has a lone surrogate, which is no character; remove it") from None
+        raise ValueError("has a lone surrogate, which is not a character; remove it") from None
     return text

@@ -1,7 +1,7 @@
 """The requests of a generation run. Requests are planned in rounds, so results do not depend on the order of answers.
 
 Each request has a sampling seed that is derived from the run's seed and from the request's place in the plan. The
-same options and answers therefore give the same rows, whatever the concurrency, and after every interruption.
+same options and answers therefore give the same rows, regardless of concurrency and interruptions.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ class GenerationRun:
 
 
 def without_heading(text: str) -> str:
-    """Return a generated text without numbers and headings before it ("8. Task: …"), which models repeat."""
+    """Return a generated text without the number and heading ("8. Task: …") that models repeat before it."""
     text = text.strip()
     heading = HEADING.match(text)
     return text[heading.end() :] if heading else text

@@ -1,4 +1,4 @@
-"""Questions from the paths of a knowledge graph. The answer to a question is known, since the graph has it.
+"""Generate questions from the paths of a knowledge graph, which contains their answers.
 
 A path is a head entity and one to `hops` relations, for example Danny DeVito | born in | contained by. Its answers are
 all entities at its end. The model words the question, and an answer from the path's triples; both are checked against
@@ -111,8 +111,8 @@ def draw_paths(graph: KnowledgeGraph, run: GenerationRun, count: int, hops: int)
 def follow_path(graph: KnowledgeGraph, head: str, relations: tuple[str, ...]) -> GraphPath | None:
     """Return the path with all its triples and answers.
 
-    None if it has more than MAX_ANSWERS answers or MAX_FACTS triples, if the head's name is also an answer, or if an
-    answer is also a name in the middle.
+    None if it has more than MAX_ANSWERS answers or MAX_FACTS triples, or if an answer is also the name of the head
+    or of an entity on the path.
     """
     current, facts = [head], list[tuple[str, str, str]]()
     for relation in relations:

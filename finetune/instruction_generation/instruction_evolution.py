@@ -20,7 +20,7 @@ IN_BREADTH = "breadth"
 OPERATIONS = (*IN_DEPTH, IN_BREADTH)
 APOLOGY = re.compile(r"\bsorry\b|抱歉|对不起|无法回答", re.I)
 SHORT_ANSWER = {"en": 80, "zh": 120}  # tokens; a shorter answer with an apology is a refusal (80 words in the paper)
-# Words of the prompts, which an instruction that repeats its prompt contains.
+# Words of the prompts; an instruction that contains them repeats its prompt.
 PROMPT_WORDS = re.compile(
     r"new instruction|the instruction below|given prompt|rewritten prompt|新指令|下面的指令", re.I
 )

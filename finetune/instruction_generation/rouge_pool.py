@@ -1,6 +1,6 @@
 """ROUGE-L of a text against a growing pool of texts, exact and fast.
 
-ROUGE-L (Lin 2004) is the F measure of the longest common subsequence (LCS) of tokens: 2 LCS / (tokens + tokens). The
+ROUGE-L (Lin 2004) is the F measure of the longest common subsequence (LCS) of tokens: 2 LCS / (tokens of both). The
 LCS is at most the number of shared tokens, which an inverted index gives for the whole pool at once. The LCS itself is
 computed only for texts whose upper bound exceeds the best value so far, with bit operations (Hyyro 2004).
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from text_language.language_detection import CJK_CHARACTERS
 
-# Of an English text, the tokens of the package rouge-score without stemming; it has none of a Chinese text.
+# English text: as in the package rouge-score without stemming, which finds no tokens in Chinese text.
 TOKEN = re.compile(f"[{CJK_CHARACTERS}]|[^\\W_{CJK_CHARACTERS}]+")
 MAX_TOKENS = 4096  # of a text that are compared; bounds the work on a very long text
 FIRST_CAPACITY = 8  # of the arrays of a token; doubled when full
@@ -28,7 +28,7 @@ class PoolMatch(NamedTuple):
     """The most similar text of a pool."""
 
     score: float  # ROUGE-L, 0 to 1
-    number: int  # the text's number in the pool, from 0; -1 if no text shares a token
+    number: int  # the text's number in the pool, from 0; -1 if there is no such text
 
 
 class _Postings:
@@ -82,7 +82,7 @@ class RougePool:
     def most_similar(self, tokens: list[str], at_least: float = 0.0) -> PoolMatch:
         """Return the text of the pool with the highest ROUGE-L; of equally similar texts, the first.
 
-        at_least: texts below this value may be ignored; the result is then (0, -1).
+        at_least: the minimum score; the result is (0, -1) if no text reaches it.
         """
         tokens = tokens[:MAX_TOKENS]
         bounds = self.upper_bounds(tokens)
@@ -111,8 +111,8 @@ def position_masks(tokens: list[str]) -> dict[str, int]:
 def common_subsequence(masks: dict[str, int], length: int, other: list[str]) -> int:
     """Return the length of the longest common subsequence (Hyyro 2004, bit-parallel).
 
-    masks, length: `position_masks` and number of tokens of the first sequence. The zero bits of `row` count the
-    subsequence.
+    masks, length: `position_masks` and number of tokens of the first sequence. The result is the
+    number of zero bits in `row`.
     """
     full = row = (1 << length) - 1
     for mask in map(masks.get, other):

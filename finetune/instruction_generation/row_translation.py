@@ -1,4 +1,4 @@
-"""Translate instruction rows, in both published ways.
+"""Translate instruction rows in one of two published ways.
 
 `pair` translates questions and answers (as BELLE and Chinese-LLaMA-Alpaca did with Alpaca). `question` translates only
 the questions and has them answered in the target language (as in the GPT-4 answers of Peng et al. 2023), so an answer
@@ -103,7 +103,7 @@ def answer_questions(run: GenerationRun, conversations: list[list[Any]], faults:
 
 
 def chat_messages(messages: Sequence[Any]) -> list[dict[str, str]]:
-    """Return messages with inputs appended to the contents, as chat endpoints know no input."""
+    """Return messages with inputs appended to the contents, since chat endpoints have no field for inputs."""
     return [
         {"role": m["role"], "content": "\n\n".join(text for text in (m["content"], m.get("input")) if text)}
         for m in messages
@@ -111,7 +111,7 @@ def chat_messages(messages: Sequence[Any]) -> list[dict[str, str]]:
 
 
 def row_of(messages: list[Any], row: InstructionRow) -> InstructionRow:
-    """Return translated messages in the form of their source row; system and history become messages."""
+    """Return translated messages in the form of their source row; a row with system or history gets messages."""
     if row.get("messages") is not None or len(messages) != 2:
         return {"messages": [{key: m[key] for key in ("role", *TEXT_KEYS) if m.get(key)} for m in messages]}
     return {

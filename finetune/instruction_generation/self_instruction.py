@@ -82,7 +82,7 @@ def new_instructions(
 ) -> list[str]:  # fmt: skip
     """Return the accepted instructions of one round, and add them to the pool.
 
-    number: the round, from 0. rejected: gets the number of rejected instructions by reason.
+    number: the round, from 0. rejected: the number of rejected instructions by reason, which is updated.
     """
     planned = []
     for slot in range(run.round_size):
@@ -116,7 +116,7 @@ def new_instructions(
 def numbered_items(answer: Completion) -> Iterator[str]:
     """Yield the items of a numbered list, which may begin within its first item.
 
-    The last item of an answer that was cut at the token limit is left out.
+    The last item of an answer that was cut at the token limit is omitted.
     """
     text = answer.text.strip()
     marks = list(NUMBER.finditer(text))
@@ -176,7 +176,7 @@ def instances_of(run: GenerationRun, instructions: Sequence[str], rejected: Coun
 def instance_pairs(answer: Completion, labelled: bool) -> list[tuple[str, str]]:
     """Return the (input, output) pairs of an answer; labelled: each label comes before its input.
 
-    A pair that ends at the token limit is left out.
+    A pair that was cut at the token limit is omitted.
     """
     text = answer.text
     marks = list(INSTANCE_MARK.finditer(text))
@@ -204,7 +204,7 @@ def instance_pairs(answer: Completion, labelled: bool) -> list[tuple[str, str]]:
 
 
 def valid_pairs(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the pairs with an output, without repeated pairs and without inputs that have different outputs."""
+    """Return the distinct complete pairs, without echoed inputs and without inputs that have different outputs."""
     usable = [
         (text, output) for text, output in dict.fromkeys(pairs)
         if output and text != output and not text.endswith((":", "：")) and not output.endswith((":", "："))

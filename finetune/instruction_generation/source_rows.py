@@ -38,8 +38,8 @@ FINAL_ANSWER = {"en": "So the answer is", "zh": "所以答案是"}
 def read_source_rows(path: str | Path, row_format: RowFormat = "auto") -> Iterator[tuple[str, InstructionRow]]:
     """Yield (location, instruction row) for each row of a file or folder in one of the formats above.
 
-    A row of a tuning file keeps its other keys; from other formats, only instruction, input and output, or messages,
-    are taken. Raises FileNotFoundError, or ValueError with file and line for a row of no known format, or without an
+    Rows of alpaca and messages keep most other keys; of other formats, only instruction, input and output, or messages
+    are read. Raises FileNotFoundError, or ValueError with file and line for a row of no known format, or without an
     answer.
     """
     for location, row in iterate_objects(path):
@@ -56,8 +56,8 @@ def read_source_rows(path: str | Path, row_format: RowFormat = "auto") -> Iterat
 def convert_row(row: dict[str, Any], row_format: RowFormat = "auto") -> list[InstructionRow]:
     """Return the instruction rows of a published row.
 
-    A conversation without an answer gives none, a task with several instances gives several. Raises ValueError, which
-    does not name the place, if the row does not have the keys of its format.
+    A conversation without an answer gives none, a task with several instances gives several. Raises ValueError,
+    without file and line, if the row does not have the keys of its format.
     """
     known = row_format if row_format != "auto" else recognised_format(row)
     if known == "sharegpt":

@@ -32,7 +32,7 @@ _CN = f"[{CHINESE_NUMERALS}]"
 _CN_YEAR = r"[0-9]{3,4}|[〇○零一二三四五六七八九]{4}|(?<=公元)[0-9]{1,2}|(?<=公元前)[0-9]{1,2}"
 _CN_PART = rf"[0-9]{{1,2}}|{_CN}{{1,3}}"
 _NO_DIGIT_BEFORE = r"(?<![0-9.,])"
-# What a date of a form contains, so that most sentences need no slow search -> the form.
+# (key of `has` in find_dates, pattern): a text without this part of a date is not searched for the pattern.
 _PATTERNS = [
     (contained, re.compile(pattern, re.IGNORECASE))
     for contained, pattern in (
@@ -60,8 +60,8 @@ FIRST_YEAR, LAST_YEAR = 1000, 2999  # a bare number in this range may be a year
 def find_dates(text: str) -> Iterator[tuple[int, int, str, bool]]:
     """Yield (start, end, value, is_part) of each date.
 
-    A date with a day or month is followed by its year, with is_part true. Dates do not overlap otherwise; of two that
-    do, the one whose form is first in the list of patterns counts. Invalid dates (2019-13-45) yield nothing.
+    A date with a day or month is followed by its year, with is_part true. Of other overlapping
+    dates, only the one whose form is first in the list of patterns counts. Invalid dates (2019-13-45) yield nothing.
     """
     taken, lower, has_year = bytearray(len(text)), text.lower(), bool(_FOUR_DIGITS.search(text))
     has = {
@@ -102,7 +102,7 @@ def _value(parts: dict[str, str | None]) -> str:
 
 
 def _number(text: str, is_year: bool = False) -> int | None:
-    """Return the number of a day, a month (also by name) or a year; 0 for "", None for a numeral that is none."""
+    """Return the number of a day, a month (also by name) or a year; 0 for "", None for an invalid numeral."""
     if not text or (text.isascii() and text.isdecimal()):
         return int(text or 0)
     if text[0].isascii():

@@ -1,4 +1,4 @@
-"""Compare literals of a graph with dates and numbers of a text by value, however either writes them.
+"""Compare literals of a graph with dates and numbers of a text by value, not by spelling.
 
 The keys of a literal are its possible values: "d 2019-11-20" (date), "n 30000" (number), "n 165 cm" (number with unit).
 A literal of a graph occurs where a text has a date or number with one of its keys.

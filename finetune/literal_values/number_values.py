@@ -94,7 +94,7 @@ def find_numbers(text: str) -> Iterator[tuple[int, int, str, str]]:
 
 
 def _prefix(before: str) -> tuple[int, bool, str] | None:
-    """Return (length, has a minus sign, unit) of what belongs to a number at the end of the text before it.
+    """Return (length, has a minus sign, unit) of the sign, currency or 百分之 at the end of the text before a number.
 
     None if the number is part of a word or of another number (x3, 1.2.3).
     """

@@ -1,4 +1,4 @@
-"""The checks that the rows of a task pass; a picklable description, since tasks run on other machines too."""
+"""The checks of the rows of a task, in a picklable form, since tasks may run on other machines."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

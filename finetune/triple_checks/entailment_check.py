@@ -1,6 +1,6 @@
 """Reject triples that their sentence does not entail, with a model of natural language inference.
 
-The model is a folder for sequence classification with a label "entailment" (id2label in config.json), such as models
+The model is a sequence classification checkpoint with a label "entailment" (id2label in config.json), such as models
 tuned on MNLI or XNLI. The premise is the sentence, and the hypothesis is the triple as a sentence.
 """
 

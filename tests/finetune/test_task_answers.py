@@ -133,11 +133,11 @@ def test_malformed_value_counts_as_one_wrong_item(task: str, answer: Any, kind: 
 @pytest.mark.parametrize(
     ("task", "gold", "message"),
     [
-        ("ee", {"layoff": [{"trigger": 3}]}, "has 3 under 'layoff', which is no item of task ee"),
+        ("ee", {"layoff": [{"trigger": 3}]}, "has 3 under 'layoff', which is not an item of task ee"),
         ("ee", {"layoff": LAYOFF}, "is not a JSON object of lists"),
         ("kg", {"person": ["Ann"]}, "is not a JSON object of objects"),
-        ("ner", {"born": [{"subject": "Ann", "object": "Oslo"}]}, "no item of task ner"),
-        ("re", {"person": ["Ann"]}, "no item of task re"),
+        ("ner", {"born": [{"subject": "Ann", "object": "Oslo"}]}, "not an item of task ner"),
+        ("re", {"person": ["Ann"]}, "not an item of task re"),
     ],
 )
 def test_correct_answer_of_another_form_is_an_error(tmp_path: Path, task: str, gold: Any, message: str) -> None:

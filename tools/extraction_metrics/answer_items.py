@@ -67,7 +67,7 @@ def _joined_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def joined(first: Any, second: Any) -> Any:
-    """Return two lists or two objects as one, of two other values the second. The first is changed, in linear time."""
+    """Extend the first of two lists or objects, in linear time, and return it; of other values, return the second."""
     if isinstance(first, list) and isinstance(second, list):
         first.extend(second)
         return first
@@ -81,7 +81,7 @@ def joined(first: Any, second: Any) -> Any:
 def json_object_in(answer: str, task: str = "") -> str:
     """Return the first JSON object of lists in an answer, without code fence and other text; "" if there is none.
 
-    task: kg: the first object of objects; ee, eet and eea: as without a task.
+    task: for kg, the values must be objects, not lists.
     """
     decoder, end = json.JSONDecoder(), 0
     values = dict if task == "kg" else list
@@ -99,7 +99,7 @@ def json_object_in(answer: str, task: str = "") -> str:
 def to_item(label: str, value: Any) -> AnswerItem:
     """Return a value of an answer as an item.
 
-    Text is an entity of type `label`, an object with subject and object is a triple, all else is of kind "other".
+    Text is an entity of type `label`, an object with subject and object is a triple, another value is of kind "other".
     """
     if isinstance(value, str):
         return AnswerItem("entity", (label, value))
@@ -120,6 +120,6 @@ def gold_error(output: str, task: str = "") -> str:
     if other is None:
         return ""
     if task:
-        return f"has {as_json(other.content[-1])[:60]} under {other.label[:60]!r}, which is no item of task {task}"
+        return f"has {as_json(other.content[-1])[:60]} under {other.label[:60]!r}, which is not an item of task {task}"
     label, value = other.content
     return f"has {value[:60]} under {label[:60]!r}, which is neither a name nor an object with subject and object"
