@@ -12,8 +12,8 @@ Formats of annotations: annotation_reading/annotation_files.py. Schemas: extract
 
 In the style prose, a text becomes one example, which asks for all types of its language in a sentence. In the style
 schema_json, as in IEPile and OneKE, the instruction is a JSON object {"instruction", "schema", "input"}, and a text
-becomes several examples, which ask for a few types each. --hard_negatives joins types that are easily confused. With
---order_augmentation K, a text becomes K sets of examples, which ask for the types in K random orders and have the
+becomes several examples, which ask for a few types each. --hard_negatives puts easily confused types into one example.
+With --order_augmentation K, a text becomes K sets of examples, which ask for the types in K random orders and have the
 number of their order under "order".
 
 extraction_building/correct_answers.py describes the answers. An answer lists every type that the example names, with an
@@ -99,7 +99,7 @@ def main(
         task: ner (entities), re (relations), spo (relations with types of subject and object), ee (events), eet (events
             with triggers only), eea (arguments of known events) or kg (entities with attributes).
         language: en, zh, or auto: zh if a fifth or more of the letters of a text are Chinese characters, else en.
-        split: train, or test: an example may not depend on the answer, so --hard_negatives is refused.
+        split: train, or test: examples do not depend on the answers, so --hard_negatives is refused.
         style: prose, or schema_json: the instruction is a JSON object with the types as a list.
         schema_batch: number of types per example; 0: in prose all, in schema_json 6 (ner), 1 (kg) or 4.
         hard_negatives: auto, or a file of confused types; the types of a text are asked for together with these.
@@ -107,7 +107,7 @@ def main(
         descriptions: JSON file of descriptions of the types, which the instructions then contain.
         wording: an extraction.json whose wording is used instead of the default.
         format: format of `input` (see README.md), or auto: recognised by the content.
-        order_augmentation: number of random orders of the types in which a text is asked; 1: one order, not random.
+        order_augmentation: number of random orders of the types, each with a set of examples; 1: one fixed order.
         seed: seed of the random orders and of the choice of negatives.
         requests: a file for the same examples as request bodies of the server's /extract with the correct answer.
         strict: stop if an annotation does not fit its text or the schema.

@@ -89,7 +89,7 @@ def main(
 
     Args:
         predictions: the output of ie_run.py or of inference/batch.py.
-        gold: a file of the same rows with the correct answers; default: the rows of `predictions` have them.
+        gold: a file of the same rows with the correct answers; default: those in `predictions`.
         output: the file for the scores.
         lenient: also print the scores of the first JSON object in each answer, without code fence and other text.
         by_type: also print the scores of each type and relation.
@@ -97,7 +97,7 @@ def main(
         parity: only print the figures that IEPile's published scorer gives for rows {"id", "instruction", "label",
             "output"}: normal (items as multisets) or set; P and R are rounded before F1 is computed.
         compare: another predictions file of the same texts; both are printed side by side, with a paired bootstrap.
-        compare_gold: the correct answers for `compare`; default: its rows have them.
+        compare_gold: the correct answers for `compare`; default: those in `compare`.
         errors: the file for an HTML page of the rows with errors.
         error_rows: maximum number of rows on the page.
         confusion_picture: the file for an SVG picture of the confusions of types.

@@ -14,9 +14,9 @@ Rows whose instruction is JSON, {"instruction", "schema", "input"}, can be asked
 orders (--orders, written under "order"), and in parts of a long schema (--schema_batch), whose answers are merged in
 the order of the schema. With --grammar, a server gets the JSON schema of the answer as vLLM's `structured_outputs`.
 
-The answers of a server are kept in OUTPUT.journal: a killed run resumes with the same command and asks nothing twice.
-The server's key is in the environment variable OPENAI_API_KEY. If vLLM is installed, inference/batch.py answers a long
-file faster; this command does not need vLLM.
+The answers of a server are kept in OUTPUT.journal: a killed run resumes with the same command and repeats no request.
+The server's key is read from the environment variable OPENAI_API_KEY. If vLLM is installed, inference/batch.py answers
+a long file faster; this command does not need vLLM.
 """
 
 from command_line.fire_commands import run
@@ -94,7 +94,7 @@ def report(output: str, rows: Sequence[Row], seconds: float, answers: Sequence[S
     parts, number = sum(map(len, answers)), len(rows)
     if unparsed := sum(each.get("unparsed_parts", 0) for each in merged):
         fact = f"{unparsed} of {parts} answers to parts of a schema are not JSON objects"
-        print(f'notice: {fact}, so they are missing in "prediction"', file=sys.stderr)
+        print(f'notice: {fact}, so they are missing from "prediction"', file=sys.stderr)
     speed = f"{seconds:.{1 if seconds < 10 else 0}f} s ({seconds / number:.2f} s a row)"
     asked = f" to {parts} questions" if parts > number else ""
     print(f"{output}: {number} answer{'s' * (number != 1)}{asked} in {speed}")
@@ -193,7 +193,7 @@ def main(
         url: the address of an OpenAI-compatible server, with or without /v1, instead of base_model.
         model: the name of the model in the requests; default: the first one that the server lists.
         grammar: ask the server for answers that follow the JSON schema of the row (vLLM); rows need "task".
-        orders: ask each row with its types in this number of random orders; 0: only as the row is.
+        orders: ask each row with its types in this number of random orders; 0: in the order of the row.
         schema_batch: maximum number of types in a question; the answers to the parts of a row are merged; 0: no limit.
         endpoint: api, extra_body, concurrency, attempts, timeout, retry_failed, api_key, input_price, output_price (see
             finetune/endpoint_requests/endpoint_option_types.py).

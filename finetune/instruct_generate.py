@@ -7,9 +7,9 @@
         --url https://api.openai.com/v1 --model gpt-4o-mini --input_price 0.15 --output_price 0.6 --output O
 
 Answers are kept in OUTPUT.journal by the hash of their request: the same command resumes an interrupted or killed run,
-asks nothing twice, and writes the same file. OUTPUT.run.json records the options, the number of requests and tokens,
-their cost, and the number of rejected candidates by reason. Exit status: 0; 2 if an option is wrong or the server does
-not answer; 130 after Ctrl-C; 143 after SIGTERM.
+repeats no answered request, and writes the same file. OUTPUT.run.json records the options, the number of requests and
+tokens, their cost, and the number of rejected candidates by reason. Exit status: 0; 2 if an option is wrong or the
+server does not answer; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
 from command_line.fire_commands import run as run_main
@@ -75,7 +75,7 @@ def generated_rows(run: Any, method: str, options: Mapping[str, Any]) -> Any:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError or FileNotFoundError for options that do not fit each other."""
+    """Raise ValueError or FileNotFoundError for options that are invalid or contradict each other."""
     method = options["method"]
     if (method == "kg") != bool(options["kg"]):
         raise ValueError("--method kg needs --kg, a TSV file of triples; other methods take no --kg")
@@ -168,10 +168,15 @@ def write_rows(output: str, rows: Sequence[InstructionRow], rejected: Counter[st
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_record(told: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+def write_record(options: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """Write OUTPUT.run.json: the options, package versions and the results."""
-    record = {"script": "instruct_generate.py", "options": told, "versions": {"aiohttp": version("aiohttp")}, **results}
-    with new_file(f"{told['output']}.run.json", replace=True) as file:
+    record = {
+        "script": "instruct_generate.py",
+        "options": options,
+        "versions": {"aiohttp": version("aiohttp")},
+        **results,
+    }
+    with new_file(f"{options['output']}.run.json", replace=True) as file:
         file.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 

@@ -4,7 +4,7 @@
     python finetune/instruct_select.py --data_path pool.jsonl --output best.jsonl --base_model checkpoints/base \\
         --rank_by ifd --keep 0.2
     python finetune/instruct_select.py --data_path pool.jsonl --output good.jsonl --url U --model M --min_judge 7
-    python finetune/instruct_select.py --data_path sharegpt.json --output rows.jsonl        # only reads another format
+    python finetune/instruct_select.py --data_path sharegpt.json --output rows.jsonl        # only converts the format
 
 The filters are applied in the order of the options; a filter without its option is not applied, except for exact
 duplicates. The kept rows are in OUTPUT and the others in OUTPUT's .rejected.jsonl, both in the order of the input, with
@@ -35,7 +35,7 @@ CHECKPOINT_OPTIONS = {
 
 
 def check_options(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None:
-    """Raise ValueError or FileNotFoundError for options that do not fit each other."""
+    """Raise ValueError or FileNotFoundError for options that are invalid or contradict each other."""
     for name in ("minhash", "rouge"):
         if not 0 <= options[name] <= 1:
             raise ValueError(f"--{name} {options[name]:g} is not a similarity; give a number from 0 to 1")
@@ -145,24 +145,24 @@ def main(
     """Write the selected rows of data_path to output (JSONL), and the others to its .rejected.jsonl.
 
     Args:
-        data_path: JSON, JSONL or parquet of instruction rows, or of a format of --format.
+        data_path: JSON, JSONL or parquet of rows in one of the formats of --format.
         output: the file to write.
         format: alpaca (also Mol-Instructions), messages, seed_tasks, cot, code or sharegpt; auto: by the keys.
         exact: reject rows that are equal to an earlier row (--noexact: keep them).
         minhash: reject rows with at least this Jaccard similarity of shingles to a kept row, such as 0.7.
         language: keep rows whose question is in this language.
-        min_length: fewest tokens of an answer (words, or Chinese characters).
-        max_length: most tokens of an answer; 0: no limit.
+        min_length: minimum tokens of an answer (words, or Chinese characters).
+        max_length: maximum tokens of an answer; 0: no limit.
         min_mtld: lowest lexical diversity of an answer (MTLD).
         rouge: reject rows whose question has at least this ROUGE-L with a kept row's question, such as 0.7.
-        base_model: checkpoint folder that computes perplexity and IFD.
+        base_model: folder of the checkpoint for perplexity and IFD.
         lora_weights: adapter of the checkpoint.
         prompt_template_name: a name in finetune/templates, or a path; default: the template of adapter or checkpoint.
         min_perplexity: lowest perplexity of the answer after its instruction.
         max_perplexity: highest perplexity; 0: no limit.
         min_ifd: lowest instruction-following difficulty.
         max_ifd: highest instruction-following difficulty; 0: no limit.
-        cutoff_len: maximum tokens of prompt and answer; longer answers are scored up to there.
+        cutoff_len: maximum tokens of prompt and answer; the rest of a longer answer is not scored.
         batch_size: sequences per forward pass.
         dtype: precision of the checkpoint: float32, bfloat16 or float16.
         url: OpenAI-compatible server of the judge.
@@ -205,8 +205,8 @@ def select_rows(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None
     seconds = time.monotonic() - began
     results = {"rows": len(pool), "kept": len(kept), "rejected": dict(counts), "seconds": round(seconds, 1), **spent}
     with new_file(f"{output}.run.json", replace=True) as file:
-        told = recorded_options({**options, **endpoint})
-        record = {"script": "instruct_select.py", "options": told, **results}
+        recorded = recorded_options({**options, **endpoint})
+        record = {"script": "instruct_select.py", "options": recorded, **results}
         file.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     by_filter = ", ".join(f"{number} by {name}" for name, number in counts.items())
     print(

@@ -7,8 +7,8 @@
         --num_workers 64 --executor slurm --slurm_partition cpu
     python finetune/kg2instruct.py export --format neo4j --input annotations.jsonl --out graph
 
-The first command indexes the graph and links the text; the index is kept in --index (default: OUTPUT.index) and used
-again while its files are unchanged. `index` and `link` are its two halves. `export` writes the triples of annotations
+The first command indexes the graph and links the text; the index is kept in --index (default: OUTPUT.index) and reused
+while its files are unchanged. `index` and `link` are its two halves. `export` writes the triples of annotations
 as N-Triples, as CSV for neo4j-admin, or the sentences for brat. graph_linking/graph_files.py describes the files,
 graph_linking/entity_linking.py the rules for ambiguous names, and graph_linking/sentence_annotations.py the rows.
 """
@@ -26,7 +26,7 @@ from typing import Any
 from cluster_jobs.job_commands import add_executor_options, executor_options
 
 TASK_MEGABYTES = 32  # MB of text per task, about half a minute of work
-FREE_OPTIONS = ("num_workers", "executor", "concurrency", "timeout")  # a run resumes with other values of them
+FREE_OPTIONS = ("num_workers", "executor", "concurrency", "timeout")  # a run with other values of these resumes too
 
 
 def add_graph_options(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_link_options(parser: argparse.ArgumentParser) -> None:
     add("--schema", default="", metavar="JSON", help="allowed triples: subject_type, predicate, object_type")
     add("--sentences", choices=("linked", "related", "all"), default="linked",
         help="sentences to write: with an entity, with a relation, or all (default: linked)")  # fmt: skip
-    add("--sentences_per_row", type=at_least(1), default=1, metavar="N", help="consecutive sentences (default: 1)")
+    add("--sentences_per_row", type=at_least(1), default=1, metavar="N", help="sentences in a row (default: 1)")
     add("--evidence", choices=("none", "words"), default="none",
         help="words: a sentence must have a word of the relation's name (default: none)")  # fmt: skip
     add("--evidence_words", default="", metavar="TSV", help="further words for --evidence words: relation, word")
@@ -165,7 +165,7 @@ def check_option_pairs(options: argparse.Namespace) -> None:
         if getattr(options, option) not in ("", None) and not getattr(options, other):
             raise ValueError(f"--{option} has no effect without --{other}; give --{other} or remove it")
     if options.evidence_words and options.evidence != "words":
-        raise ValueError("--evidence_words has no effect without --evidence words; add it")
+        raise ValueError("--evidence_words has no effect without --evidence words; add that option")
     if options.nli and not (Path(options.nli) / "config.json").is_file():
         raise FileNotFoundError(f"{options.nli} has no config.json; --nli takes the folder of an NLI model")
 
@@ -183,7 +183,7 @@ def model_server(options: argparse.Namespace) -> Any:
 
 
 def index_and_link(options: argparse.Namespace) -> None:
-    """Build an index unless it is there, then link text with it."""
+    """Build an index unless it exists, then link text with it."""
     options.index = options.index or f"{options.output}.index"
     options.out = options.index
     make_index(options)

@@ -10,7 +10,7 @@ SELECTION = "selection"  # key of the scores and reasons in a row
 
 
 class Verdict(NamedTuple):
-    """What a filter says of a row."""
+    """The decision of a filter on a row."""
 
     kept: bool
     score: float | str | None  # None if the row has no score
@@ -57,8 +57,8 @@ class Candidate:
 class RowFilter(NamedTuple):
     """A filter with its name.
 
-    judge: returns the verdicts of candidates, in their order. It may yield them one at a time; the candidates before
-    have then been decided.
+    judge: returns the verdicts of candidates, in their order. If it yields them one at a time, the verdicts on the
+    earlier candidates have been recorded by then.
     """
 
     name: str
@@ -66,12 +66,12 @@ class RowFilter(NamedTuple):
 
 
 def one_by_one(judge: Callable[[Candidate], Verdict]) -> Callable[[Sequence[Candidate]], Iterable[Verdict]]:
-    """Return the `judge` of a filter that looks at each candidate by itself or with those before."""
+    """Return the `judge` of a filter that judges each candidate alone or by the earlier ones."""
     return lambda candidates: map(judge, candidates)
 
 
 def apply_filters(candidates: Sequence[Candidate], filters: Iterable[RowFilter]) -> None:
-    """Apply filters in order; each sees the rows that all filters before have kept."""
+    """Apply filters in order; each gets the rows that all earlier filters kept."""
     for row_filter in filters:
         left = [candidate for candidate in candidates if not candidate.rejected_by]
         bar = tqdm(total=len(left), desc=row_filter.name, unit="row", disable=None, leave=False)
@@ -82,7 +82,7 @@ def apply_filters(candidates: Sequence[Candidate], filters: Iterable[RowFilter])
 
 
 def in_bounds(value: float, lowest: float, highest: float, what: str) -> Verdict:
-    """Return the verdict on a value with a lower and an upper bound; an upper bound of 0 is none."""
+    """Return the verdict on a value with a lower and an upper bound; an upper bound of 0 means no limit."""
     shown = f"{what} {value:.4g}"
     if value < lowest:
         return Verdict(False, value, f"{shown} is below {lowest:g}")

@@ -9,7 +9,7 @@ from instruction_selection.candidate_rows import Candidate, RowFilter, Verdict, 
 
 
 def exact_filter() -> RowFilter:
-    """Return a filter that rejects rows with the same messages as an earlier row; runs of white space are equal."""
+    """Return a filter that rejects rows with the same messages as an earlier row; white space may differ."""
     first: dict[bytes, int] = {}
 
     def judge(candidate: Candidate) -> Verdict:

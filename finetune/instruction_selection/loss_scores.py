@@ -42,7 +42,7 @@ class AnswerLoss(NamedTuple):
 
 
 def encoded_answer(encoder: PromptEncoder, candidate: Candidate, cutoff: int) -> tuple[ScoredSequence, ScoredSequence]:
-    """Return the last answer of a row after its prompt and alone, after BOS (or EOS, if there is no BOS).
+    """Return the last answer of a row after its prompt, and after BOS alone (or EOS, if there is no BOS).
 
     Both have the same answer ids, up to `cutoff` tokens with the prompt. Raises ValueError if the template refuses the
     row, or if no token of the answer fits.
@@ -118,7 +118,7 @@ class LossScorer:
     """Computes the losses of rows once, for both filters."""
 
     def __init__(self, model: Any, encoder: PromptEncoder, cutoff: int, batch_size: int) -> None:
-        """cutoff: maximum tokens of prompt and answer; longer answers are scored up to there."""
+        """cutoff: maximum tokens of prompt and answer; the rest of a longer answer is not scored."""
         self.model, self.encoder, self.cutoff, self.batch_size = model, encoder, cutoff, batch_size
         self.losses: dict[int, AnswerLoss | str] = {}  # candidate's number -> losses, or why there are none
 

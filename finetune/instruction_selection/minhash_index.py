@@ -33,7 +33,7 @@ class TokenSplitter(WordTokenizer):
 
 
 def shingles(text: str) -> np.ndarray:
-    """Return the hashes of a text's different shingles, sorted, (shingles,) uint64; empty for a text without tokens."""
+    """Return the hashes of a text's distinct shingles, sorted, (shingles,) uint64; empty for a text without tokens."""
     tokens = similarity_tokens(text)
     starts = range(max(1, len(tokens) - SHINGLE_TOKENS + 1)) if tokens else ()
     found = {xxh64_intdigest(" ".join(tokens[start : start + SHINGLE_TOKENS])) for start in starts}
@@ -41,10 +41,10 @@ def shingles(text: str) -> np.ndarray:
 
 
 class MinHashIndex:
-    """Sets of shingles, found by similarity."""
+    """An index of sets of shingles that finds similar sets."""
 
     def __init__(self) -> None:
-        with TemporaryDirectory() as unused:  # datatrove's pipeline step wants a folder, which only its `run` uses
+        with TemporaryDirectory() as unused:  # datatrove's pipeline step requires a folder, which only its `run` uses
             config = MinhashConfig(n_grams=SHINGLE_TOKENS, num_buckets=BUCKETS, hashes_per_bucket=HASHES_PER_BUCKET)
             self.step = MinhashDedupSignature(unused, config, language=TokenSplitter("any"))
         self.sets: list[np.ndarray] = []

@@ -37,7 +37,7 @@ def mtld(tokens: Sequence[str]) -> float:
     """Return the measure of textual lexical diversity (McCarthy and Jarvis 2010, https://doi.org/10.3758/BRM.42.2.381).
 
     It is the mean length of the parts of a text whose type-token ratio stays above MTLD_RATIO, averaged over both
-    directions; the last, incomplete part counts by its share. A text without repeated tokens has its own length.
+    directions; the last, incomplete part counts in proportion. For a text without repeated tokens, it is the length.
     """
     if not tokens:
         return 0.0

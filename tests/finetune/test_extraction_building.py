@@ -62,7 +62,7 @@ def asked(row: Any) -> Any:
     [(0, 4, []), (1, 4, [1]), (4, 4, [4]), (5, 4, [5]), (6, 4, [4, 2]), (65, 4, [4] * 15 + [5]), (8, 6, [8]),
      (9, 6, [6, 3]), (3, 1, [1, 1, 1]), (7, 2, [2, 2, 2, 1])],
 )  # fmt: skip
-def test_short_rest_joins_the_last_batch(entries: int, size: int, lengths: list[int]) -> None:
+def test_short_remainder_joins_the_last_batch(entries: int, size: int, lengths: list[int]) -> None:
     batches = split_batches(range(entries), size)
     assert [len(batch) for batch in batches] == lengths
     assert [entry for batch in batches for entry in batch] == list(range(entries))

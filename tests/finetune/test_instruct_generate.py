@@ -167,7 +167,7 @@ def command(server: ChatServer, output: Path, *more: object) -> list[str]:
     return [sys.executable, str(REPOSITORY / SCRIPT), *map(str, options)]
 
 
-def test_killed_run_asks_nothing_twice_and_ends_in_the_undisturbed_file(server: ChatServer, tmp_path: Path) -> None:
+def test_killed_run_repeats_no_request_and_writes_the_same_file(server: ChatServer, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     subprocess.run(command(server, whole, "--concurrency", 1), check=True, capture_output=True)
     undisturbed, server.bodies = len(server.bodies), []
@@ -314,7 +314,7 @@ def test_run_without_rows_names_the_most_frequent_failure(server: ChatServer, tm
     assert done.stderr.count("\n") == 1 and "3 failed (status 400: too long)" in done.stderr
 
 
-def test_server_without_connection_is_one_line(tmp_path: Path) -> None:
+def test_error_for_unreachable_server_is_one_line(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     done = run_in_process(SCRIPT, "--method", "self_instruct", "--url", url, "--model", "m", "--output",
                       tmp_path / "o.jsonl", "--attempts", 2, status=2)  # fmt: skip
@@ -362,7 +362,7 @@ def test_extra_fields_replace_and_remove_fields_of_requests(server: ChatServer, 
         (["--method", "kg", "--kg", "README.md"], "README.md:1 is not a triple"),
     ],
 )
-def test_wrong_option_is_one_line(
+def test_error_for_wrong_option_is_one_line(
     tmp_path: Path, options: list[str], message: str
 ) -> None:  # fmt: skip
     url = [] if "--url" in options else ["--url", "http://127.0.0.1:9"]

@@ -215,7 +215,7 @@ def test_earlier_scores_are_kept_and_other_formats_are_converted(tmp_path: Path)
         (["--concurrency", 4], "--concurrency is for a judge"),
     ],
 )
-def test_wrong_option_is_one_line(tmp_path: Path, options: list[object], message: str) -> None:
+def test_error_for_wrong_option_is_one_line(tmp_path: Path, options: list[object], message: str) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(row("Q")) + "\n")
     done = run_in_process(SCRIPT, "--data_path", tmp_path / "in.jsonl", "--output", tmp_path / "o.jsonl", *options,
                           status=2)  # fmt: skip

@@ -58,7 +58,7 @@ def triples(rows: list[Row]) -> list[tuple[str, str, str]]:
     return [(one["subject"], one["relation"], one["object"]) for row in rows for one in row["relation_list"]]
 
 
-def test_demo_worlds_relations_and_entities_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relations_and_entities_of_the_demo_world_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short names, names of several entities, dates and numbers in both languages; 2% of relations are not stated."""
     make_world(str(tmp_path / "world"), people=300, documents_per_language=1, rows=1200, real_megabytes=0)
     monkeypatch.chdir(tmp_path / "world/graph")

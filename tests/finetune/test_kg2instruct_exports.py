@@ -106,6 +106,6 @@ def test_invalid_row_is_named_and_nothing_is_written(tmp_path: Path, form: str, 
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_base_that_is_no_iri_is_refused(tmp_path: Path) -> None:
+def test_base_that_is_not_an_iri_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not the beginning of IRIs"):
         export(tmp_path, "ntriples", ROWS, "--base", "example")

@@ -42,7 +42,7 @@ def test_units_and_incomplete_dates_have_a_value(text: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "万", "三四百", "2019-13-45", "Feb. 30, 2019", "11/20/2019", "Oslo", "1" * 100])
-def test_text_that_is_no_date_or_number_has_no_value(text: str) -> None:
+def test_text_that_is_not_a_date_or_number_has_no_value(text: str) -> None:
     assert not literal_keys(text)
 
 

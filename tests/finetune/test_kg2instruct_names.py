@@ -73,7 +73,7 @@ def test_saved_automaton_finds_names_in_texts_of_several_blocks(tmp_path: Path) 
     assert isinstance(np.load(tmp_path / "automaton_keys.npy", mmap_mode="r"), np.memmap)
 
 
-def test_function_words_numbers_and_single_characters_are_no_names() -> None:
+def test_function_words_numbers_and_single_characters_are_not_names() -> None:
     assert [name for name in ("It", "the", "IT", "US", "1984", "京", "北京", "a" * 300) if is_usable_name(name)] == [
         "IT", "US", "北京",
     ]  # fmt: skip

@@ -50,7 +50,7 @@ def test_items_of_each_task() -> None:
 
 
 @pytest.mark.parametrize("absent", ["NAN", "", None, [], {}])
-def test_absent_arguments_and_triggers_are_no_items(absent: object) -> None:
+def test_absent_arguments_and_triggers_are_not_items(absent: object) -> None:
     assert not items("ee", {"layoff": [{"trigger": absent, "arguments": {"company": absent, "number": [absent]}}]})
     assert not items("ee", {"layoff": [{"trigger": absent, "arguments": absent}]})
     assert not items("eea", {"layoff": [{"company": absent}]})
