@@ -104,7 +104,7 @@ def make_index(options: argparse.Namespace) -> None:
 
     seal, was_there = build_index(options.kg, options.out, options.aliases, options.types)
     counts = ", ".join(f"{count:,} {name}" for name, count in seal["counts"].items())
-    print(f"{options.out}: {counts}{' (unchanged, used again)' if was_there else ''}")
+    print(f"{options.out}: {counts}{' (unchanged, reused)' if was_there else ''}")
 
 
 def link(options: argparse.Namespace) -> None:

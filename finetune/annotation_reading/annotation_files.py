@@ -154,7 +154,7 @@ def recognise_format(path: str | Path) -> str:
     else:
         first = ", ".join(repr(line[:40]) for line in beginning.lines[:3])
         content = f"{path} is not recognised as a file of annotations (it begins with the lines {first})"
-    raise ValueError(f"{content}; give annotations in one of the formats {', '.join(FORMATS)}, or the --format")
+    raise ValueError(f"{content}; give annotations in one of the formats {', '.join(FORMATS)}, or give --format")
 
 
 def read_beginning(path: Path) -> FileBeginning:

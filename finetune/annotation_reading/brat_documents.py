@@ -105,7 +105,7 @@ def read_standoff(path: Path) -> StandoffFile:
             found.events[identifier] = Link(match[2], (match[3],), arguments, number)
         else:
             raise ValueError(
-                f"{path}:{number} is not a line of brat ({line[:40]!r}); write T, R or E lines such as 'T1', tab, "
+                f"{path}:{number} is not a brat annotation ({line[:40]!r}); write T, R or E lines such as 'T1', tab, "
                 "'Person 0 7', tab, 'Ann Lee'"
             )
     return found

@@ -54,7 +54,7 @@ def located_columns(path: str, widths: tuple[int, ...], form: str) -> Iterator[t
     ValueError with file and line if a line is not UTF-8, has another number of columns or an empty one.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist; it must be a file of lines {form}, separated by tabs")
+        raise FileNotFoundError(f"{path} does not exist; give a file with the tab-separated columns {form}")
     number = 0
     with Path(path).open("rb") as raw:
         try:

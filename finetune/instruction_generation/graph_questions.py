@@ -135,7 +135,7 @@ def graph_questions(run: GenerationRun, graph: KnowledgeGraph, count: int, hops:
     """Return up to `count` rows, whose questions and answers agree with the graph."""
     rejected, rows, paths = Counter[str](), [], draw_paths(graph, run, count, hops)
     if len(paths) < count:
-        rejected["path not in the graph"] = count - len(paths)
+        rejected["no usable path"] = count - len(paths)
     prompts = [PlannedRequest(question_prompt(run.language, path), ("question", at)) for at, path in enumerate(paths)]
     asked: list[tuple[GraphPath, str]] = []
     for path, reply in zip(paths, run.ask(prompts, "questions"), strict=True):
@@ -187,7 +187,7 @@ def question_fault(question: str, path: GraphPath, language: str) -> str:
     """Return why a question does not fit its path, or ""."""
     lower = question.lower()
     if not question or "\n" in question:
-        return "no single question"
+        return "not a single question"
     if path.head.lower() not in lower:
         return "question does not name the head"
     without_head = lower.replace(path.head.lower(), " ")

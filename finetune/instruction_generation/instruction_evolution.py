@@ -112,7 +112,7 @@ def mark_unchanged(
         usable, run.ask([PlannedRequest(p, ("same",), 0.0) for p in prompts], "comparison"), strict=True
     ):
         if SAME.match(reply.text) or texts[at] == current[at].instruction:
-            faults[at] = "evolved instruction asks for the same"
+            faults[at] = "evolved instruction with the same requirements"
 
 
 def answer_fault(answer: Completion, language: str) -> str:

@@ -145,7 +145,7 @@ def instruction_fault(instruction: str, language: str) -> str:
         return "instruction in another language"
     first = instruction.lstrip("\"'“‘《「")[:1]
     if not first.isalnum() or (language == "en" and not first.isascii()):
-        return "instruction begins with another character than a letter"
+        return "instruction does not begin with a letter or digit"
     if instruction.lower().startswith("write a program"):
         return "instruction asks for a program"
     return ""

@@ -221,9 +221,13 @@ def test_brat_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "ann", "message"),
     [
-        ("Ann", "T1\tPerson 0\tAnn\n", r"doc.ann:1 is not a line of brat \('T1\\tPerson 0\\tAnn'\); write T, R or E"),
-        ("Ann", "T1 Person 0 3 Ann\n", "doc.ann:1 is not a line of brat"),
-        ("Ann", f"T1\tPerson 0 {'9' * 5000}\tAnn\n", "doc.ann:1 is not a line of brat"),
+        (
+            "Ann",
+            "T1\tPerson 0\tAnn\n",
+            r"doc.ann:1 is not a brat annotation \('T1\\tPerson 0\\tAnn'\); write T, R or E",
+        ),
+        ("Ann", "T1 Person 0 3 Ann\n", "doc.ann:1 is not a brat annotation"),
+        ("Ann", f"T1\tPerson 0 {'9' * 5000}\tAnn\n", "doc.ann:1 is not a brat annotation"),
         ("Ann", "\nT1\tP 0 3\tAnn\nT1\tP 0 3\tAnn\n", "doc.ann:3 has the id 'T1' of an earlier line; give it another"),
         (" \n", "T1\tP 0 1\t \n", r"doc.ann has annotations, but .*doc.txt has no text; give its text"),
         (" \n", "", "doc.ann holds no text; give"),

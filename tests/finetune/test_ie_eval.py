@@ -208,7 +208,7 @@ def test_rows_of_all_forms_are_paired(tmp_path: Path) -> None:
             assert (scored.prediction, scored.gold) == ("p", ANN)
     other = lines(tmp_path / "o.jsonl", {"messages": [{"role": "user", "content": "z"}, MESSAGES[1]]})
     for file, gold, message in (
-        (tmp_path / "p0.jsonl", other, "row 1 of .* has another question than row 1 of"),
+        (tmp_path / "p0.jsonl", other, "row 1 of .* and row 1 of .* have different questions"),
         (tmp_path / "p2.jsonl", tmp_path / "p2.jsonl", r"p2\.jsonl:1 has no text under 'output', the correct answer"),
         (talk, talk, r"m\.jsonl:1 has no text under 'prediction'"),
         (lines(tmp_path / "e.jsonl", rows | {"generated_text": "", "error": "busy"}), talk, r"an error instead .*busy"),
@@ -280,7 +280,7 @@ def test_error_for_invalid_input_names_the_file(tmp_path: Path, run_script: RunS
         (("--predictions", two), "no text under 'prediction'"),
         (("--predictions", empty), "holds no rows"),
         (("--predictions", one, "--gold", two), "have different numbers of rows, 1 and 2; give two files with"),
-        (("--predictions", one, "--gold", other), "has another question"),
+        (("--predictions", one, "--gold", other), "have different questions"),
         (("--predictions", one, "--golden", other), "unknown option --golden"),
     ):
         done = run_script("finetune/ie_eval.py", *arguments, "--output", tmp_path / "scores.json", status=2)

@@ -104,9 +104,11 @@ def test_evolve_eliminates_failures_and_records_operations(server: ChatServer, t
     rows = read(output)
     rejected = record(output)["rejected"]
     assert len(rows) + sum(rejected.values()) == 60
-    assert {"evolved instruction repeats its prompt", "evolved instruction asks for the same", "answer refuses"} <= set(
-        rejected
-    )
+    assert {
+        "evolved instruction repeats its prompt",
+        "evolved instruction with the same requirements",
+        "answer refuses",
+    } <= set(rejected)
     assert {len(row["operations"]) for row in rows} == {1, 2} and "rejected:" in done.stdout
     assert len({operation for row in rows for operation in row["operations"]}) == 6
 

@@ -27,7 +27,7 @@ def extracted_answer(location: str, row: dict[str, Any]) -> str:
                 label, content = convert[key](item)
             except (TypeError, KeyError, AttributeError):
                 fact = f"has an item under {key!r} that /extract does not return"
-                raise ValueError(f"{location} {fact}; answer it again") from None
+                raise ValueError(f"{location} {fact}; rerun batch.py") from None
             answer[label].append(content)
     return json.dumps(answer)
 

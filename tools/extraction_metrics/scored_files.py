@@ -21,7 +21,7 @@ def prediction_of(location: str, row: dict[str, Any]) -> str:
     Raises ValueError if the row has an error of batch.py, or if it has no prediction.
     """
     if row.get("error") and (row.get("generated_text") is not None or row.get("complete") is False):
-        raise ValueError(f"{location} has an error instead of an answer ({str(row['error'])[:80]}); answer it again")
+        raise ValueError(f"{location} has an error instead of an answer ({str(row['error'])[:80]}); rerun batch.py")
     text = next((row[key] for key in PREDICTION_KEYS if isinstance(row.get(key), str)), None)
     if not has_text(row) and any(isinstance(row.get(key), list) for key in ITEM_KEYS):
         return extracted_answer(location, row)
@@ -136,7 +136,7 @@ def scored_rows(predictions: str, gold: str = "", task: str = "") -> list[Scored
     for number, (answer, (place, one), (location, other)) in enumerate(zip(answers, answered, correct, strict=True), 1):
         questions = question_of(one), question_of(other)
         if None not in questions and questions[0] != questions[1]:
-            fact = f"row {number} of {predictions} has another question than row {number} of {gold}"
+            fact = f"row {number} of {predictions} and row {number} of {gold} have different questions"
             raise ValueError(f"{fact}; {remedy}")
         text = text_of(one)
         order = one.get("order", other.get("order"))
