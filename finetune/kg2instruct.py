@@ -8,8 +8,8 @@
     python finetune/kg2instruct.py export --format neo4j --input annotations.jsonl --out graph
 
 The first command indexes the graph and links the text; the index is kept in --index (default: OUTPUT.index) and reused
-while its files are unchanged. `index` and `link` are its two halves. `export` writes the triples of annotations
-as N-Triples, as CSV for neo4j-admin, or the sentences for brat. graph_linking/graph_files.py describes the files,
+while its files are unchanged. `index` and `link` are its two halves. `export` writes the triples of annotations as
+N-Triples, as CSV for neo4j-admin, or the sentences for brat. graph_linking/graph_files.py describes the files,
 graph_linking/entity_linking.py the rules for ambiguous names, and graph_linking/sentence_annotations.py the rows.
 """
 

@@ -1,9 +1,9 @@
 """Read spaCy's DocBin files (spacy_files/docbin_reader.py); each document is one sentence.
 
-Entities are doc.ents and the spans of all groups in doc.spans, without repetitions. A document is not
-annotated with entities if ENT_IOB is 0 for all its tokens (as after nlp.make_doc) and it has no span group.
-Offsets are computed from the tokens, in characters. If the spaces of a document are not known (DocBins converted from
-columns), its tokens are joined like those of CoNLL columns. Documents without text are skipped.
+Entities are doc.ents and the spans of all groups in doc.spans, without repetitions. A document is not annotated with
+entities if ENT_IOB is 0 for all its tokens (as after nlp.make_doc) and it has no span group. Offsets are computed from
+the tokens, in characters. If the spaces of a document are not known (DocBins converted from columns), its tokens are
+joined like those of CoNLL columns. Documents without text are skipped.
 """
 
 from collections.abc import Iterator

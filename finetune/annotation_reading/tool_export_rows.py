@@ -7,9 +7,9 @@ relations. Versions before 1.0 write "labels" for "label". Offsets are in charac
 Label Studio (1.x, JSON export): {"data": {"text"}, "annotations": [{"result": [...]}]}; versions before 1.0 write
 "completions" for "annotations". An export does not state the unit of its offsets: current versions count code points,
 versions up to 2021 UTF-16 code units, in which an emoji counts as two (see
-https://github.com/HumanSignal/label-studio/pull/1559). An export repeats the text of each region: a
-region is read in UTF-16 units if these spell its text and code points do not. Results other than labelled regions of
-text and relations (choices, ratings) are not read.
+https://github.com/HumanSignal/label-studio/pull/1559). An export repeats the text of each region: a region is read in
+UTF-16 units if these spell its text and code points do not. Results other than labelled regions of text and relations
+(choices, ratings) are not read.
 
 White space at the ends of a region is removed, since selecting with the mouse often includes it.
 """

@@ -27,8 +27,8 @@ def is_labelled(row: dict[str, Any], has_prediction: bool) -> bool:
 def labelled_answer(location: str, row: dict[str, Any], question: dict[str, Any], task: str) -> str:
     """Return the correct answer of a row as JSON, in the form of its task.
 
-    question: the JSON object of the instruction. Raises ValueError if the label or the schema does not have the
-    form of the task, or if the task is not known.
+    question: the JSON object of the instruction. Raises ValueError if the label or the schema does not have the form of
+    the task, or if the task is not known.
     """
     label = parse_json(row["label"]) if isinstance(row["label"], str) else row["label"]
     try:

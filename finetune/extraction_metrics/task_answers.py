@@ -5,8 +5,8 @@
     eea  {event type: [{role: text | [text, …] | "NAN"}]}
     kg   {entity type: {head: {attribute: value | [value, …]}}}
 
-"NAN", "", null, [] and {} are absent values. A value of an unexpected form is an item that matches no
-correct item, so it counts as a wrong prediction.
+"NAN", "", null, [] and {} are absent values. A value of an unexpected form is an item that matches no correct item, so
+it counts as a wrong prediction.
 """
 
 from collections import Counter

@@ -39,8 +39,8 @@ def drawn_types(table: Confusions) -> tuple[list[str], int]:
 def confusion_svg(confusions: dict[str, Confusions]) -> str:
     """Return an SVG document with a table for each kind of items.
 
-    confusions: the result of item_outcomes.confusions. Each cell shows its number; the larger its share of the
-    row, the darker its colour: blue on the diagonal, orange elsewhere.
+    confusions: the result of item_outcomes.confusions. Each cell shows its number; the larger its share of the row, the
+    darker its colour: blue on the diagonal, orange elsewhere.
     """
     parts, top, width = [], MARGIN, 0
     for kind, table in confusions.items():

@@ -111,8 +111,8 @@ def position_masks(tokens: list[str]) -> dict[str, int]:
 def common_subsequence(masks: dict[str, int], length: int, other: list[str]) -> int:
     """Return the length of the longest common subsequence (Hyyro 2004, bit-parallel).
 
-    masks, length: `position_masks` and number of tokens of the first sequence. The result is the
-    number of zero bits in `row`.
+    masks, length: `position_masks` and number of tokens of the first sequence. The result is the number of zero bits in
+    `row`.
     """
     full = row = (1 << length) - 1
     for mask in map(masks.get, other):

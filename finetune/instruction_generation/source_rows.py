@@ -56,8 +56,8 @@ def read_source_rows(path: str | Path, row_format: RowFormat = "auto") -> Iterat
 def convert_row(row: dict[str, Any], row_format: RowFormat = "auto") -> list[InstructionRow]:
     """Return the instruction rows of a published row.
 
-    A conversation without an answer gives none, a task with several instances gives several. Raises ValueError,
-    without file and line, if the row does not have the keys of its format.
+    A conversation without an answer gives none, a task with several instances gives several. Raises ValueError, without
+    file and line, if the row does not have the keys of its format.
     """
     known = row_format if row_format != "auto" else recognised_format(row)
     if known == "sharegpt":

@@ -60,8 +60,8 @@ FIRST_YEAR, LAST_YEAR = 1000, 2999  # a bare number in this range may be a year
 def find_dates(text: str) -> Iterator[tuple[int, int, str, bool]]:
     """Yield (start, end, value, is_part) of each date.
 
-    A date with a day or month is followed by its year, with is_part true. Of other overlapping
-    dates, only the one whose form is first in the list of patterns counts. Invalid dates (2019-13-45) yield nothing.
+    A date with a day or month is followed by its year, with is_part true. Of other overlapping dates, only the one
+    whose form is first in the list of patterns counts. Invalid dates (2019-13-45) yield nothing.
     """
     taken, lower, has_year = bytearray(len(text)), text.lower(), bool(_FOUR_DIGITS.search(text))
     has = {
