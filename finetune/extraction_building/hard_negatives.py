@@ -14,7 +14,7 @@ from json_rows.row_files import read_json
 
 from extraction_building.label_similarity import label_similarities
 from extraction_building.schema_items import Schema
-from extraction_building.task_items import only_type
+from extraction_building.task_items import types_by_name
 
 PER_ENTRY = 8  # hard negatives of an entry, two batches of four
 MAX_ENTRIES = 5000  # of a schema; the similarities of 5000 labels take 100 MB
@@ -39,10 +39,10 @@ class RelationTypes:
 
     def add(self, sentence: AnnotatedSentence) -> None:
         """Add the relations of a sentence; types that they lack are taken from the sentence's entities."""
+        types = types_by_name(sentence.entities or ())
         for relation in sentence.relations or ():
-            entities = sentence.entities or ()
-            subject = relation.subject_type or only_type(relation.subject, entities)
-            object_ = relation.object_type or only_type(relation.object, entities)
+            subject = relation.subject_type or types.get(relation.subject.text, "")
+            object_ = relation.object_type or types.get(relation.object.text, "")
             if subject:
                 self.subjects[relation.label][subject] += 1
             if object_:

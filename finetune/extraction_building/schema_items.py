@@ -56,14 +56,16 @@ class Schema:
         self.task, self.items = task, tuple(items)
         self.labels = tuple(schema_label(task, item) for item in self.items)
         self.sorted_order = sorted(range(len(self.items)), key=self.labels.__getitem__)
+        self._by_label: dict[str, list[int]] = defaultdict(list)
         self._by_name: dict[str, list[int]] = defaultdict(list)
-        for number, item in enumerate(self.items):
+        for number, (label, item) in enumerate(zip(self.labels, self.items, strict=True)):
+            self._by_label[label].append(number)
             for name in item.parts if task == "kg" else (item.name,):
                 self._by_name[name].append(number)
 
     def named(self, name: str) -> list[int]:
         """Return the entries with this label or name (kg: entity types with this attribute)."""
-        return [number for number, label in enumerate(self.labels) if label == name] or self._by_name.get(name, [])
+        return self._by_label.get(name) or self._by_name.get(name, [])
 
     def entries_of(self, name: str, subject_type: str = "", object_type: str = "") -> list[int]:
         """Return the entries that an annotated item can belong to. name: its type, relation or attribute.

@@ -1,9 +1,9 @@
 """Assign the annotated items of a sentence to the entries of a schema, and describe the items that do not fit it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from annotation_reading.annotated_sentences import AnnotatedSentence, Entity, Event, Mention, Relation
+from annotation_reading.annotated_sentences import AnnotatedSentence, Entity, Event, Relation
 
 from extraction_building.schema_items import KINDS, Schema
 
@@ -41,10 +41,11 @@ def assign_items(sentence: AnnotatedSentence, schema: Schema) -> SentenceItems:
     """Return the items of a sentence by schema entry; raises ValueError as annotated_items."""
     by_entry: dict[int, list[Item]] = {}
     misfits: list[Misfit] = []
+    types = types_by_name(sentence.entities or ())
     for item in annotated_items(sentence, schema.task):
         kept = item
         if isinstance(item, Relation):
-            entries, label, name = relation_entries(sentence, item, schema), item.label, "relation"
+            entries, label, name = relation_entries(item, types, schema), item.label, "relation"
         else:
             entries, label, name = schema.entries_of(item.type), item.type, type(item).__name__.lower()
         problem = ""
@@ -65,20 +66,23 @@ def assign_items(sentence: AnnotatedSentence, schema: Schema) -> SentenceItems:
     return SentenceItems(by_entry, misfits)
 
 
-def relation_entries(sentence: AnnotatedSentence, relation: Relation, schema: Schema) -> list[int]:
-    """Return the schema entries of a relation; types that it lacks are taken from the sentence's entities."""
+def relation_entries(relation: Relation, types: Mapping[str, str], schema: Schema) -> list[int]:
+    """Return the schema entries of a relation; types that it lacks are taken from `types` (name -> type)."""
     entries = schema.entries_of(relation.label, relation.subject_type, relation.object_type)
-    if len(entries) > 1 and sentence.entities and schema.task in ("spo", "kg"):
-        subject = relation.subject_type or only_type(relation.subject, sentence.entities)
-        object_ = relation.object_type or only_type(relation.object, sentence.entities)
+    if len(entries) > 1 and types and schema.task in ("spo", "kg"):
+        subject = relation.subject_type or types.get(relation.subject.text, "")
+        object_ = relation.object_type or types.get(relation.object.text, "")
         return schema.entries_of(relation.label, subject, object_)
     return entries
 
 
-def only_type(mention: Mention, entities: Iterable[Entity]) -> str:
-    """Return the type of a sentence's entity with this name, "" if there is none or there are several types."""
-    types = {entity.type for entity in entities if entity.mention.text == mention.text}
-    return types.pop() if len(types) == 1 else ""
+def types_by_name(entities: Iterable[Entity]) -> dict[str, str]:
+    """Return name -> type of a sentence's entities, "" for a name with several types."""
+    types: dict[str, str] = {}
+    for entity in entities:
+        name = entity.mention.text
+        types[name] = entity.type if types.get(name, entity.type) == entity.type else ""
+    return types
 
 
 def with_known_roles(sentence: AnnotatedSentence, event: Event, roles: tuple[str, ...]) -> tuple[Event, list[Misfit]]:

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from extraction_building.hard_negatives import RelationTypes, automatic_hard_neg
 from extraction_building.label_similarity import CHARACTERS, ENCODER, label_similarities
 from extraction_building.schema_batches import BatchSettings, split_batches, text_batches
 from extraction_building.schema_items import Schema, SchemaItem, read_schema
+from extraction_building.task_items import assign_items
 
 MERGER: dict[str, Any] = {
     "sentence": "Acme bought Bolt and Cog in May, after it fired Ann Lee.",
@@ -129,6 +131,33 @@ def test_events_with_common_roles_and_typed_relations_are_confusable() -> None:
     assert automatic_hard_negatives(Schema("ee", events), RelationTypes()).entries[0][0] == 2
     relations = [SchemaItem("owns", ("a", "b")), SchemaItem("xyz", ("c", "d")), SchemaItem("leads", ("a", "b"))]
     assert automatic_hard_negatives(Schema("spo", relations), RelationTypes()).entries[0][0] == 2
+
+
+def test_time_of_a_text_grows_linearly_with_relations_and_types() -> None:
+    number = 20_000
+    names = [Mention(f"n{index}") for index in range(number)]
+    relations = tuple(Relation("r", name, name, "", "") for name in names)
+    entities = tuple(Entity("person", name) for name in names)
+    sentence = AnnotatedSentence("n", "en", "", entities, relations, None)
+    rules = tuple(SchemaItem("r", ("person", object_)) for object_ in ("person", "place"))
+    start = time.process_time()
+    types = RelationTypes()
+    types.add(sentence)
+    assigned = assign_items(sentence, Schema("spo", rules))
+    schema = Schema("ner", tuple(SchemaItem(name.text) for name in names))
+    assert [schema.named(name.text) for name in names] == [[index] for index in range(number)]
+    assert time.process_time() - start < 5  # quadratic: minutes
+    assert types.subjects["r"] == {"person": number}
+    assert {entry: len(items) for entry, items in assigned.by_entry.items()} == {0: number} and not assigned.misfits
+
+
+def test_name_of_several_types_does_not_decide_the_entry() -> None:
+    ann, oslo = Mention("Ann"), Mention("Oslo")
+    entities = (Entity("person", ann), Entity("place", ann), Entity("person", ann), Entity("place", oslo))
+    relation = Relation("r", ann, oslo, "", "")
+    schema = Schema("spo", tuple(SchemaItem("r", (subject, "place")) for subject in ("person", "place")))
+    assigned = assign_items(AnnotatedSentence("Ann, Oslo", "en", "a:1", entities, (relation,), None), schema)
+    assert not assigned.by_entry and "fits several entries" in assigned.misfits[0].message
 
 
 def test_similar_labels_are_found_by_meaning_or_by_characters() -> None:
