@@ -19,7 +19,10 @@ BUFFERED = 1 << 20  # bytes of problem lines in memory; more are in a temporary 
 
 
 class AnnotationSource:
-    """The files of --input."""
+    """The files of --input.
+
+    first_problem: line about the first item that does not fit its text, among the sentences read so far; "" if none.
+    """
 
     def __init__(self, given: str, format: str, language: str) -> None:
         """given: files separated by commas; raises ValueError if there is none."""
@@ -27,6 +30,7 @@ class AnnotationSource:
         if not files:
             raise ValueError("--input names no file; give a file of annotated sentences, or several with commas")
         self.files, self.format, self.language = files, format, language
+        self.first_problem = ""
 
     def sentences(self, description: str) -> Iterator[tuple[AnnotatedSentence, list[str]]]:
         """Yield the sentences of all files without bad items, with a line for each bad item; shows a progress bar.
@@ -36,7 +40,9 @@ class AnnotationSource:
         with tqdm(desc=description, unit=" texts", delay=2, disable=None) as bar:
             for file in self.files:
                 for sentence in read_annotation_files(file, self.format, self.language):
-                    yield check_sentence(sentence)
+                    checked, problems = check_sentence(sentence)
+                    self.first_problem = self.first_problem or next(iter(problems), "")
+                    yield checked, problems
                     bar.update()
 
     def inconsistent_tags(self) -> int:

@@ -77,7 +77,7 @@ class RowBuilder:
         schema.
         """
         for sentence, problems in self.source.sentences("building"):
-            writer = self.writer(sentence.language)
+            writer = self.writer(sentence.language, sentence.location)
             schema = writer.question.schema
             for problem in problems:
                 self.problems.add(problem)
@@ -99,10 +99,13 @@ class RowBuilder:
                 f"{most_common(self.problems.unknown_types)}; give the --schema of these annotations, in their language"
             )
 
-    def writer(self, language: str) -> RowWriter:
-        """Return the writer of a language; raises ValueError if the language has no types or no wording."""
+    def writer(self, language: str, location: str) -> RowWriter:
+        """Return the writer of a language; location: of its first sentence, "file:line".
+
+        Raises ValueError if the language has no types or no wording.
+        """
         if language not in self.writers:
-            writer = RowWriter(self.settings.style, language, self._question(language))
+            writer = RowWriter(self.settings.style, language, self._question(language, location))
             if self.check_entry is not None:
                 self.check_entry(language, self._entry(writer))
             self.writers[language] = writer
@@ -112,12 +115,14 @@ class RowBuilder:
         """Return language -> labels of its schema, for the languages of the rows so far."""
         return {language: writer.question.schema.labels for language, writer in sorted(self.writers.items())}
 
-    def _question(self, language: str) -> LanguageQuestion:
+    def _question(self, language: str, location: str) -> LanguageQuestion:
         settings, schema, wording = self.settings, self._schemas.get(language), self.wordings.get(language)
         if schema is None or not schema.items:
+            problem = self.source.first_problem
             raise ValueError(
-                f"no types are known for the sentences in {language}; give a list of types for {language} in --schema, "
-                "or set --language if this language was detected wrongly"
+                f"{location}: no types are known for the sentences in {language}; give a list of types for {language} "
+                "in --schema, or set --language if this language was detected wrongly"
+                + (f"; the first item that cannot be used: {problem}" if problem else "")
             )
         if wording is None:
             raise ValueError(
