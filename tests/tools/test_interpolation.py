@@ -72,3 +72,32 @@ def test_unsuitable_weight_or_model_is_refused(
     save_file(state | {name: state[name] * float("inf")}, tuned / "model.safetensors", {"format": "pt"})
     assert f"{name} holds NaN or infinity" in interpolate(run_tool, tiny_checkpoint, tuned, 0.5, target, 2)
     assert not target.exists()
+
+
+def test_output_matrix_that_the_tuned_model_lacks_is_refused_unless_it_is_tied(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    state = load_file(tuned / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, tuned / "model.safetensors", {"format": "pt"})
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    target = tmp_path / "between"
+    error = interpolate(run_tool, tiny_checkpoint, tuned, 0.5, target, 2)
+    assert "the tuned model has no tensor lm_head.weight" in error
+    assert not target.exists()
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "tied")
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    interpolate(run_tool, base, tuned, 0.5, target)
+    assert load_file(target / "model.safetensors").keys() == state.keys()
+
+
+def test_exact_diff_is_refused_as_tuned_model(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    diff = tmp_path / "diff"
+    run_tool(SCRIPT, "make_diff", "--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", diff)
+    error = interpolate(run_tool, tiny_checkpoint, diff, 0.5, tmp_path / "between", 2)
+    assert "is an exact diff, not a model; recover the model" in error

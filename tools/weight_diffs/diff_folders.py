@@ -136,7 +136,13 @@ def interpolate_models(inputs: DiffInputs, target: str, weight: float) -> str:
 
 
 def read_both(inputs: DiffInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights of base and tuned model; FileNotFoundError or ValueError if one of them is incomplete."""
+    """Return the weights of base and tuned model; FileNotFoundError or ValueError if one is incomplete or a diff."""
+    for folder in inputs.folders.values():
+        if tensors.has_weights(folder, DIFF_FILES):
+            raise ValueError(
+                f"{folder} is an exact diff, not a model; recover the model: python {SCRIPT} recover --path_raw BASE "
+                f"--path_diff {folder} --path_tuned NEW"
+            )
     check_tokenizer(inputs.folders["tuned"])
     base, tuned = (read_weights(folder) for folder in inputs.folders.values())
     check_complete(inputs.folders["raw"], base)

@@ -12,7 +12,18 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensor_files import write_shards
 from checkpoint_io.tensors import CHUNK, Spec, Tensor, check_finite, is_buffer, ranges
 
-from weight_diffs.exact_diff import find_base_tensor, read_base
+from weight_diffs.exact_diff import TIED, find_base_tensor, read_base
+
+
+def is_tied(tensor: Tensor, weights: Mapping[str, Tensor]) -> bool:
+    """Return whether a tensor is an output matrix that equals the embedding."""
+    embedding = weights.get(TIED.get(tensor.name, ""))
+    if embedding is None or (tensor.shape, tensor.dtype) != (embedding.shape, embedding.dtype):
+        return False
+    return all(
+        np.array_equal(tensor.read_once(*bounds), embedding.read_once(*bounds))
+        for bounds in ranges(tensor.elements, CHUNK)
+    )
 
 
 def write_interpolated(
@@ -21,9 +32,12 @@ def write_interpolated(
     """Write the interpolated weights in the types of the tuned model; return {name: BLAKE3}.
 
     The sum is computed in float32. Buffers, tensors that are not floats, and rows that the base lacks (an extended
-    vocabulary) are copied from the tuned model. Raises ValueError, which names the tensor, if the base has no such
-    tensor, or if a result is NaN or infinite.
+    vocabulary) are copied from the tuned model. Raises ValueError, which names the tensor, if one of the models has no
+    such tensor (but a tied output matrix may be absent), or if a result is NaN or infinite.
     """
+    for name, tensor in base.items():
+        if name not in tuned and not is_buffer(tensor) and not is_tied(tensor, base):
+            raise ValueError(f"the tuned model has no tensor {name}; use the base of the tuned model")
     partners: dict[str, Tensor | None] = {}
     for name, tensor in tuned.items():
         copied = is_buffer(tensor) or tensor.dtype not in FLOATS
