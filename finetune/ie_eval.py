@@ -38,6 +38,8 @@ from extraction_reports.score_comparisons import compare_rows, comparison_table
 from partial_folders.atomic_outputs import new_file
 from partial_folders.output_paths import check_output
 
+ERROR_ROWS = 200  # on the page of errors
+
 
 def check_options(parity: str, outputs: dict[str, str], inputs: Sequence[str], task: str, error_rows: int) -> None:
     """Check the options before the rows are read; outputs: option -> file; inputs: the files that are read.
@@ -82,7 +84,7 @@ def main(
     compare: str = "",
     compare_gold: str = "",
     errors: str = "",
-    error_rows: int = 200,
+    error_rows: int = ERROR_ROWS,
     confusion_picture: str = "",
 ) -> None:
     """Print the scores of a predictions file as a table and, with --output, write them as JSON.
@@ -105,6 +107,10 @@ def main(
     outputs = {"output": output, "errors": errors, "confusion_picture": confusion_picture}
     inputs = [path for path in (predictions, gold, compare, compare_gold) if path]
     check_options(parity, outputs, inputs, task, error_rows)
+    if parity != "none" and (lenient or by_type):
+        raise ValueError("--lenient and --by_type have no effect on --parity; remove them")
+    if error_rows != ERROR_ROWS and not errors:
+        raise ValueError(f"--error_rows {error_rows} has no effect without --errors; add --errors PAGE, or remove it")
     if compare_gold and not compare:
         raise ValueError("--compare_gold has the correct answers for --compare; give --compare")
     contents: dict[str, str] = {}

@@ -55,6 +55,12 @@ def check_options(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> No
     rank_by, keep = options["rank_by"], options["keep"]
     if bool(rank_by) != bool(keep) or keep < 0:
         raise ValueError("--rank_by needs --keep, a share (0.2) or a number of rows (500), and --keep needs --rank_by")
+    if options["rank_order"] != "highest" and not options["rank_by"]:
+        raise ValueError("--rank_order has no effect without --rank_by; add --rank_by and --keep, or remove it")
+    for measure in ("length", "perplexity", "ifd"):
+        least, most = options[f"min_{measure}"], options[f"max_{measure}"]
+        if most and least > most:
+            raise ValueError(f"--min_{measure} {least} is above --max_{measure} {most}; give a larger maximum")
     needed = {"rouge": "rouge", "perplexity": "base_model", "ifd": "base_model", "judge": "url"}.get(rank_by, "")
     if needed and not options[needed]:
         raise ValueError(f"--rank_by {rank_by} needs the scores of --{needed}; add this option")

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ie_eval
 import pytest
 from conftest import RunScript
 from extraction_metrics.answer_items import json_object_in, parse_answer
@@ -288,3 +289,8 @@ def test_error_for_invalid_input_names_the_file(tmp_path: Path, run_script: RunS
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "scores.json").exists()
+
+
+def test_number_of_error_rows_without_a_page_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--error_rows 5 has no effect without --errors; add --errors"):
+        ie_eval.main(str(tmp_path / "predictions.jsonl"), error_rows=5)

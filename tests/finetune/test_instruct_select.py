@@ -209,6 +209,8 @@ def test_earlier_scores_are_kept_and_other_formats_are_converted(tmp_path: Path)
     [
         (["--rouge", 7], "--rouge 7 is not a similarity"),
         (["--keep", 0.2], "--rank_by needs --keep"),
+        (["--rank_order", "lowest"], "--rank_order has no effect without --rank_by"),
+        (["--min_length", 5, "--max_length", 3], "--min_length 5 is above --max_length 3"),
         (["--rank_by", "ifd", "--keep", 0.2], "needs the scores of --base_model"),
         (["--model", "m"], "--model is for a judge; add --url"),
         (["--base_model", "missing"], "missing does not exist"),
