@@ -26,6 +26,7 @@ from typing import Any
 from cluster_jobs.job_commands import add_executor_options, executor_options
 
 TASK_MEGABYTES = 32  # MB of text per task, about half a minute of work
+BASE = "http://example.org/"
 FREE_OPTIONS = ("num_workers", "executor", "concurrency", "timeout")  # a run with other values of these resumes too
 
 
@@ -94,7 +95,7 @@ def export_parser() -> StrictParser:
     parser.add_argument("--format", required=True, choices=("ntriples", "neo4j", "brat"), help="format to write")
     parser.add_argument("--input", required=True, metavar="JSONL", help="annotated sentences")
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
-    parser.add_argument("--base", default="http://example.org/", metavar="IRI", help="prefix of IRIs in N-Triples")
+    parser.add_argument("--base", default="", metavar="IRI", help=f"prefix of IRIs in N-Triples (default: {BASE})")
     return parser
 
 
@@ -184,8 +185,14 @@ def model_server(options: argparse.Namespace) -> Any:
 
 def index_and_link(options: argparse.Namespace) -> None:
     """Build an index unless it exists, then link text with it."""
+    from graph_linking.text_shards import text_files
+    from partial_folders.output_paths import check_output
+
     options.index = options.index or f"{options.output}.index"
     options.out = options.index
+    check_output(options.output, [*options.text, options.kg, options.aliases, options.types])
+    check_option_pairs(options)  # before the graph is indexed, which can take hours
+    text_files(options.text)
     make_index(options)
     link(options)
 
@@ -194,7 +201,9 @@ def export(options: argparse.Namespace) -> None:
     """Write annotated sentences in another format."""
     from graph_exports.export_formats import export_annotations
 
-    print(export_annotations(options.input, options.format, options.out, options.base))
+    if options.base and options.format != "ntriples":
+        raise ValueError(f"--base has no effect on --format {options.format}, which has no IRIs; remove it")
+    print(export_annotations(options.input, options.format, options.out, options.base or BASE))
 
 
 COMMANDS: dict[str, tuple[Callable[[], StrictParser], Callable[[argparse.Namespace], None]]] = {

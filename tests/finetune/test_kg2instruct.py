@@ -299,3 +299,21 @@ def test_slurm_jobs_give_the_local_result(files: Path, run_script: RunScript) ->
         )  # fmt: skip
         assert "submitted; slurm.jsonl is complete when the last job, kg-join, has ended" in str(done)
         assert rows_of("slurm.jsonl") == local
+
+
+def test_unusable_options_are_refused_before_the_graph_is_indexed(tmp_path: Path, run_script: RunScript) -> None:
+    graph, text = tmp_path / "kg.tsv", tmp_path / "text.jsonl"
+    graph.write_text("Ann\tknows\tBob\n", encoding="utf-8")
+    text.write_text('{"text": "Ann met Bob."}\n', encoding="utf-8")
+    for output, options, message in (
+        (text, (), "is an input file; give --output another name"),
+        (graph, (), "is an input file; give --output another name"),
+        (tmp_path / "rows.jsonl", ("--model", "m"), "--model has no effect without --url"),
+    ):
+        arguments = ("--kg", graph, "--text", text, "--output", output, *options)
+        done = run_script("finetune/kg2instruct.py", *arguments, status=2)
+        assert message in done.stderr
+    arguments = ("--format", "brat", "--input", text, "--out", tmp_path / "brat", "--base", "http://x/")
+    done = run_script("finetune/kg2instruct.py", "export", *arguments, status=2)
+    assert "--base has no effect on --format brat" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"kg.tsv", "text.jsonl"}
