@@ -322,7 +322,7 @@ def test_error_for_unknown_types_names_the_sentence_and_the_first_unusable_item(
     source = write_json(tmp_path / "in.jsonl", {"sentence": "Ann came.", "entity_list": absent})
     message = r"in.jsonl:1: no types are known .* cannot be used: .*in.jsonl:1 entity 'Bergen' is not in the text$"
     with pytest.raises(ValueError, match=message):
-        ie_build.main(source, str(tmp_path / "rows.jsonl"))
+        ie_build.main(str(source), str(tmp_path / "rows.jsonl"))
 
 
 @pytest.mark.parametrize(
