@@ -1,15 +1,22 @@
 """Check properties for a limited time; KNOWLM_FUZZ_SECONDS (default 600) is the time of all slow fuzz tests."""
 
+from command_line.command_errors import one_line
+
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy, tuples
 
 SECONDS = float(os.environ.get("KNOWLM_FUZZ_SECONDS", "600"))
 FEW, MANY = 25, 500  # examples per call of Hypothesis
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)  # with lone surrogates and control characters
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT | st.sampled_from([10**30, "{", "[]", ""])
 
 
 def share_of_seconds(share: float) -> float:
@@ -37,3 +44,17 @@ def run_for(seconds: float, holds: Callable[..., None], strategies: Sequence[Sea
         checked(given(tuples(*strategies))(lambda values: example(values)))()  # a new function for each call
         if time.monotonic() >= end:
             return
+
+
+def write_lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def value_or_error(read: Callable[[Any], Any], given: Any) -> Any:
+    """Return a function's value, or None if it raises ValueError or FileNotFoundError, whose message users get."""
+    try:
+        return read(given)
+    except (ValueError, FileNotFoundError) as error:
+        assert one_line(error)
+        return None
