@@ -237,6 +237,14 @@ def test_system_and_history_of_a_row_become_messages() -> None:
     assert row_error({"messages": [USER], "output": "b"}, answers=False) == ""
 
 
+def test_rejected_row_is_refused_only_for_tuning(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"instruction": "q", "output": "a", "rejected_by": "rouge"}))
+    with pytest.raises(ValueError, match=r"rows.jsonl:1 was rejected by the filter 'rouge' of instruct_select.py"):
+        list(iterate_instructions(path))
+    assert len(list(iterate_instructions(path, answers=False))) == 1
+
+
 def test_answer_is_required_only_for_tuning() -> None:
     for row in ({"instruction": "q"}, {"messages": [USER]}, {"messages": [USER, ANSWER, USER]}):
         assert row_error(row, answers=False) == ""

@@ -24,14 +24,18 @@ InstructionRow = dict[str, Any]
 def checked_rows(path: str | Path, answers: bool, blank_lines: bool = False, plain_text: bool = False) -> Iterator[Row]:
     """Yield the rows of `iterate_rows`; a row that is not an instruction row has an error instead of its content.
 
-    answers: require that every row ends with an answer, as for tuning. plain_text: also accept rows of {"text"}.
+    answers: require that every row ends with an answer, as for tuning, and was not rejected by instruct_select.py.
+    plain_text: also accept rows of {"text"}.
     """
     for row in iterate_rows(path, blank_lines):
         if row.content is None or (plain_text and is_plain_text(row.content)):
             yield row
             continue
         error = row_error(row.content, answers)
-        yield Row(row.location, None, f"{error}; a row is {SHAPE}") if error else row
+        error = f"{error}; a row is {SHAPE}" if error else ""
+        if answers and (name := row.content.get("rejected_by")):
+            error = f"was rejected by the filter {name!r:.40} of instruct_select.py; remove the row"
+        yield Row(row.location, None, error) if error else row
 
 
 def iterate_instructions(path: str | Path, answers: bool = True, plain_text: bool = False) -> Iterator[InstructionRow]:

@@ -12,8 +12,10 @@ def check_sentence(sentence: AnnotatedSentence) -> tuple[AnnotatedSentence, list
 
     An item is bad if it has no type, if a mention is not in the text, or if the spans of a mention are outside the text
     or do not spell it. A bad argument is removed from its event; an event with a bad trigger is removed. The lines
-    begin with the problems that the reader found.
+    begin with the problems that the reader found. A sentence with a blank text gets one line only.
     """
+    if not sentence.text.strip():
+        return sentence._replace(problems=()), [f"{sentence.location} has a blank text and is skipped"]
     problems = list(sentence.problems)
 
     def keep(item: str, *errors: str) -> bool:

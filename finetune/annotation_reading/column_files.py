@@ -201,7 +201,7 @@ def read_conll04(path: Path, language: str) -> Iterator[AnnotatedSentence]:
 def annotated(
     path: Path, sentences: Iterable[TaggedSentence], language: str, has_relations: bool
 ) -> Iterator[AnnotatedSentence]:
-    """Yield tagged sentences as annotated ones; raises ValueError if a sentence is blank or there is none."""
+    """Yield tagged sentences as annotated ones; raises ValueError if there is none."""
     is_empty = True
     for sentence in sentences:
         is_empty = False
@@ -213,14 +213,11 @@ def annotated(
 def annotate(path: Path, sentence: TaggedSentence, language: str, has_relations: bool) -> AnnotatedSentence:
     """Return a tagged sentence with the places of its entities and relations.
 
-    A relation that is not between the last tokens of two entities becomes a problem of the sentence. Raises ValueError
-    if the sentence is blank.
+    A relation that is not between the last tokens of two entities becomes a problem of the sentence.
     """
     if language == "auto":
         language = language_of(" ".join(sentence.tokens))
     text, offsets = join_tokens(sentence.tokens, language)
-    if not text.strip():
-        raise ValueError(f"{path}:{sentence.line} starts a sentence that has only white space; remove its lines")
     entities: dict[int, Entity] = {}  # by the index of the last token
     for span in entity_spans(sentence.tags):
         start, end = offsets[span.first][0], offsets[span.last][1]

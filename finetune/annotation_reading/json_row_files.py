@@ -64,12 +64,8 @@ def sentence_of(
 
 
 def text_at(row: JsonObject, *keys: str) -> str:
-    """Return the text under the first of the keys that the row has; raises RowError if it is blank or not text."""
-    key = next((key for key in keys if key in row), keys[0])
-    value = string_at(row, key)
-    if not value.strip():
-        raise RowError(f"has no text under {key!r} (keys: {key_names(row)})")
-    return value
+    """Return the text under the first of the keys that the row has; raises RowError if there is none."""
+    return string_at(row, next((key for key in keys if key in row), keys[0]))
 
 
 def string_at(item: JsonObject, key: str, default: str | None = None) -> str:

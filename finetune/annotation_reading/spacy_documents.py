@@ -3,7 +3,7 @@
 Entities are doc.ents and the spans of all groups in doc.spans, without repetitions. A document is not annotated with
 entities if ENT_IOB is 0 for all its tokens (as after nlp.make_doc) and it has no span group. Offsets are computed from
 the tokens, in characters. If the spaces of a document are not known (DocBins converted from columns), its tokens are
-joined like those of CoNLL columns. Documents without text are skipped.
+joined like those of CoNLL columns.
 """
 
 from collections.abc import Iterator
@@ -22,17 +22,16 @@ def read_spacy(path: Path, language: str) -> Iterator[AnnotatedSentence]:
     """Yield the documents of a DocBin file.
 
     language: "en" or "zh", or "auto": detected for each document. Raises FileNotFoundError, or ValueError if the file
-    is damaged or too large, or has no text.
+    is damaged or too large, or has no documents.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file; --format spacy takes a .spacy file")
     is_empty = True
     for number, document in enumerate(read_docbin(path), 1):
-        if "".join(document.tokens).strip():
-            is_empty = False
-            yield annotated_document(document, language, f"{path}, document {number}")
+        is_empty = False
+        yield annotated_document(document, language, f"{path}, document {number}")
     if is_empty:
-        raise ValueError(f"{path} holds no documents with text; give another DocBin")
+        raise ValueError(f"{path} holds no documents; give another DocBin")
 
 
 def annotated_document(document: SpacyDocument, language: str, location: str) -> AnnotatedSentence:

@@ -209,4 +209,4 @@ class RegionReader:
 
 def has_long(text: str) -> bool:
     """Return whether a text has a character of two UTF-16 code units."""
-    return max(text) > "\uffff"
+    return max(text, default="") > "\uffff"

@@ -57,6 +57,8 @@ class AnnotationSource:
         types: dict[str, AnnotatedTypes] = {}
         relation_types = RelationTypes()
         for sentence, _ in self.sentences("reading types"):
+            if not sentence.text.strip():
+                continue
             annotated_items(sentence, task)
             types.setdefault(sentence.language, AnnotatedTypes(task)).add(sentence)
             relation_types.add(sentence)

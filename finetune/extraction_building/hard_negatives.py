@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from annotation_reading.annotated_sentences import AnnotatedSentence
+from annotation_reading.annotated_sentences import AnnotatedSentence, types_by_name
 from json_rows.row_files import read_json
 
 from extraction_building.label_similarity import label_similarities
 from extraction_building.schema_items import Schema
-from extraction_building.task_items import types_by_name
 
 PER_ENTRY = 8  # hard negatives of an entry, two batches of four
 MAX_ENTRIES = 5000  # of a schema; the similarities of 5000 labels take 100 MB
@@ -41,8 +40,7 @@ class RelationTypes:
         """Add the relations of a sentence; types that they lack are taken from the sentence's entities."""
         types = types_by_name(sentence.entities or ())
         for relation in sentence.relations or ():
-            subject = relation.subject_type or types.get(relation.subject.text, "")
-            object_ = relation.object_type or types.get(relation.object.text, "")
+            subject, object_ = relation.types(types)
             if subject:
                 self.subjects[relation.label][subject] += 1
             if object_:

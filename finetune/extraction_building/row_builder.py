@@ -73,14 +73,16 @@ class RowBuilder:
     def rows(self) -> Iterator[tuple[AnnotatedSentence, Schema, BuiltRow]]:
         """Yield the rows of all sentences.
 
-        Raises ValueError for malformed input, for a language without types or wording, and if no item has a type of the
-        schema.
+        Sentences with a blank text are skipped; they are among the problems. Raises ValueError for malformed input, for
+        a language without types or wording, if all texts are blank, and if no item has a type of the schema.
         """
         for sentence, problems in self.source.sentences("building"):
-            writer = self.writer(sentence.language, sentence.location)
-            schema = writer.question.schema
             for problem in problems:
                 self.problems.add(problem)
+            if not sentence.text.strip():
+                continue
+            writer = self.writer(sentence.language, sentence.location)
+            schema = writer.question.schema
             items, misfits = assign_items(sentence, schema)
             for label, line in misfits:
                 self.problems.add(line, label)
@@ -92,6 +94,8 @@ class RowBuilder:
                 rows += 1
             numbers = (sum(map(len, found.values())) for found in (items, distinct_items))
             self.counts.add_text(sentence.language, sentence.text, rows, *numbers)
+        if not self.counts.texts:
+            raise ValueError(f"all texts of --input are blank; the first: {self.source.first_problem}")
         if self.problems.unknown_types and not self.counts.items:
             labels = [label for writer in self.writers.values() for label in writer.question.schema.labels]
             raise ValueError(

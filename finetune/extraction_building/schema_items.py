@@ -10,11 +10,11 @@ A file has such a schema, schemas by kind and language ({"entity": {"en": […],
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from annotation_reading.annotated_sentences import AnnotatedSentence, Event, Relation
+from annotation_reading.annotated_sentences import AnnotatedSentence, Event, Relation, types_by_name
 from json_rows.json_stream import WHITESPACE, InvalidJsonError, TextWindow, encoding_error
 from text_language.language_detection import LANGUAGES
 
@@ -195,22 +195,23 @@ class AnnotatedTypes:
             for event in sentence.events or ():
                 self._add_event(event)
         else:
+            types = types_by_name(sentence.entities or ())
             for relation in sentence.relations or ():
-                self._add_relation(relation)
+                self._add_relation(relation, types)
 
     def _add_event(self, event: Event) -> None:
         roles = self._parts.setdefault(SchemaItem(event.type), {})
         if self.task != "eet":
             roles.update(dict.fromkeys(role for role, _ in event.arguments))
 
-    def _add_relation(self, relation: Relation) -> None:
+    def _add_relation(self, relation: Relation, types: Mapping[str, str]) -> None:
+        subject_type, object_type = relation.types(types)
         if self.task == "re":
             self._parts.setdefault(SchemaItem(relation.label), {})
-        elif self.task == "kg" and relation.subject_type:
-            self._parts.setdefault(SchemaItem(relation.subject_type), {})[relation.label] = None
-        elif relation.subject_type and relation.object_type:
-            types = (relation.subject_type, relation.object_type)
-            self._parts.setdefault(SchemaItem(relation.label, types), {})
+        elif self.task == "kg" and subject_type:
+            self._parts.setdefault(SchemaItem(subject_type), {})[relation.label] = None
+        elif subject_type and object_type:
+            self._parts.setdefault(SchemaItem(relation.label, (subject_type, object_type)), {})
 
     def schema(self) -> Schema:
         """Return the collected types as a schema."""

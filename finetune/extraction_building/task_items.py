@@ -1,9 +1,9 @@
 """Assign the annotated items of a sentence to the entries of a schema, and describe the items that do not fit it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from annotation_reading.annotated_sentences import AnnotatedSentence, Entity, Event, Relation
+from annotation_reading.annotated_sentences import AnnotatedSentence, Entity, Event, Relation, types_by_name
 
 from extraction_building.schema_items import KINDS, Schema
 
@@ -70,19 +70,8 @@ def relation_entries(relation: Relation, types: Mapping[str, str], schema: Schem
     """Return the schema entries of a relation; types that it lacks are taken from `types` (name -> type)."""
     entries = schema.entries_of(relation.label, relation.subject_type, relation.object_type)
     if len(entries) > 1 and types and schema.task in ("spo", "kg"):
-        subject = relation.subject_type or types.get(relation.subject.text, "")
-        object_ = relation.object_type or types.get(relation.object.text, "")
-        return schema.entries_of(relation.label, subject, object_)
+        return schema.entries_of(relation.label, *relation.types(types))
     return entries
-
-
-def types_by_name(entities: Iterable[Entity]) -> dict[str, str]:
-    """Return name -> type of a sentence's entities, "" for a name with several types."""
-    types: dict[str, str] = {}
-    for entity in entities:
-        name = entity.mention.text
-        types[name] = entity.type if types.get(name, entity.type) == entity.type else ""
-    return types
 
 
 def with_known_roles(sentence: AnnotatedSentence, event: Event, roles: tuple[str, ...]) -> tuple[Event, list[Misfit]]:

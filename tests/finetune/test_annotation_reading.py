@@ -278,7 +278,7 @@ def test_discontinuous_mention_is_spelled_by_its_fragments() -> None:
     [
         (
             "json",
-            {"sentence": " "},
+            {"sentence": 7},
             r"1 has no text under 'sentence' \(keys: sentence\); {\"sentence\", \"entity_list\"",
         ),
         ("json", {"sentence": ANN}, "has no list under 'entity_list', 'relation_list', 'event_list'"),

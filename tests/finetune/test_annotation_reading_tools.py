@@ -274,6 +274,8 @@ def test_spacy_documents_are_read_without_spacy(tmp_path: Path) -> None:
     path.write_bytes(DOCBIN)
     assert recognise_format(path) == "spacy"
     found = list(read_annotation_files(path))
+    blank = found.pop(4)
+    assert check_sentence(blank)[1] == [f"{path}, document 5 has a blank text and is skipped"]
     assert [check_sentence(one) for one in found] == [(one, []) for one in found]
     assert [(one.text, one.language) for one in found] == [
         ("Ann Lee 😀 can mark DATE in Oslo , \nNorway.", "en"),

@@ -241,7 +241,6 @@ ROW = "0\tAnn\tB-x\t['N']\t[0]\n"
         ("conll", "Ann O\n# id 7\n", "in.txt:2 has the invalid tag '7'"),
         ("conll", "Ann B-\n", "in.txt:1 has the invalid tag 'B-'"),
         ("conll", "\n\n-DOCSTART- O\n", "in.txt holds no sentences; give a file with one token"),
-        ("conll", "\u3000 O\n", "in.txt:1 starts a sentence that has only white space; remove its lines"),
         ("conll04", "#doc 1\n0\tAnn\tO\n", "in.txt:2 has 3 columns, not five; separate"),
         ("conll04", ROW.replace("Ann", " "), "in.txt:1 has no token; separate"),
         ("conll04", ROW + ROW, r"in.txt:2 has the index '0', but the next token of this document has the index 1;"),

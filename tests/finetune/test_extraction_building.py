@@ -292,3 +292,52 @@ def test_percentiles_and_histograms_count_all_lengths() -> None:
         ["0-0", "1"], ["1-1", "0"], ["2-3", "1"], ["4-7", "0"], ["8-15", "0"], ["16-31", "5"], ["32-63", "2"],
     ]  # fmt: skip
     assert lines[5].endswith("#" * 40) and lines[0].endswith(" " + "#" * 8)
+
+
+REGION = {"start": 0, "end": 3, "text": "Ann", "labels": ["person"]}
+BLANK_ROWS: dict[str, tuple[Any, Any]] = {  # format -> a row with text, a blank row
+    "json": (
+        {"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person"}]},
+        {"sentence": " \t", "entity_list": [{"name": "Bo", "type": "person"}]},
+    ),
+    "conll": ("Ann B-person\ncame O\n", "\u3000 B-person\n"),
+    "iepile": (
+        {"text": "Ann came.", "entity": [{"entity": "Ann", "entity_type": "person"}]},
+        {"text": "", "entity": []},
+    ),
+    "doccano": ({"text": "Ann came.", "label": [[0, 3, "person"]]}, {"text": " ", "label": []}),
+    "labelstudio": (
+        {"data": {"text": "Ann came."}, "annotations": [{"result": [{"id": "a", "type": "labels", "value": REGION}]}]},
+        {"data": {"text": ""}, "annotations": [{"result": []}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", BLANK_ROWS)
+def test_blank_text_is_skipped_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    row, blank = (one if isinstance(one, str) else json.dumps(one) for one in BLANK_ROWS[form])
+    given, output = tmp_path / "in.txt", str(tmp_path / "rows.jsonl")
+    given.write_text(f"{row}\n{blank}\n{row}\n")
+    ie_build.main(str(given), output, format=form)
+    captured = capsys.readouterr()
+    assert "2 examples of the task ner" in captured.out
+    assert "1 not in the text as annotated" in captured.out
+    assert captured.err.startswith("notice: ")
+    assert captured.err.endswith("has a blank text and is skipped\n")
+    with pytest.raises(ValueError, match="1 items cannot be used"):
+        ie_build.main(str(given), output, format=form, strict=True)
+    given.write_text(f"{blank}\n{blank}\n")
+    with pytest.raises(ValueError, match=r"all texts of --input are blank; the first: .*in\.txt:1 has a blank text"):
+        ie_build.main(str(given), output, format=form)
+
+
+@pytest.mark.parametrize(("task", "keys"), [("spo", ["owns"]), ("kg", ["firm"])])
+def test_default_types_of_triples_are_those_of_the_entities(tmp_path: Path, task: Any, keys: list[str]) -> None:
+    relations = [{"subject": "Acme", "relation": "owns", "object": name} for name in ("Bolt", "Cog")]
+    entities = [{"name": name, "type": "firm"} for name in ("Acme", "Bolt", "Cog")]
+    sentence = {"sentence": MERGER["sentence"], "relation_list": relations, "entity_list": entities}
+    given = tmp_path / "in.jsonl"
+    given.write_text(json.dumps(sentence))
+    ie_build.main(str(given), str(tmp_path / "rows.jsonl"), task=task, style="schema_json")
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert list(json.loads(row["output"])) == keys
