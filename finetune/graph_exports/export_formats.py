@@ -25,7 +25,7 @@ def export_annotations(input: str, format: str, out: str, base: str) -> str:
     with new_folder(out, 0) as folder:
         if format == "brat":
             files, sentences = write_brat(input, folder)
-            return f"{out}: {sentences:,} sentences in {files:,} documents"
+            return f"{out}: {sentences:,} sentence{'s' * (sentences != 1)} in {files:,} document{'s' * (files != 1)}"
         write: Callable[[TripleStore, Path], None] = write_neo4j
         if format == "ntriples":
             write = lambda store, target: write_ntriples(store, target, base)  # noqa: E731
