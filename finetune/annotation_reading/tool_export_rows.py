@@ -7,9 +7,9 @@ relations. Versions before 1.0 write "labels" for "label". Offsets are in charac
 Label Studio (1.x, JSON export): {"data": {"text"}, "annotations": [{"result": [...]}]}; versions before 1.0 write
 "completions" for "annotations". An export does not state the unit of its offsets: current versions count code points,
 versions up to 2021 UTF-16 code units, in which an emoji counts as two (see
-https://github.com/HumanSignal/label-studio/pull/1559). An export repeats the text of each region: a region is read in
-UTF-16 units if these spell its text and code points do not. Results other than labelled regions of text and relations
-(choices, ratings) are not read.
+https://github.com/HumanSignal/label-studio/pull/1559), and the ends of regions in early versions (2019) are those of
+their last characters. An export repeats the text of each region: the first of these readings that spells it is taken.
+Results other than labelled regions of text and relations (choices, ratings) are not read.
 
 White space at the ends of a region is removed, since selecting with the mouse often includes it.
 """
@@ -188,11 +188,18 @@ class RegionReader:
         self.by_id[identifier(item, "id")] = found[0]
 
     def mention(self, span: Span, name: str | None) -> Mention:
-        """Return the mention at a span that is in characters or UTF-16 code units, whichever spells `name`."""
-        if name is None or self.spells(span, name):
+        """Return the mention at a span in characters or UTF-16 code units, with or without its last character.
+
+        The first of these readings that spells `name` is taken.
+        """
+        if name is None:
             return mention_at(self.text, span)
-        units = (self.character(span[0]), self.character(span[1]))
-        return mention_at(self.text, units) if self.spells(units, name) else Mention(name, (span,))
+        start, end = span
+        for last in (end, end + 1):
+            for found in ((start, last), (self.character(start), self.character(last))):
+                if self.spells(found, name):
+                    return mention_at(self.text, found)
+        return Mention(name, (span,))
 
     def spells(self, span: Span, name: str) -> bool:
         """Return whether the text at a span is `name`, in which Label Studio writes line ends as a backslash and n."""

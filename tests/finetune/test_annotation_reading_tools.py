@@ -94,6 +94,17 @@ def test_label_studio_offsets_are_characters_or_utf16_units(tmp_path: Path, shif
     assert check_sentence(sentence) == (sentence, [])
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_label_studio_ends_of_2019_are_last_characters(tmp_path: Path, shift: int) -> None:
+    """Label Studio's own example has the region 343 to 353 for the 11 characters "February 22"."""
+    regions = region("a", 2 + shift, 8 + shift, "PER", "Ann Lee"), region("b", 19 + shift, 22 + shift, "LOC", "Oslo")
+    task = label_studio(*regions)
+    task["completions"] = task.pop("annotations")
+    (sentence,) = read_json(tmp_path, "labelstudio", task, lines=False)
+    assert sentence.entities == ENTITIES
+    assert check_sentence(sentence) == (sentence, [])
+
+
 def test_label_studio_line_ends_and_white_space_in_regions_are_accepted(tmp_path: Path) -> None:
     task = label_studio(region("a", 0, 9, "PER", "Ann\\nLee "), text="Ann\nLee in Oslo")
     task["annotations"][0]["result"][0]["value"]["end"] = 8
