@@ -19,8 +19,8 @@ from extraction_building.hard_negatives import (
 )
 from extraction_building.label_descriptions import entry_descriptions
 from extraction_building.schema_batches import BATCH_SIZES, BatchSettings, schema_orders
-from extraction_building.schema_items import Schema
-from extraction_building.task_items import assign_items
+from extraction_building.schema_items import KINDS, Schema
+from extraction_building.task_items import LISTS, assign_items
 
 ALL_TYPES = 1 << 30  # a batch size
 
@@ -66,6 +66,7 @@ class RowBuilder:
         self.writers: dict[str, RowWriter] = {}
         self.origins: dict[str, str] = {}  # language -> origin of the hard negatives
         self._schemas, self._relation_types = schemas or {}, RelationTypes()
+        self._schemas_are_annotated = schemas is None
         if schemas is None or (settings.hard_negatives == "auto" and settings.task == "re"):
             found, self._relation_types = source.survey(settings.task)
             self._schemas = schemas or found
@@ -123,9 +124,10 @@ class RowBuilder:
         settings, schema, wording = self.settings, self._schemas.get(language), self.wordings.get(language)
         if schema is None or not schema.items:
             problem = self.source.first_problem
+            fact = f", which have no usable {LISTS[KINDS[settings.task]]}" if self._schemas_are_annotated else ""
             raise ValueError(
-                f"{location}: no types are known for the sentences in {language}; give a list of types for {language} "
-                "in --schema, or set --language if this language was detected wrongly"
+                f"{location}: no types are known for the sentences in {language}{fact}; give a list of types for "
+                f"{language} in --schema, or set --language if this language was detected wrongly"
                 + (f"; the first item that cannot be used: {problem}" if problem else "")
             )
         if wording is None:
