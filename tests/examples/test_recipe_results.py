@@ -42,12 +42,35 @@ def test_rehearsal_rows_are_the_complete_answers(tmp_path: Path, run_script: Run
     rows = [{"instruction": "q", "prediction": text, "finish_reason": reason} for reason, text in answers]
     write_lines(tmp_path / "a.jsonl", rows)
     arguments = ("--answers", tmp_path / "a.jsonl", "--output", tmp_path / "r.jsonl")
-    run_script("examples/make_demo.py", "rehearsal", *arguments, "--copies", 2)
+    run_script("examples/make_demo.py", "rehearsal", *arguments)
     written = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
-    assert written == [{"instruction": "q", "input": "", "output": "Oslo."}] * 2
+    assert written == [{"instruction": "q", "input": "", "output": "Oslo."}]
     write_lines(tmp_path / "a.jsonl", [{"instruction": "q"}])
     refused = run_script("examples/make_demo.py", "rehearsal", *arguments, status=2)
     assert "a.jsonl:1 is not an answer to an instruction; give an output of ie_run.py" in refused.stderr
+
+
+def test_rehearsal_prompts_are_halves_of_sentences_and_instructions(tmp_path: Path, run_script: RunScript) -> None:
+    sentence = "The old town hall on the hill was built in 1904 ."
+    texts = [f"{sentence} Too short.\nin lower case there are ten words in this line.", sentence]
+    write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    write_lines(tmp_path / "tasks.jsonl", [{"instruction": "Sing.", "instances": []}])
+    arguments = (
+        "--corpus",
+        tmp_path / "texts.jsonl",
+        "--instructions",
+        tmp_path / "tasks.jsonl",
+        "--output",
+        tmp_path / "p.jsonl",
+    )
+    done = run_script("examples/make_demo.py", "rehearsal_prompts", *arguments)
+    assert done.stdout.endswith("p.jsonl: 1 of 1 sentences, 1 instructions\n")
+    written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    beginning = "Complete the sentence: The old town hall on the …"
+    assert written == [{"instruction": text, "input": ""} for text in (beginning, "Sing.")]
+    write_lines(tmp_path / "texts.jsonl", [{"content": "a"}])
+    refused = run_script("examples/make_demo.py", "rehearsal_prompts", *arguments, status=2)
+    assert 'texts.jsonl:1 has no "text"; give a corpus' in refused.stderr
 
 
 def test_steps_within_a_time_follow_from_the_speed_after_the_first_step(tmp_path: Path, run_script: RunScript) -> None:
