@@ -5,7 +5,7 @@ python examples/make_demo.py tokenizer --input a.jsonl,b.txt --output_dir D --vo
 python examples/make_demo.py model --tokenizer_path D --output_dir base --hidden_size 192 --num_hidden_layers 4
 python examples/make_demo.py summary --folder quickstart
 python examples/make_demo.py facts --facts_path facts --output facts.jsonl
-python examples/make_demo.py rehearsal_prompts --corpus en.jsonl --instructions tasks.jsonl --output prompts.jsonl
+python examples/make_demo.py rehearsal_prompts --rows train.jsonl --instructions tasks.jsonl --output prompts.jsonl
 python examples/make_demo.py rehearsal --answers answers.jsonl --output rehearsal.jsonl
 python examples/make_demo.py steps --train_log probe/train_log.jsonl --seconds 600
 python examples/make_demo.py real_summary --folder real_model

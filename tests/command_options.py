@@ -192,7 +192,7 @@ COMMANDS = [
     called("examples/make_demo.py", "facts", "make_demo:write_fact_questions",
            {"facts_path": "base", "output": "out", "number": "2"}, "output"),
     called("examples/make_demo.py", "rehearsal_prompts", "make_demo:write_rehearsal_prompts",
-           {"corpus": "texts.jsonl", "instructions": "rows.jsonl", "output": "out", "number": "2"}, "output"),
+           {"rows": "rows.jsonl", "instructions": "rows.jsonl", "output": "out", "number": "2"}, "output"),
     called("examples/make_demo.py", "rehearsal", "make_demo:write_rehearsal_rows",
            {"answers": "rows.jsonl", "output": "out"}, "output"),
     called("examples/make_demo.py", "steps", "make_demo:steps_within",

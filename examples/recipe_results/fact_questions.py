@@ -5,6 +5,7 @@ The files have the format of https://github.com/evandez/relations (MIT): {"promp
 """
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,33 @@ from partial_folders.atomic_outputs import new_file
 RELATIONS = (
     "country_capital_city", "country_language", "country_largest_city", "landmark_on_continent", "product_by_company",
 )  # fmt: skip
+WORDINGS = 3  # of each question, so that the count depends less on one wording
 
 
 def fact_questions(folder: Path, number: int) -> list[dict[str, str]]:
     """Return {"instruction", "input", "output", "relation"} for the first `number` samples of each of RELATIONS.
 
-    Raises FileNotFoundError, or ValueError if a file has another format.
+    Each sample is asked about in the first WORDINGS different wordings of its file. Raises FileNotFoundError, or
+    ValueError if a file has another format.
     """
     rows = []
     for relation in RELATIONS:
         file = folder / f"{relation}.json"
         content = read_json(str(file), "--facts_path takes a folder of relations")
         try:
-            template, samples = content["prompt_templates"][0], content["samples"][:number]
-            pairs = [(str(sample["subject"]), str(sample["object"])) for sample in samples]
-            before, after = template.split("{}")
+            templates = [*content["prompt_templates"], *content.get("prompt_templates_zs", [])]
+            wordings = [template.split("{}") for template in list(dict.fromkeys(templates))[:WORDINGS]]
+            pairs = [(str(sample["subject"]), str(sample["object"])) for sample in content["samples"][:number]]
+            questions = [
+                (f"{before}{subject}{after}", answer) for before, after in wordings for subject, answer in pairs
+            ]
         except (TypeError, KeyError, IndexError, ValueError, AttributeError):
             form = '{"prompt_templates": ["… {} …"], "samples": [{"subject", "object"}]}'
             raise ValueError(f"{file} does not have the format {form}; download it again") from None
-        instruction = "Complete the sentence: "
         rows += [
-            {
-                "instruction": f"{instruction}{before}{subject}{after} …", "input": "", "output": answer,
-                "relation": relation,
-            }
-            for subject, answer in pairs
-        ]  # fmt: skip
+            {"instruction": f"Complete the sentence: {question} …", "input": "", "output": answer, "relation": relation}
+            for question, answer in questions
+        ]
     return rows
 
 
@@ -50,7 +52,7 @@ def write_fact_questions(facts_path: str, output: str, number: int = 24) -> None
     Args:
         facts_path: folder with one file per relation, such as country_capital_city.json.
         output: the file to write.
-        number: number of questions about each relation.
+        number: number of samples of each relation, each with up to three questions.
     """
     rows = fact_questions(Path(facts_path), number)
     with new_file(output, replace=True) as file:
@@ -61,8 +63,13 @@ def write_fact_questions(facts_path: str, output: str, number: int = 24) -> None
 def count_correct_answers(predictions: str) -> tuple[int, int]:
     """Return (correct answers, questions) of a file that ie_run.py wrote.
 
-    An answer is correct if it contains the object, in upper or lower case.
+    An answer is correct if it contains the object; case and accents are ignored.
     """
     rows: list[dict[str, Any]] = [row for _, row in iterate_objects(predictions)]
-    correct = sum(row["output"].casefold() in row["prediction"].casefold() for row in rows)
+    correct = sum(without_accents(row["output"]) in without_accents(row["prediction"]) for row in rows)
     return correct, len(rows)
+
+
+def without_accents(text: str) -> str:
+    """Return the text in lower case without combining characters."""
+    return "".join(each for each in unicodedata.normalize("NFD", text.casefold()) if not unicodedata.combining(each))

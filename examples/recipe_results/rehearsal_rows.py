@@ -1,35 +1,30 @@
 """Make instruction rows from a base model's own answers, so that tuning on new tasks preserves its other abilities.
 
-The method is pseudo-rehearsal (Robins 1995, https://doi.org/10.1080/09540099550039318): the inputs are instructions and
-beginnings of sentences, the correct outputs are the answers of the base. Many different inputs preserve more than a
-few repeated ones, whose answers the model memorises (benchmarks/RESULTS.md).
+The method is pseudo-rehearsal (Robins 1995, https://doi.org/10.1080/09540099550039318): the inputs are questions, the
+correct outputs are the answers of the base. Tuning on extraction makes a model copy names from its input, and so lose
+facts ("The capital of Nigeria is Nigeria"). Therefore most questions ask for a fact about a name in the training
+examples, which the base can only answer from memory.
 """
 
 import json
 import random
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from json_rows.row_files import iterate_objects
 from partial_folders.atomic_outputs import new_file
 
-SENTENCE_WORDS = range(10, 31)  # numbers of words of a sentence whose first half is an input
 
+def annotated_names(rows: str) -> Iterator[str]:
+    """Yield the names of the annotated entities in rows of ie_build.py for the task ner, in order.
 
-def sentence_beginnings(corpus: str) -> Iterator[str]:
-    """Yield the first half of each sentence of 10 to 30 words that begins with a capital letter.
-
-    corpus: JSONL of {"text"}, in a language that separates words by spaces. Raises ValueError with file and line for a
-    row of another format.
+    Raises ValueError with file and line for a row without annotated entities.
     """
-    for location, row in iterate_objects(corpus):
-        if not isinstance(row.get("text"), str):
-            raise ValueError(f'{location} has no "text"; give a corpus with one {{"text": …}} per line')
-        for sentence in re.split(r"(?<=[.!?])\s+|\n", row["text"]):
-            words = sentence.split()
-            if len(words) in SENTENCE_WORDS and words[0][0].isupper() and words[-1][-1] in ".!?":
-                yield " ".join(words[: len(words) // 2])
+    for location, row in iterate_objects(rows):
+        try:
+            yield from [str(entity["name"]) for entity in row["gold"]["entities"]]
+        except (KeyError, TypeError):
+            raise ValueError(f"{location} has no annotated entities; give rows of ie_build.py --task ner") from None
 
 
 def instructions_of(file: str) -> Iterator[dict[str, str]]:
@@ -44,24 +39,24 @@ def instructions_of(file: str) -> Iterator[dict[str, str]]:
         yield {"instruction": instruction, "input": input}
 
 
-def write_rehearsal_prompts(corpus: str, instructions: str, output: str, number: int = 1000, seed: int = 0) -> None:
-    """Write instruction rows that a base model shall answer (JSONL): sentences to complete, and given instructions.
+def write_rehearsal_prompts(rows: str, instructions: str, output: str, number: int = 1500, seed: int = 0) -> None:
+    """Write instruction rows that a base model shall answer (JSONL): questions about names, and given instructions.
 
     Args:
-        corpus: JSONL of {"text"}, in a language that separates words by spaces.
+        rows: training examples of ie_build.py for the task ner, whose annotated names are asked about.
         instructions: JSON or JSONL of {"instruction", "input"}, of which at most `number` are used.
         output: the file to write.
-        number: how many different sentences of the corpus are drawn; fewer if the corpus has fewer.
+        number: how many different names are drawn; fewer if the examples have fewer.
         seed: of the draw.
     """
     if number < 1:
         raise ValueError(f"--number {number} is too small; it must be at least 1")
-    beginnings = list(dict.fromkeys(sentence_beginnings(corpus)))
-    drawn = random.Random(seed).sample(beginnings, min(number, len(beginnings)))
-    rows = [{"instruction": f"Complete the sentence: {beginning} …", "input": ""} for beginning in drawn]
-    rows += list(instructions_of(instructions))[:number]
-    write_rows(rows, output)
-    print(f"{output}: {len(drawn)} of {len(beginnings)} sentences, {len(rows) - len(drawn)} instructions")
+    names = list(dict.fromkeys(annotated_names(rows)))
+    drawn = random.Random(seed).sample(names, min(number, len(names)))
+    prompts = [{"instruction": f"State a fact about {name} in one sentence.", "input": ""} for name in drawn]
+    prompts += list(instructions_of(instructions))[:number]
+    write_rows(prompts, output)
+    print(f"{output}: questions about {len(drawn)} of {len(names)} names, {len(prompts) - len(drawn)} instructions")
 
 
 def rehearsal_rows(answers: str) -> Iterator[dict[str, str]]:

@@ -17,7 +17,9 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def test_questions_come_from_the_published_relations(shared_data: Path) -> None:
     rows = fact_questions(shared_data / "real/facts", 24)
-    assert len(rows) == 24 * len(RELATIONS)
+    wordings = {row["instruction"].replace("Canada", "{}") for row in rows if "Canada" in row["instruction"]}
+    assert len(rows) == 24 * 14  # three wordings for four relations, two for one
+    assert len(wordings) == 9
     assert rows[1]["instruction"] == "Complete the sentence: The capital city of Canada is …"
     assert (rows[1]["output"], rows[1]["relation"]) == ("Ottawa", "country_capital_city")
 
@@ -32,7 +34,7 @@ def test_error_for_facts_of_another_format_names_the_file(tmp_path: Path, conten
 
 
 def test_answer_that_contains_the_object_is_correct(tmp_path: Path) -> None:
-    answers = [("Paris", "It is paris."), ("Rome", "Milan"), ("Oslo", "Oslo")]
+    answers = [("Bogotá", "It is bogota."), ("Rome", "Milan"), ("Oslo", "Oslo")]
     write_lines(tmp_path / "answers.jsonl", [{"output": fact, "prediction": text} for fact, text in answers])
     assert count_correct_answers(str(tmp_path / "answers.jsonl")) == (2, 3)
 
@@ -50,27 +52,22 @@ def test_rehearsal_rows_are_the_complete_answers(tmp_path: Path, run_script: Run
     assert "a.jsonl:1 is not an answer to an instruction; give an output of ie_run.py" in refused.stderr
 
 
-def test_rehearsal_prompts_are_halves_of_sentences_and_instructions(tmp_path: Path, run_script: RunScript) -> None:
-    sentence = "The old town hall on the hill was built in 1904 ."
-    texts = [f"{sentence} Too short.\nin lower case there are ten words in this line.", sentence]
-    write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+def test_rehearsal_prompts_ask_about_annotated_names_and_repeat_instructions(
+    tmp_path: Path, run_script: RunScript
+) -> None:
+    names = (["Oslo", "Ann Lee"], [], ["Oslo"])
+    write_lines(tmp_path / "rows.jsonl", [{"gold": {"entities": [{"name": name} for name in row]}} for row in names])
     write_lines(tmp_path / "tasks.jsonl", [{"instruction": "Sing.", "instances": []}])
-    arguments = (
-        "--corpus",
-        tmp_path / "texts.jsonl",
-        "--instructions",
-        tmp_path / "tasks.jsonl",
-        "--output",
-        tmp_path / "p.jsonl",
-    )
+    files = ("--rows", tmp_path / "rows.jsonl", "--instructions", tmp_path / "tasks.jsonl")
+    arguments = (*files, "--output", tmp_path / "p.jsonl")
     done = run_script("examples/make_demo.py", "rehearsal_prompts", *arguments)
-    assert done.stdout.endswith("p.jsonl: 1 of 1 sentences, 1 instructions\n")
+    assert done.stdout.endswith("p.jsonl: questions about 2 of 2 names, 1 instructions\n")
     written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    beginning = "Complete the sentence: The old town hall on the …"
-    assert written == [{"instruction": text, "input": ""} for text in (beginning, "Sing.")]
-    write_lines(tmp_path / "texts.jsonl", [{"content": "a"}])
+    facts = [f"State a fact about {name} in one sentence." for name in ("Oslo", "Ann Lee")]
+    assert sorted(row["instruction"] for row in written) == sorted([*facts, "Sing."])
+    write_lines(tmp_path / "rows.jsonl", [{"instruction": "a", "output": "b"}])
     refused = run_script("examples/make_demo.py", "rehearsal_prompts", *arguments, status=2)
-    assert 'texts.jsonl:1 has no "text"; give a corpus' in refused.stderr
+    assert "rows.jsonl:1 has no annotated entities; give rows of ie_build.py --task ner" in refused.stderr
 
 
 def test_steps_within_a_time_follow_from_the_speed_after_the_first_step(tmp_path: Path, run_script: RunScript) -> None:
