@@ -9,9 +9,9 @@ import pytest
 from conftest import REPOSITORY, RunScript, free_port
 
 
-def quickstart(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+def quickstart(folder: Path, timeout: float = 1200, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        ["bash", "examples/quickstart.sh"], cwd=REPOSITORY, capture_output=True, text=True, timeout=1200,
+        ["bash", "examples/quickstart.sh"], cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout,
         env=os.environ | {"SHORT": "1", "OUT": str(folder), "PORT": str(free_port())} | environment,
     )  # fmt: skip
 
