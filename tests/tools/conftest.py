@@ -7,6 +7,7 @@ from typing import Any
 
 import convert_llama
 import download
+import editing_bed
 import pytest
 import torch
 from changed_weights import nudged, variant
@@ -42,6 +43,16 @@ def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (folder / "extraction.json").write_text('{"tasks": {}}')
     (folder / "run.json").write_text('{"script": "pretrain/train.py"}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of editing_bed.py with a model that knows 24 facts; tests must not write into it."""
+    folder = tmp_path_factory.mktemp("beds") / "bed"
+    editing_bed.main(
+        str(folder), facts=24, steps=200, batch=24, width=64, layers=2, d_ff=128, vocab_size=640, learning_rate=8e-3
+    )
     return folder
 
 

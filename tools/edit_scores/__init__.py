@@ -1,0 +1,1 @@
+"""Measure edits of a model's knowledge before and after. Read scored_edits.py first."""
