@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from editing_world import SPACE, Fact, held_out_texts, make_edits, make_world, training_sentences
+from editing_world import SPACE, Fact, held_out_texts, make_edits, make_world, tokenizer_texts, training_sentences
 from measurements import REPOSITORY
 
 sys.path[:0] = [str(REPOSITORY / "examples")]
@@ -131,12 +131,12 @@ def main(
     output_dir: str,
     facts: int = 384,
     steps: int = 200,
-    batch: int = 64,
+    batch: int = 128,
     learning_rate: float = 4e-3,
     width: int = 128,
     layers: int = 4,
     d_ff: int = 512,
-    vocab_size: int = 1024,
+    vocab_size: int = 1280,
     seed: int = 0,
 ) -> None:
     """Train the model and write the folder output_dir.
@@ -166,7 +166,7 @@ def main(
         "text.jsonl": [{"text": text} for text in held_out_texts(world)],
     }
     with new_folder(output_dir, 0) as folder, tempfile.TemporaryDirectory() as scratch:
-        tokenizer = make_tokenizer([text for _, text in sentences], Path(scratch), vocab_size)
+        tokenizer = make_tokenizer(tokenizer_texts(world), Path(scratch), vocab_size)
         with redirect_stdout(StringIO()):
             make_model(
                 scratch, str(folder / "model"), hidden_size=width, num_hidden_layers=layers, intermediate_size=d_ff,

@@ -143,6 +143,22 @@ def training_sentences(world: World) -> list[tuple[str, str]]:
     return [(fact.language, fact.sentence(template)) for fact in facts for template in fact.trained]
 
 
+def tokenizer_texts(world: World) -> list[str]:
+    """Return the parts of all training sentences; no piece of a tokenizer trained on them crosses a word boundary.
+
+    In Chinese, pieces would otherwise join the end of a question with the beginning of its answer. A Chinese part
+    follows a full stop, since the first piece of a text would begin with a space.
+    """
+    facts = [*world.facts, *world.bystanders, *world.capitals * 4]
+    return [
+        FULL_STOP[fact.language] * (fact.language == "zh") + part.strip()
+        for fact in facts
+        for template in fact.trained
+        for part in (fact.subject, *template.split("{}"), fact.object, FULL_STOP[fact.language])
+        if part.strip()
+    ]
+
+
 def held_out_texts(world: World) -> list[str]:
     """Return texts that no edit concerns: the held-out sentences about bystanders, and the capitals."""
     texts = [fact.sentence(template) for fact in world.bystanders for template in fact.held_out]

@@ -202,7 +202,7 @@ def test_model_without_change_has_full_locality_and_no_efficacy(
         assert summary[kind]["unchanged"]["value"] == summary[kind]["forced_unchanged"]["value"] == 1
     assert summary["fluency"]["before"] == summary["fluency"]["after"]
     table = summary_table(summary)
-    assert max(map(len, table.splitlines())) <= 140
+    assert max(map(len, table.splitlines())) <= 120
     assert "same_subject" in table
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from edit_scores.edit_questions import EDIT_KINDS, LOCALITY_KINDS
 
-COLORS = {"before": "#bbbbbb", "teacher forcing": "#f0a35e", "free generation": "#3b6ea5"}
+BEFORE = "before the edits, free generation"
+COLORS = {BEFORE: "#bbbbbb", "teacher forcing": "#f0a35e", "free generation": "#3b6ea5"}
 Bar = tuple[str, dict[str, float] | None]  # (label, figure)
 
 
@@ -18,7 +19,7 @@ def bars_of(measures: Mapping[str, Any], is_locality: bool) -> list[Bar]:
             ("free generation", measures["unchanged"]),
         ]
     return [
-        ("before", measures["correct"]["before"]),
+        (BEFORE, measures["correct"]["before"]),
         ("teacher forcing", measures["forced"]["after"]),
         ("free generation", measures["correct"]["after"]),
     ]
@@ -27,11 +28,11 @@ def bars_of(measures: Mapping[str, Any], is_locality: bool) -> list[Bar]:
 def draw_summary(summary: Mapping[str, Any], path: Path, title: str) -> None:
     """Write a PNG file with two panels of bars with 95 % intervals: correct answers, and unchanged answers.
 
-    summary: the result of `score_summary.summarize`. The bars "before" are free generation.
+    summary: the result of `score_summary.summarize`.
     """
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(11, 4))
+    picture = Figure(figsize=(11, 4), layout="constrained")
     panels = picture.subplots(1, 2, sharey=True)
     contents = (("correct answers (%)", EDIT_KINDS, False), ("unchanged answers (%)", LOCALITY_KINDS, True))
     for panel, (label, kinds, is_locality) in zip(panels, contents, strict=True):
@@ -49,7 +50,7 @@ def draw_summary(summary: Mapping[str, Any], path: Path, title: str) -> None:
                 )
         panel.set(title=label, ylim=(0, 105))
         panel.set_xticks(range(len(present)), [kind.replace("_", " ") for kind in present])
-        if present:
-            panel.legend(loc="lower right")
+    handles = {label: bar for panel in panels for bar, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    picture.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     picture.suptitle(title)
-    picture.savefig(path, dpi=120, bbox_inches="tight", format="png")
+    picture.savefig(path, dpi=120, format="png")

@@ -1,11 +1,10 @@
 """Summarise the scores of edits: shares with bootstrap intervals, as a dictionary and as a text table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from extraction_metrics.confidence_intervals import percentile_bounds, resampled_totals
-
 from edit_scores.edit_questions import EDIT_KINDS, KINDS, LOCALITY_KINDS
+from edit_scores.ratio_intervals import ratio_figure
 from edit_scores.scored_edits import AnswerScore, EditScore, QuestionScore
 
 Figure = dict[str, float]  # {"value", "low", "high", "questions"}
@@ -20,9 +19,10 @@ ANSWER_MEASURES: dict[str, Callable[[AnswerScore], float | bool | None]] = {
     "repeats": lambda answer: answer.repeats,
 }
 HEADINGS = {
-    "forced": "teacher-forced", "probability": "probability", "correct": "free, correct", "contains": "contains",
+    "forced": "teacher-forced", "probability": "probability", "correct": "free", "contains": "contains",
     "stopped": "stopped", "repeats": "repeats",
 }  # fmt: skip
+WIDTHS = {"forced": 22, "probability": 13, "correct": 22, "contains": 10, "stopped": 9, "repeats": 9}  # characters
 
 
 def figure(scores: Sequence[EditScore], kinds: Sequence[str], measure: Measure) -> Figure | None:
@@ -35,13 +35,10 @@ def figure(scores: Sequence[EditScore], kinds: Sequence[str], measure: Measure) 
         values = [measure(each) for each in score.questions if each.kind in kinds]
         known = [float(value) for value in values if value is not None]
         if known:
-            totals.append([sum(known), float(len(known))])
+            totals.append((sum(known), float(len(known))))
     if not totals:
         return None
-    drawn = resampled_totals(totals)  # (resamples, 2)
-    low, high = percentile_bounds(drawn[:, 0] / drawn[:, 1])
-    count = sum(total[1] for total in totals)
-    return {"value": sum(total[0] for total in totals) / count, "low": low, "high": high, "questions": int(count)}
+    return ratio_figure(totals) | {"questions": int(sum(count for _, count in totals))}
 
 
 def answer_figures(scores: Sequence[EditScore], kinds: Sequence[str]) -> dict[str, Any]:
@@ -73,48 +70,48 @@ def summarize(scores: Sequence[EditScore]) -> dict[str, Any]:
     pairs = [score.fluency for score in scores if score.fluency]
     if pairs:
         summary["fluency"] = {
-            name: mean_figure([pair[at] for pair in pairs]) for at, name in enumerate(("before", "after"))
+            name: ratio_figure([(pair[at], 1.0) for pair in pairs]) | {"questions": len(pairs)}
+            for at, name in enumerate(("before", "after"))
         }
     return summary
 
 
-def mean_figure(values: Sequence[float]) -> Figure:
-    """Return the mean of one value per edit with a 95 % interval."""
-    drawn = resampled_totals([[value, 1.0] for value in values])
-    low, high = percentile_bounds(drawn[:, 0] / drawn[:, 1])
-    return {"value": sum(values) / len(values), "low": low, "high": high, "questions": len(values)}
-
-
-def percent(found: Figure | None) -> str:
-    """Return a share with its interval in per cent, or "" for None."""
-    if not found:
-        return ""
+def percent(found: Figure) -> str:
+    """Return a share with its interval in per cent."""
     return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
-def summary_table(summary: dict[str, Any]) -> str:
-    """Return the summary as a text table: shares in per cent with 95 % intervals."""
-    lines = [f"{summary['edits']} edits; shares in % with 95 % intervals"]
-    columns = [f"{HEADINGS['forced']:>20}", f"{HEADINGS['correct']:>20}", f"{'contains':>9}", f"{'stopped':>9}",
-               f"{'repeats':>9}"]  # fmt: skip
-    lines.append(f"{'':14}{'':8}{'questions':>9}" + "".join(columns) + f"{'unchanged':>20}{'forced unchanged':>20}")
-    for kind in (*KINDS, "locality"):
-        if kind not in summary:
-            continue
-        measures = summary[kind]
-        for at in ("before", "after"):
-            values = {name: figures[at] for name, figures in measures.items() if at in figures}
-            short = [f"{100 * values[name]['value']:.1f}" if name in values else "" for name in ANSWER_MEASURES]
-            plain = dict(zip(ANSWER_MEASURES, short, strict=True))
-            row = f"{kind if at == 'before' else '':14}{at:8}{values['stopped']['questions']:>9}"
-            row += f"{percent(values.get('forced')):>20}{percent(values.get('correct')):>20}"
-            row += "".join(f"{plain[name]:>9}" for name in ("contains", "stopped", "repeats"))
-            if at == "after":
-                row += "".join(f"{percent(measures.get(name)):>20}" for name in ("unchanged", "forced_unchanged"))
-            lines.append(row.rstrip())
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """Return the summary as text tables: shares in per cent with 95 % intervals, locality, fluency and perplexity."""
+    kinds = [kind for kind in (*KINDS, "locality") if kind in summary]
+    answered = [kind for kind in kinds if "correct" in summary[kind]]
+    lines = [f"{summary['edits']} edits; shares in % with 95 % intervals; free: generated without the true answer", ""]
+    if answered:
+        lines.append(f"{'correct answers':30}" + "".join(f"{HEADINGS[name]:>{WIDTHS[name]}}" for name in HEADINGS))
+        lines += [answer_row(kind, at, summary[kind]) for kind in answered for at in ("before", "after")]
+    kept = [kind for kind in kinds if kind not in EDIT_KINDS]
+    if kept:
+        lines += ["", f"{'unchanged answers':21}{'questions':>9}{'teacher-forced':>22}{'free':>22}"]
+    for kind in kept:
+        found = summary[kind]["unchanged"]
+        forced, free = percent(summary[kind]["forced_unchanged"]), percent(found)
+        lines.append(f"{kind:21}{found['questions']:>9}{forced:>22}{free:>22}")
     for name, unit in (("fluency", "bits"), ("perplexity", "")):
         if name in summary:
-            before, after = summary[name]["before"], summary[name]["after"]
-            texts = [f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in (before, after)]
-            lines.append(f"{name}: {texts[0]} before, {texts[1]} after {unit}".rstrip())
+            texts = [interval(summary[name][at]) for at in ("before", "after")]
+            lines += ["", f"{name}: {texts[0]} before, {texts[1]} after {unit}".rstrip()]
     return "\n".join(lines)
+
+
+def answer_row(kind: str, at: str, measures: Mapping[str, Any]) -> str:
+    """Return a row of the table. at: "before" or "after"."""
+    row = f"{kind if at == 'before' else '':14}{at:7}{measures['correct'][at]['questions']:>9}"
+    for name, width in WIDTHS.items():
+        found = measures[name][at]
+        row += f"{percent(found):>{width}}" if width > 20 else f"{100 * found['value']:>{width}.1f}"
+    return row
+
+
+def interval(found: Figure) -> str:
+    """Return a value with its interval."""
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

@@ -1,14 +1,13 @@
 """Perplexity of plain text: overlapping windows, in which every token is counted once."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from extraction_metrics.confidence_intervals import percentile_bounds, resampled_totals
 from knowledge_editing.edit_encoding import EditEncoder
 from tqdm import tqdm
 
 from edit_scores.model_answers import last_logits
+from edit_scores.ratio_intervals import ratio_figure
 
 WINDOW = 1024  # tokens; the context of a shorter model is its own
 
@@ -50,10 +49,8 @@ def perplexity_figure(losses: Sequence[tuple[float, int]]) -> dict[str, float]:
     """
     import numpy as np
 
-    known = [[total, float(count)] for total, count in losses if count]
+    known = [(total, float(count)) for total, count in losses if count]
     if not known:
         raise ValueError("the held-out texts have fewer than two tokens each; give longer texts with --text")
-    drawn = resampled_totals(known)
-    low, high = percentile_bounds(np.exp(drawn[:, 0] / drawn[:, 1]))
-    total, tokens = (sum(each[at] for each in known) for at in (0, 1))
-    return {"value": math.exp(total / tokens), "low": low, "high": high, "tokens": int(tokens), "texts": len(known)}
+    tokens = sum(count for _, count in losses)
+    return ratio_figure(known, np.exp) | {"tokens": tokens, "texts": len(known)}
