@@ -87,7 +87,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     answered = [kind for kind in kinds if "correct" in summary[kind]]
     lines = [f"{summary['edits']} edits; shares in % with 95 % intervals; free: generated without the true answer", ""]
     if answered:
-        lines.append(f"{'correct answers':21}{'questions':>9}" + "".join(f"{HEADINGS[name]:>{WIDTHS[name]}}" for name in HEADINGS))
+        headings = "".join(f"{heading:>{WIDTHS[name]}}" for name, heading in HEADINGS.items())
+        lines.append(f"{'correct answers':21}{'questions':>9}{headings}")
         lines += [answer_row(kind, at, summary[kind]) for kind in answered for at in ("before", "after")]
     kept = [kind for kind in kinds if kind not in EDIT_KINDS]
     if kept:
