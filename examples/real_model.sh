@@ -95,7 +95,8 @@ pretrain() {
 steps_within() { python examples/make_demo.py steps --train_log "$OUT/$2/train_log.jsonl" --seconds "$1"; }
 log_every=1 pretrain "$BASE" probe-pretraining config.json $probe_steps --save_strategy no --weight_decay 0
 rm -f "$OUT"/probe-pretraining/*.safetensors
-pretrain "$BASE" trained config.json "$(steps_within $pretrain_seconds probe-pretraining)" --eval_fraction $eval_fraction \
+pretrain_steps=$(steps_within $pretrain_seconds probe-pretraining)
+pretrain "$BASE" trained config.json "$pretrain_steps" --eval_fraction $eval_fraction \
     --eval_on_start --weight_decay 0 --save_steps 0.5 --save_total_limit 1
 rm -rf "$OUT"/trained/checkpoint-* # only needed to resume
 seal "$OUT/trained" "$BASE"
@@ -143,7 +144,8 @@ tune() {
         --logging_steps $log_every --report_to none --show_rows False --seed "$SEED" "${@:3}"
 }
 log_every=1 tune probe-tuning $probe_steps --save_strategy no --warmup_steps 0
-tune adapter "$(steps_within $tune_seconds probe-tuning)" --save_steps 0.5 --save_total_limit 1
+tune_steps=$(steps_within $tune_seconds probe-tuning)
+tune adapter "$tune_steps" --save_steps 0.5 --save_total_limit 1
 rm -rf "$OUT"/adapter/checkpoint-*
 seal "$OUT/adapter" "$OUT/recovered"
 step "$OUT/merged" python tools/weight_diff.py merge --path_zhixi "$OUT/recovered" --path_lora "$OUT/adapter" --path_sfted "$OUT/merged"

@@ -56,13 +56,18 @@ print_command() {
 indent() { trap '' INT TERM; exec sed -u 's/^/    /'; }
 
 # step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically. 2> /dev/null
-# hides bash's own line about a command that a signal ended.
+# hides bash's own line about a command that a signal ended. Before ||, bash ignores set -e also inside a function that
+# is the command, so that the function would continue after an error; the status is therefore checked afterwards.
 step() {
-    local result=$1 begun=$SECONDS
+    local result=$1 begun=$SECONDS status
     shift
     if [ -e "$result" ]; then echo "  $result exists already"; return; fi
     print_command "$@"
-    { "$@" 2>&1 | indent; } 2> /dev/null || fail "$result was not made, for the reason above; run the same command again to continue from here"
+    set +e
+    { (set -e; "$@") 2>&1 | indent; } 2> /dev/null
+    status=$?
+    set -e
+    [ $status = 0 ] || fail "$result was not made, for the reason above; run the same command again to continue from here"
     printf '%s\t%s\n' "$result" $((SECONDS - begun)) >> "$OUT/steps.tsv"
 }
 

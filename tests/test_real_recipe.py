@@ -54,3 +54,21 @@ def test_wrong_settings_are_refused_before_the_set_up(tmp_path: Path, setting: d
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith(f"real_model: {fault}")
     assert not (tmp_path / "out").exists()
+
+
+def test_step_of_a_function_ends_at_its_first_error_and_leaves_no_result(tmp_path: Path) -> None:
+    steps = (
+        'first() { false; touch "$OUT/first"; }',
+        'step "$OUT/equal.txt" print_and_save "$OUT/equal.txt" echo equal',
+        'step "$OUT/different.txt" print_and_save "$OUT/different.txt" bash -c "echo different; exit 1"',
+    )
+    for last in ('step "$OUT/first" first', steps[2]):
+        script = "\n".join([f"source {REPOSITORY}/examples/recipe_steps.sh", *steps[:2], last, "echo continued"])
+        ended = subprocess.run(
+            ["bash", "-c", script], env=os.environ | {"OUT": str(tmp_path)}, capture_output=True, text=True, timeout=60
+        )
+        assert (ended.returncode, "continued" in ended.stdout) == (2, False)
+        assert "was not made, for the reason above" in ended.stderr
+    assert (tmp_path / "equal.txt").read_text() == "equal\n"
+    assert not (tmp_path / "first").exists()
+    assert not (tmp_path / "different.txt").exists()
