@@ -133,5 +133,6 @@ def inputs(
     write_rows(folder / "annotations.jsonl", [SENTENCE])
     write_rows(folder / "predictions.jsonl", [ROW | {"prediction": ROW["output"]}])
     write_rows(folder / "cases.jsonl", [{"text": "Ann"}])
+    write_rows(folder / "edits.jsonl", [{"prompt": "{} was born in", "subject": "Ann", "target_new": "Oslo"}])
     (folder / "ids.txt").write_text("0\n")
     return folder

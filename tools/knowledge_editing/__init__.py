@@ -1,1 +1,1 @@
-"""Change facts in a model's weights. Read edit_files.py first, then edit_encoding.py."""
+"""Knowledge editing: change a fact in a model's MLP matrices. Read editors.py first, then locate_then_edit.py."""
