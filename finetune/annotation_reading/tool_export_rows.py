@@ -167,10 +167,11 @@ class RegionReader:
         self.ends = list(accumulate(1 + (character > "\uffff") for character in text)) if has_long(text) else []
 
     def add(self, item: JsonObject) -> None:
-        """Add a result if it is a region with labels; other results are ignored."""
+        """Add a result if it is a region with labels; other results, also those about a region, are ignored."""
         value = item["value"]
         kind = item.get("type")
-        labels = value.get(kind if isinstance(kind, str) and kind in value else "labels")
+        # labels, hypertextlabels, …; choices, ratings or a taxonomy of a region repeat its id and its place.
+        labels = value.get(kind if isinstance(kind, str) and kind.endswith("labels") and kind in value else "labels")
         if labels is None:
             return
         name = value.get("text") if isinstance(value.get("text"), str) else None
@@ -185,7 +186,7 @@ class RegionReader:
         mention = self.mention((value["start"], value["end"]), name)
         found = [Entity(label, mention) for label in labels]
         self.entities += found
-        self.by_id[identifier(item, "id")] = found[0]
+        self.by_id.setdefault(identifier(item, "id"), found[0])
 
     def mention(self, span: Span, name: str | None) -> Mention:
         """Return the mention at a span in characters or UTF-16 code units, with or without its last character.

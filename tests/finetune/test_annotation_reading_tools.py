@@ -121,6 +121,22 @@ def test_label_studio_relation_directions_are_followed(tmp_path: Path) -> None:
     assert sentence.relations == (LIVES, near, back)
 
 
+def test_label_studio_choices_and_ratings_of_a_region_are_not_read(tmp_path: Path) -> None:
+    region = {"start": 2, "end": 9, "text": "Ann Lee"}
+    results: list[Any] = [
+        {"id": "a", "type": "labels", "value": region | {"labels": ["PER"]}},
+        {"id": "a", "type": "choices", "value": region | {"choices": ["positive"]}},
+        {"id": "a", "type": "taxonomy", "value": region | {"taxonomy": [["living", "human"]]}},
+        {"id": "a", "type": "rating", "value": region | {"rating": 4}},
+        {"id": "r", "type": "rating", "value": {"rating": 4}},
+        {"id": "b", "type": "labels", "value": {"start": 19, "end": 23, "text": "Oslo", "labels": ["LOC"]}},
+        {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right", "labels": ["lives_in"]},
+    ]
+    (sentence,) = read_json(tmp_path, "labelstudio", {"data": {"text": TEXT}, "annotations": [{"result": results}]})
+    assert (sentence.entities, sentence.relations) == (ENTITIES, (LIVES,))
+    assert problems_of(sentence) == []
+
+
 def test_label_studio_bad_items_are_problems(tmp_path: Path) -> None:
     choice = {"id": "c", "type": "choices", "from_name": "s", "to_name": "text", "value": {"choices": ["good"]}}
     html = region("h", 0, 1, "PER", "Ann")
