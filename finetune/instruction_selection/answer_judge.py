@@ -59,7 +59,7 @@ def parse_score(text: str) -> tuple[float, str] | None:
             content = json.JSONDecoder().raw_decode(text, start)[0]
             score = float(content["score"])
             reason = " ".join(str(content.get("reason", "")).split())
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             pass
     if score is None and (found := SCORE.search(text)):
         score = float(found[1])
