@@ -90,7 +90,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"--limit {options['limit']} is negative; 0 means all rows")
     if (temperature := options["temperature"]) is not None and not 0 <= temperature <= 2:
         raise ValueError(f"--temperature {temperature:g} is out of range; give a number from 0 to 2")
-    check_output(options["output"], [options["seeds"], options["kg"]])
+    for end in ("", ".run.json", ".journal"):
+        check_output(f"{options['output']}{end}", [options["seeds"], options["kg"]])
 
 
 def main(

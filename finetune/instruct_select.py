@@ -64,11 +64,18 @@ def check_options(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> No
     needed = {"rouge": "rouge", "perplexity": "base_model", "ifd": "base_model", "judge": "url"}.get(rank_by, "")
     if needed and not options[needed]:
         raise ValueError(f"--rank_by {rank_by} needs the scores of --{needed}; add this option")
-    check_output(options["output"], [options["data_path"]])
+    inputs, output = [options["data_path"]], options["output"]
+    for path in (output, rejected_path(output), f"{output}.run.json", f"{output}.journal"):
+        check_output(path, inputs)
     if options["base_model"]:
         from adapter_loading.checkpoint_loading import check_folders
 
         check_folders(options["base_model"], options["lora_weights"])
+
+
+def rejected_path(output: str) -> str:
+    """Return the file of the rejected rows beside the file of the kept ones."""
+    return str(Path(output).with_suffix(".rejected.jsonl"))
 
 
 def text_filters(options: Mapping[str, Any]) -> list[Any]:
@@ -205,7 +212,7 @@ def select_rows(options: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None
         apply_filters(pool, [rank_filter(by, options["keep"], options["rank_order"], options["seed"])])
     kept = [candidate for candidate in pool if not candidate.rejected_by]
     rejected = [candidate for candidate in pool if candidate.rejected_by]
-    write_rows(rejected, str(Path(output).with_suffix(".rejected.jsonl")))
+    write_rows(rejected, rejected_path(output))
     write_rows(kept, output)
     counts = Counter(candidate.rejected_by for candidate in rejected)
     seconds = time.monotonic() - began

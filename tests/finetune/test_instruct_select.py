@@ -192,7 +192,8 @@ def test_judge_scores_rows_and_hostile_answers_are_rejections(server: ChatServer
 def test_score_of_a_judge_is_found_in_its_forms() -> None:
     assert parse_score('Sure: {"score": 6.5, "reason": "fair\\nenough"} bye') == (6.5, "fair enough")
     assert parse_score("评分：7，很好") == (7.0, "评分：7，很好")
-    assert [parse_score(text) for text in ("", "7", '{"score": 0}', '{"score": null}', '{"score": {}}')] == [None] * 5
+    without = ("", "7", '{"score": 0}', '{"score": null}', '{"score": {}}', f'{{"score": {"9" * 400}}}')
+    assert [parse_score(text) for text in without] == [None] * 6
 
 
 def test_earlier_scores_are_kept_and_other_formats_are_converted(tmp_path: Path) -> None:
@@ -223,3 +224,14 @@ def test_error_for_wrong_option_is_one_line(tmp_path: Path, options: list[object
                           status=2)  # fmt: skip
     assert done.stderr.count("\n") == 1 and message in done.stderr
     assert not (tmp_path / "o.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["out.rejected.jsonl", "out.jsonl.run.json", "out.jsonl.journal"])
+def test_input_that_is_a_further_output_is_refused_and_kept(tmp_path: Path, name: str) -> None:
+    given = json.dumps(row("Name a river.")) + "\n"
+    (tmp_path / name).write_text(given, encoding="utf-8")
+    options = ("--data_path", tmp_path / name, "--output", tmp_path / "out.jsonl")
+    refused = run_in_process(SCRIPT, *options, status=2)
+    assert f"{name} is an input file" in refused.stderr
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text(encoding="utf-8") == given
