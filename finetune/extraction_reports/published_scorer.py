@@ -215,7 +215,9 @@ def label_items(location: str, label: Any, task: str) -> Items:
     """Return the correct items of a row; raises ValueError if the label is not a list of items of the task."""
     try:
         found = json.loads(label) if isinstance(label, str) else label
-        return READERS[task][1](found)
+        items = READERS[task][1](found)
+        hash(tuple(item for each in items.values() for item in each))  # TypeError for a list or object as a name
+        return items
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         fact = f"has a 'label' that is not a JSON list of items of the task {task.upper()}"
         raise ValueError(f"{location} {fact}; correct it, or give another --task") from None

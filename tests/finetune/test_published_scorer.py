@@ -88,6 +88,19 @@ def test_hostile_outputs_count_as_errors_or_wrong_items() -> None:
         assert (figures["错误数"], figures["argument_P"]) == (2, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("task", "label"),
+    [
+        ("NER", {"entity": ["Ann"], "entity_type": "person"}), ("NER", {"entity": "Ann", "entity_type": {}}),
+        ("EET", {"event_trigger": [], "event_type": "layoff"}), ("EE", EVENT | {"event_trigger": {}}),
+        ("EEA", EVENT | {"arguments": [{"argument": "Ox", "role": ["company"]}]}),
+    ],
+)  # fmt: skip
+def test_error_for_a_label_with_a_list_or_object_as_a_name_names_the_row(task: str, label: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"p.json:1 has a 'label' that is not a JSON list of items of the task {task}"):
+        published_scores(rows(task, [label], "{}"), "normal")
+
+
 def test_script_prints_and_writes_the_figures(tmp_path: Path, run_script: RunScript) -> None:
     file, target = tmp_path / "p.json", tmp_path / "score.json"
     [(_, row)] = rows("NER", [{"entity": "Ann", "entity_type": "person"}], '{"person": ["Ann"]}')
