@@ -212,7 +212,7 @@ def test_places_of_nested_and_discontinuous_entities_are_compared(tmp_path: Path
     assert counts(scores, "entity_span") == (1, 3, 3)
     for change in ({"prediction": "{}"}, {"gold": {"entities": [{"type": "org", "name": "a"}]}}):
         assert "entity_span" not in score_rows(scored_rows(write_rows(tmp_path / "p.jsonl", row | change)))
-    for entities in ([{"type": "org", "spans": [5]}], 3):
+    for entities in ([{"type": "org", "spans": [5]}], [{"type": "org", "spans": []}], 3):
         with pytest.raises(ValueError, match=r"p\.jsonl:1 has entities under 'gold' that are not of the form"):
             scored_rows(write_rows(tmp_path / "p.jsonl", row | {"gold": {"entities": entities}}))
 

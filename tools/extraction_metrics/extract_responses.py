@@ -94,9 +94,9 @@ def entity_spans(location: str, entities: Any, key: str) -> Counter[AnswerItem] 
 def span_text(spans: Any) -> str:
     """Return the fragments of a mention as text, such as "0:7,9:12".
 
-    Raises TypeError or ValueError if `spans` is not a list of [start, end].
+    Raises TypeError or ValueError if `spans` is not a list of [start, end], or is empty.
     """
     fragments = sorted((start, end) for start, end in spans)
-    if not all(type(place) is int for fragment in fragments for place in fragment):
+    if not fragments or not all(type(place) is int for fragment in fragments for place in fragment):
         raise TypeError
     return ",".join(f"{start}:{end}" for start, end in fragments)
