@@ -54,6 +54,8 @@ def write_fact_questions(facts_path: str, output: str, number: int = 24) -> None
         output: the file to write.
         number: number of samples of each relation, each with up to three questions.
     """
+    if number < 1:
+        raise ValueError(f"--number {number} is too small; it must be at least 1")
     rows = fact_questions(Path(facts_path), number)
     with new_file(output, replace=True) as file:
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -23,7 +23,8 @@ def steps_within(train_log: str, seconds: int) -> None:
         train_log: train_log.jsonl of a finished run of three steps or more with --logging_steps 1.
         seconds: the available time.
     """
-    entries = log_entries(Path(train_log))
+    logged = log_entries(Path(train_log))
+    entries = [entry for entry in logged if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
     last = entries[-1]["step"] if entries else 0
     timed = [entry for entry in entries if "eta_seconds" in entry and 1 < entry["step"] < last]
     # The time to the end is the number of steps to the end times the seconds of one step.

@@ -24,6 +24,12 @@ def test_questions_come_from_the_published_relations(shared_data: Path) -> None:
     assert (rows[1]["output"], rows[1]["relation"]) == ("Ottawa", "country_capital_city")
 
 
+def test_number_of_questions_below_one_is_refused(shared_data: Path, tmp_path: Path, run_script: RunScript) -> None:
+    options = ("--facts_path", shared_data / "real/facts", "--output", tmp_path / "facts.jsonl", "--number", -1)
+    refused = run_script("examples/make_demo.py", "facts", *options, status=2)
+    assert refused.stderr == "error: --number -1 is too small; it must be at least 1\n"
+
+
 @pytest.mark.parametrize(
     "content", [{}, [], {"prompt_templates": ["no place"], "samples": []}, {"prompt_templates": ["{}"], "samples": [1]}]
 )
@@ -78,7 +84,7 @@ def test_steps_within_a_time_follow_from_the_speed_after_the_first_step(tmp_path
     for seconds, expected in ((61, "30"), (1, "2")):
         done = run_script("examples/make_demo.py", "steps", "--train_log", log, "--seconds", seconds)
         assert done.stdout.strip() == expected
-    for rows in (entries[:2], []):
+    for rows in (entries[:2], [], [{"loss": 1.0}]):
         write_lines(log, rows)
         done = run_script("examples/make_demo.py", "steps", "--train_log", log, "--seconds", 9, status=2)
         remedy = "run 3 or more steps with --logging_steps 1"
