@@ -17,7 +17,7 @@ With --order_augmentation K, a text becomes K sets of examples, which ask for th
 number of their order under "order".
 
 extraction_building/correct_answers.py describes the answers. An answer lists every type that the example names, with an
-empty list for a type without items. "gold" has the annotated items of an example with their places.
+empty list for a type without items. "gold" has the annotated items of an example with their spans.
 
 Beside the examples are a data card (train.jsonl: train.card.md), and extraction.json, which records the wording, the
 shape of the answer, the style, and the median length of a text ("text_characters"): the server divides long text into
@@ -99,17 +99,17 @@ def main(
         task: ner (entities), re (relations), spo (relations with types of subject and object), ee (events), eet (events
             with triggers only), eea (arguments of known events) or kg (entities with attributes).
         language: en, zh, or auto: zh if a fifth or more of the letters of a text are Chinese characters, else en.
-        split: train, or test: examples do not depend on the answers, so --hard_negatives is refused.
+        split: train, or test: examples ask for all types, whatever the text contains; --hard_negatives is refused.
         style: prose, or schema_json: the instruction is a JSON object with the types as a list.
         schema_batch: number of types per example; 0: in prose all, in schema_json 6 (ner), 1 (kg) or 4.
         hard_negatives: auto, or a file of confused types; the types of a text are asked for together with these.
-        negative_batches: maximum number of examples of a text without an item; default: all.
+        negative_batches: maximum number of examples with an empty answer for each text; default: all.
         descriptions: JSON file of descriptions of the types, which the instructions then contain.
         wording: an extraction.json whose wording is used instead of the default.
         format: format of `input` (see README.md), or auto: recognised by the content.
         order_augmentation: number of random orders of the types, each with a set of examples; 1: one fixed order.
         seed: seed of the random orders and of the choice of negatives.
-        requests: a file for the same examples as request bodies of the server's /extract with the correct answer.
+        requests: a file for the same examples as request bodies for the server's /extract, with the correct answers.
         strict: stop if an annotation does not fit its text or the schema.
     """
     options = dict(locals())

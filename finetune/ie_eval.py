@@ -10,8 +10,8 @@ A row of `predictions` has the answer of the model under "prediction", as finetu
 inference/batch.py: "generated_text" (/generate), or "entities", "triples" or "events" (/extract, which returns each
 item once). The correct answer is the "output" of the row or of the same row of `gold`, or the last answer of its
 "messages". "task" of a row, or --task, is ner, re, spo, kg, ee, eet or eea (extraction_metrics/task_answers.py);
-without a task, entities and triples are scored. Entities with places ("gold" of ie_build.py, and /extract) are also
-scored with their places (entity_span).
+without a task, entities and triples are scored. Entities with spans ("gold" of ie_build.py) or offsets (/extract)
+are also scored by these (entity_span).
 
 extraction_metrics/answer_scores.py describes how answers are compared, row_scores.py the scores of the rows, and
 extraction_reports/ the confusions, the comparison, the page of errors and the figures of a published scorer (--parity).
@@ -108,7 +108,7 @@ def main(
     inputs = [path for path in (predictions, gold, compare, compare_gold) if path]
     check_options(parity, outputs, inputs, task, error_rows)
     if parity != "none" and (lenient or by_type):
-        raise ValueError("--lenient and --by_type have no effect on --parity; remove them")
+        raise ValueError("--lenient and --by_type have no effect with --parity; remove them")
     if error_rows != ERROR_ROWS and not errors:
         raise ValueError(f"--error_rows {error_rows} has no effect without --errors; add --errors PAGE, or remove it")
     if compare_gold and not compare:

@@ -151,7 +151,7 @@ def check_options(given: dict[str, Any], endpoint: dict[str, Any]) -> None:
     for name in for_checkpoints if given["url"] else ("model", "grammar", *endpoint):
         if name in endpoint or given[name]:
             side = "a checkpoint (--base_model)" if given["url"] else "a server (--url)"
-            more = "; a checkpoint answers without a grammar here, and with one in inference/batch.py"
+            more = "; inference/batch.py answers with a checkpoint and a grammar"
             raise ValueError(f"--{name} is an option for {side}; remove it{more if name == 'grammar' else ''}")
 
 

@@ -7,7 +7,7 @@ Span = tuple[int, int]  # [start, end) in characters (Unicode code points) of th
 
 
 class Mention(NamedTuple):
-    """A name in a sentence. spans: its fragments, several if it is discontinuous; () if its place is not annotated."""
+    """A name in a sentence. spans: its fragments, several if it is discontinuous; () if they are not annotated."""
 
     text: str
     spans: tuple[Span, ...] = ()

@@ -211,7 +211,7 @@ def annotated(
 
 
 def annotate(path: Path, sentence: TaggedSentence, language: str, has_relations: bool) -> AnnotatedSentence:
-    """Return a tagged sentence with the places of its entities and relations.
+    """Return a tagged sentence as an annotated one, with the spans of its entities and relations.
 
     A relation that is not between the last tokens of two entities becomes a problem of the sentence.
     """

@@ -7,8 +7,9 @@ relations. Versions before 1.0 write "labels" for "label". Offsets are in charac
 Label Studio (1.x, JSON export): {"data": {"text"}, "annotations": [{"result": [...]}]}; versions before 1.0 write
 "completions" for "annotations". An export does not state the unit of its offsets: current versions count code points,
 versions up to 2021 UTF-16 code units, in which an emoji counts as two (see
-https://github.com/HumanSignal/label-studio/pull/1559), and the ends of regions in early versions (2019) are those of
-their last characters. An export repeats the text of each region: the first of these readings that spells it is taken.
+https://github.com/HumanSignal/label-studio/pull/1559), and early versions (2019) give the position of
+a region's last character as its end. An export repeats the text of each region, so the first of these readings that
+yields this text is taken.
 Results other than labelled regions of text and relations (choices, ratings) are not read.
 
 White space at the ends of a region is removed, since selecting with the mouse often includes it.

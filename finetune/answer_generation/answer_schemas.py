@@ -37,7 +37,7 @@ def answer_schema(task: str, schema: Any) -> dict[str, Any]:
     for each in schema_types(schema):
         key = type_key(each)
         if not key or (task in ("ee", "eea", "kg") and isinstance(each, str)):
-            raise ValueError(f"has a schema with {str(each)[:60]!r}, which is no type of the task {task}")
+            raise ValueError(f"has a schema with {str(each)[:60]!r}, which is not a type of the task {task}")
         properties[key] = type_schema(task, each)
     if not properties:
         raise ValueError("has a schema without types")
@@ -65,8 +65,9 @@ def row_schema(row: Row) -> dict[str, Any]:
     content = row.content or {}
     question, task = json_question(content), task_of(row.location, content)
     if not question or not task:
-        missing = 'no "task"' if question else "no schema in JSON in its instruction"
-        raise ValueError(f"{row.location} has {missing}, which --grammar needs; build the rows with it")
+        missing = 'no "task"' if question else 'no JSON instruction with a "schema"'
+        remedy = "build the rows with ie_build.py --style schema_json"
+        raise ValueError(f"{row.location} has {missing}, which --grammar needs; {remedy}")
     try:
         return answer_schema(task, question["schema"])
     except ValueError as error:

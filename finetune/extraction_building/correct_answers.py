@@ -1,4 +1,4 @@
-"""Write the correct answer of a row, and its annotated items with their places.
+"""Write the correct answer of a row, and its annotated items with their spans.
 
 Answers are objects keyed by the row's schema entries, in their order; kg has only entries with values:
     ner, eet  {type: [text]}

@@ -17,7 +17,7 @@ class BuildCounts:
 
     Attributes:
         texts: language -> texts. rows, empty_rows: rows, and rows without an item. items: distinct items of all texts.
-        repeated: entities and triples that repeat one of the same text. without_items, without_rows: texts.
+        repeated: entities and triples that repeat one of the same text. without_items, without_rows: texts with none.
         text_lengths, prompt_lengths, answer_lengths: language -> length -> number of texts or rows.
         asked, stated: language -> schema entry -> rows that ask for it; rows that also have an item of it.
     """
@@ -44,7 +44,7 @@ class BuildCounts:
         self.answer_lengths[language][len(row["output"])] += 1
 
     def add_text(self, language: str, text: str, rows: int, items: int, distinct: int) -> None:
-        """Count a text with its rows, its items that fit the schema, and the distinct ones of these."""
+        """Count a text. items: number of items that fit the schema; distinct: number of distinct ones among them."""
         self.texts[language] += 1
         self.text_lengths[language][len(text)] += 1
         self.without_items += not items

@@ -15,7 +15,7 @@ KINDS_OF_TASK: Mapping[str, tuple[str, ...]] = {
     "eet": ("trigger",),
     "eea": ("argument",),
 }
-# All kinds in the order in which scores are shown. An entity_span is an entity with its place in the text.
+# All kinds in the order in which scores are shown. An entity_span is an entity with its span in the text.
 KINDS = (*TASKS, "entity_span", "trigger", "argument", "argument_with_trigger")
 
 

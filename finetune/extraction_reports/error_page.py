@@ -141,7 +141,7 @@ def outcome_types(outcome: Outcome) -> str:
 def list_item(outcome: Outcome, numbers: dict[str, int]) -> str:
     """Return the list element of an outcome."""
     names = " → ".join(printable_xml(name, 300) for name in outcome.names)
-    swapped = f" ({both('subject and object are swapped', '头尾颠倒')})" if outcome.inverted else ""
+    swapped = f" ({both('subject and object are swapped', '主体和客体颠倒')})" if outcome.inverted else ""
     status = f"{SYMBOLS[outcome.status]} {both(outcome.status, CHINESE[outcome.status])}"
     types = type_numbers(labels_of(outcome), numbers)
     return (

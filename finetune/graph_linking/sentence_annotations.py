@@ -181,7 +181,7 @@ class SentenceAnnotator:
     def _literals(
         self, text: str, mentions: list[SentenceMention], subjects: list[SentenceMention], sentence: tuple[int, int]
     ) -> Iterator[ObjectCandidate]:
-        """Yield the same of triples with a literal; a date or number within the name of an entity does not count."""
+        """Yield the same fields for literals as objects; dates and numbers within names of entities do not count."""
         begin, with_numbers = sentence[0], any(subject.description.literal_kinds & NUMBER for subject in subjects)
         found = find_literals(text[begin : min(sentence[1], begin + MOST_LITERAL_CHARACTERS)], with_numbers)
         if not found:

@@ -1,8 +1,8 @@
 """Divide text files into tasks, and read the documents of a task.
 
 Files: JSONL with a text field (.jsonl, .json), text with one document per line (any other name), both also as .gz or
-.zst, and .parquet. Uncompressed .jsonl and text files are divided at line ends; any other file is read as a whole by
-the task in whose share of all bytes it begins.
+.zst, and .parquet. Uncompressed .jsonl and text files are divided at line ends; any other file is read as a whole, by
+the task whose share of all bytes contains its beginning.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Convert annotations to extraction examples, and examples to token ids. Read tokenized_examples.py first."""
+"""Find instruction rows, choose wordings and templates, and tokenise rows. Read tokenized_examples.py first."""

@@ -308,9 +308,9 @@ def test_grammar_is_sent_and_a_server_that_ignores_it_is_reported(
     assert f"notice: {fact}" in capsys.readouterr().err
     for row, message in (
         (question(["a"]), 'd.jsonl:1 has no "task", which --grammar needs'),
-        ({"instruction": "Which persons?", "task": "ner"}, "d.jsonl:1 has no schema in JSON in its instruction"),
-        (question([3], task="ner"), "d.jsonl:1 has a schema with '3', which is no type of the task ner"),
-        (question(["a"], task="ee"), "has a schema with 'a', which is no type of the task ee"),
+        ({"instruction": "Which persons?", "task": "ner"}, 'd.jsonl:1 has no JSON instruction with a "schema"'),
+        (question([3], task="ner"), "d.jsonl:1 has a schema with '3', which is not a type of the task ner"),
+        (question(["a"], task="ee"), "has a schema with 'a', which is not a type of the task ee"),
     ):
         with chat_server(fake_answer) as endpoint, pytest.raises(ValueError, match=r"\d") as caught:
             run(endpoint, tmp_path, [row], grammar=True)

@@ -117,7 +117,7 @@ def test_script_prints_and_writes_the_figures(tmp_path: Path, run_script: RunScr
             "p.json:1 has a 'label' that is not a JSON list of items of the task NER",
         ),
         ({}, ("--compare", target), "--parity takes only --predictions, --task and --output"),
-        ({}, ("--by_type",), "--lenient and --by_type have no effect on --parity"),
+        ({}, ("--by_type",), "--lenient and --by_type have no effect with --parity"),
         ({}, ("--task", "parsing"), "--task takes one of ner"),
     ):
         file.write_text(json.dumps(row | change) + "\n", encoding="utf-8")

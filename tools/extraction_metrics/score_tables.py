@@ -55,7 +55,7 @@ def type_lines(scores: dict[str, Any]) -> list[str]:
     lines = []
     for kind in shown_kinds(scores):
         by_type, title = scores[kind]["by_type"], LABEL_TITLES.get(kind, "type")
-        title += {"entity_span": " (with its place)", "argument_with_trigger": " (with trigger)"}.get(kind, "")
+        title += {"entity_span": " (with its span)", "argument_with_trigger": " (with trigger)"}.get(kind, "")
         lines += [f"{'precision':>9}{'recall':>10}{'F1':>10}{'predicted':>10}{'gold':>10}  {title}"] if by_type else []
         for label, score in by_type.items():
             lines.append(
