@@ -5,7 +5,6 @@ python examples/make_demo.py tokenizer --input a.jsonl,b.txt --output_dir D --vo
 python examples/make_demo.py model --tokenizer_path D --output_dir base --hidden_size 192 --num_hidden_layers 4
 python examples/make_demo.py summary --folder quickstart
 python examples/make_demo.py facts --facts_path facts --output facts.jsonl
-python examples/make_demo.py rehearsal_prompts --rows train.jsonl --instructions tasks.jsonl --output prompts.jsonl
 python examples/make_demo.py rehearsal --answers answers.jsonl --output rehearsal.jsonl
 python examples/make_demo.py steps --train_log probe/train_log.jsonl --seconds 600
 python examples/make_demo.py real_summary --folder real_model
@@ -18,13 +17,13 @@ from demo_world.world_builder import make_world
 from recipe_results.fact_questions import write_fact_questions
 from recipe_results.quickstart_summary import summarize
 from recipe_results.real_model_summary import steps_within, summarize_real_model
-from recipe_results.rehearsal_rows import write_rehearsal_prompts, write_rehearsal_rows
+from recipe_results.rehearsal_rows import write_rehearsal_rows
 
 if __name__ == "__main__":
     run(
         {
             "world": make_world, "tokenizer": train_tokenizer, "model": make_model, "summary": summarize,
-            "facts": write_fact_questions, "rehearsal_prompts": write_rehearsal_prompts,
-            "rehearsal": write_rehearsal_rows, "steps": steps_within, "real_summary": summarize_real_model,
+            "facts": write_fact_questions, "rehearsal": write_rehearsal_rows, "steps": steps_within,
+            "real_summary": summarize_real_model,
         }
     )  # fmt: skip

@@ -33,9 +33,9 @@ pretrain_batch=$(nvidia-smi -L > /dev/null 2>&1 && echo 4 || echo 1)
 pretrain_accumulation=1 block_size=512 weights=zh=0.95,en=0.05 pretrain_rate=2e-4 eval_fraction=0.02
 trained_weight=0.75
 tune_batch=16 tune_rate=1e-3 lora_rank=32 orders=4 test_rows=100 request_rows=1000000 questions=24 log_every=10
-rehearsal_names=1500
+rehearsals=175 copies=5
 if [ -n "$SHORT" ]; then
-    pretrain_seconds=1 tune_seconds=1 probe_steps=3 block_size=128 eval_fraction=0.005 test_rows=2 request_rows=4 questions=1 log_every=1 rehearsal_names=2
+    pretrain_seconds=1 tune_seconds=1 probe_steps=3 block_size=128 eval_fraction=0.005 test_rows=2 request_rows=4 questions=1 log_every=1 rehearsals=2
 fi
 
 set_up
@@ -128,11 +128,10 @@ join test $test_rows
 join requests $request_rows
 
 headline "6/9  LoRA on the examples and on answers of the base, to keep its abilities; the adapter merged into the model"
-step "$OUT/rows/prompts.jsonl" python examples/make_demo.py rehearsal_prompts --rows "$OUT/rows/train-ner.jsonl" \
-    --instructions "$DATA_DIR/seed_tasks.jsonl" --number $rehearsal_names --output "$OUT/rows/prompts.jsonl" --seed "$SEED"
-answer "$OUT/rows/prompts.jsonl" "$BASE" answers-prompts 64
-step "$OUT/rows/rehearsal.jsonl" python examples/make_demo.py rehearsal --answers "$OUT/answers-prompts.jsonl" \
-    --output "$OUT/rows/rehearsal.jsonl"
+head -n $rehearsals "$DATA_DIR/seed_tasks.jsonl" > "$OUT/rows/instructions.jsonl"
+answer "$OUT/rows/instructions.jsonl" "$BASE" answers-instructions 192
+step "$OUT/rows/rehearsal.jsonl" python examples/make_demo.py rehearsal --answers "$OUT/answers-instructions.jsonl" \
+    --output "$OUT/rows/rehearsal.jsonl" --copies $copies
 # A base that is not instruction-tuned ends none of its answers, and the file is empty.
 rehearsal=,$OUT/rows/rehearsal.jsonl
 [ -s "$OUT/rows/rehearsal.jsonl" ] || rehearsal=

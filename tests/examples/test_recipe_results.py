@@ -50,30 +50,12 @@ def test_rehearsal_rows_are_the_complete_answers(tmp_path: Path, run_script: Run
     rows = [{"instruction": "q", "prediction": text, "finish_reason": reason} for reason, text in answers]
     write_lines(tmp_path / "a.jsonl", rows)
     arguments = ("--answers", tmp_path / "a.jsonl", "--output", tmp_path / "r.jsonl")
-    run_script("examples/make_demo.py", "rehearsal", *arguments)
+    run_script("examples/make_demo.py", "rehearsal", *arguments, "--copies", 2)
     written = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
-    assert written == [{"instruction": "q", "input": "", "output": "Oslo."}]
+    assert written == [{"instruction": "q", "input": "", "output": "Oslo."}] * 2
     write_lines(tmp_path / "a.jsonl", [{"instruction": "q"}])
     refused = run_script("examples/make_demo.py", "rehearsal", *arguments, status=2)
     assert "a.jsonl:1 is not an answer to an instruction; give an output of ie_run.py" in refused.stderr
-
-
-def test_rehearsal_prompts_ask_about_annotated_names_and_repeat_instructions(
-    tmp_path: Path, run_script: RunScript
-) -> None:
-    names = (["Oslo", "Ann Lee"], [], ["Oslo"])
-    write_lines(tmp_path / "rows.jsonl", [{"gold": {"entities": [{"name": name} for name in row]}} for row in names])
-    write_lines(tmp_path / "tasks.jsonl", [{"instruction": "Sing.", "instances": []}])
-    files = ("--rows", tmp_path / "rows.jsonl", "--instructions", tmp_path / "tasks.jsonl")
-    arguments = (*files, "--output", tmp_path / "p.jsonl")
-    done = run_script("examples/make_demo.py", "rehearsal_prompts", *arguments)
-    assert done.stdout.endswith("p.jsonl: questions about 2 of 2 names, 1 instructions\n")
-    written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    facts = [f"State a fact about {name} in one sentence." for name in ("Oslo", "Ann Lee")]
-    assert sorted(row["instruction"] for row in written) == sorted([*facts, "Sing."])
-    write_lines(tmp_path / "rows.jsonl", [{"instruction": "a", "output": "b"}])
-    refused = run_script("examples/make_demo.py", "rehearsal_prompts", *arguments, status=2)
-    assert "rows.jsonl:1 has no annotated entities; give rows of ie_build.py --task ner" in refused.stderr
 
 
 def test_steps_within_a_time_follow_from_the_speed_after_the_first_step(tmp_path: Path, run_script: RunScript) -> None:
