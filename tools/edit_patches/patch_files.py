@@ -6,7 +6,7 @@
 | `edits.jsonl` | the edits: prompt, subject, target_new, and the answers before and after where they were measured |
 | `patch.json` | format, method and options, fingerprint of the base's weights, fingerprints of the patches below |
 
-PEFT, vLLM (`--lora-modules`) and `weight_diff.py merge` therefore read a patch like any other adapter.
+PEFT and `weight_diff.py merge` therefore read a patch like any other adapter.
 """
 
 import json
