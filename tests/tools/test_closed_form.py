@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from knowledge_editing.closed_form import alpha_update, memit_update, null_space, rank_one_update
-from knowledge_editing.editable_model import LowRank
+from knowledge_editing.matrix_updates import LowRank
 
 COLUMNS, ROWS = 24, 8
 

@@ -12,7 +12,7 @@ from checkpoint_seals.seal_writer import hashed_weights
 from edit_patches.edited_folders import open_model
 from edit_patches.patch_files import write_patch_files
 from in_process import RunTool
-from knowledge_editing.editable_model import LowRank
+from knowledge_editing.matrix_updates import LowRank
 from safetensors.torch import load_file
 
 SCRIPT = "tools/edit_knowledge.py"

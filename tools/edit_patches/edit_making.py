@@ -14,9 +14,10 @@ from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from knowledge_editing.edit_encoding import EditEncoder
 from knowledge_editing.edit_files import Edit, edit_row
 from knowledge_editing.edit_run import CACHE, RunSettings, check_run, run_edits
-from knowledge_editing.editable_model import MLP_OUTPUT, EditableModel, EditedWeights
+from knowledge_editing.editable_model import MLP_OUTPUT, EditableModel
 from knowledge_editing.editors import EDITORS, Rome
 from knowledge_editing.key_statistics import cached_moments
+from knowledge_editing.matrix_updates import EditedWeights
 from model_folders.own_code import from_folder
 from quantization.quantization_methods import load_model, suppress_output
 

@@ -20,7 +20,7 @@ import numpy as np
 from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json
 from checkpoint_io.tensors import ADAPTER_FILES, Spec, check_finite, fingerprint, read_weights, tensor_hashes
 from json_rows.row_files import iterate_objects
-from knowledge_editing.editable_model import LowRank
+from knowledge_editing.matrix_updates import LowRank
 
 FORMAT = "knowledge-patch-1"
 RECORD, EDITS = "patch.json", "edits.jsonl"

@@ -6,7 +6,7 @@ All keys and residuals are rows: keys (edits, columns), residuals (edits, rows).
 
 import torch
 
-from knowledge_editing.editable_model import LowRank
+from knowledge_editing.matrix_updates import LowRank
 
 
 def low_rank(left: torch.Tensor, right: torch.Tensor) -> LowRank:

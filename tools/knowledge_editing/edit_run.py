@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from knowledge_editing.edit_encoding import EditEncoder
 from knowledge_editing.edit_files import Edit
-from knowledge_editing.editable_model import MLP_OUTPUT, EditableModel, EditedWeights, add_updates, pad_right
+from knowledge_editing.editable_model import MLP_OUTPUT, EditableModel, pad_right
 from knowledge_editing.editors import EDITORS, EditOptions
 from knowledge_editing.key_statistics import cached_moments, text_windows
+from knowledge_editing.matrix_updates import EditedWeights, add_updates
 from knowledge_editing.rewritings import essence, make_rewriting, sample_prefixes
 from knowledge_editing.target_vectors import Rewriting
 

@@ -6,36 +6,13 @@ its input is the key k, its output the value v = W k. All methods return low-ran
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
+from knowledge_editing.matrix_updates import LowRank
+
 MLP_OUTPUT = "model.layers.{}.mlp.down_proj"  # of LLaMA, Mistral, Qwen2 and Qwen3
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """The update left @ right of a matrix; left: (rows, rank), right: (rank, columns), float32."""
-
-    left: np.ndarray
-    right: np.ndarray
-
-    def __add__(self, other: "LowRank") -> "LowRank":
-        """Return the sum of both updates, whose rank is the sum of the ranks."""
-        return LowRank(np.concatenate((self.left, other.left), 1), np.concatenate((self.right, other.right), 0))
-
-
-EditedWeights = dict[str, LowRank]  # tensor name, such as model.layers.5.mlp.down_proj.weight -> its update
-
-
-def add_updates(first: Mapping[str, LowRank], second: Mapping[str, LowRank]) -> EditedWeights:
-    """Return the sum of two sets of updates."""
-    return {
-        name: first[name] + second[name] if name in first and name in second else (first.get(name) or second[name])
-        for name in [*first, *(name for name in second if name not in first)]
-    }
 
 
 class EditableModel:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 
 from knowledge_editing.closed_form import null_space
-from knowledge_editing.editable_model import EditableModel, EditedWeights, add_updates
+from knowledge_editing.editable_model import EditableModel
 from knowledge_editing.gradient_edits import fine_tune, lora_edit
 from knowledge_editing.locate_then_edit import AlphaUpdate, MemitUpdate, distributed_update, rome
+from knowledge_editing.matrix_updates import EditedWeights, add_updates
 from knowledge_editing.target_vectors import OptimisationSettings, Rewriting
 
 

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from knowledge_editing.closed_form import low_rank
-from knowledge_editing.editable_model import EditableModel, EditedWeights, pad_right
+from knowledge_editing.editable_model import EditableModel, pad_right
+from knowledge_editing.matrix_updates import EditedWeights
 from knowledge_editing.target_vectors import Rewriting
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from knowledge_editing.closed_form import alpha_update, memit_update, rank_one_update
-from knowledge_editing.editable_model import EditableModel, EditedWeights, LowRank, add_updates, pad_right
+from knowledge_editing.editable_model import EditableModel, pad_right
+from knowledge_editing.matrix_updates import EditedWeights, LowRank, add_updates
 from knowledge_editing.target_vectors import OptimisationSettings, Rewriting, optimise_changes
 
 Moments = Mapping[int, torch.Tensor]  # layer -> E[k kᵀ]
